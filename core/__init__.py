@@ -1,0 +1,1 @@
+"""The import path that the quick start names; it only re-exports."""

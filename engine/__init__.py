@@ -1,0 +1,1 @@
+"""A real engine: torch and transformers run the scheduler's step plans."""

@@ -1,0 +1,1 @@
+"""Figures, run folders, HTML and CSV reports, the padding-waste gate."""

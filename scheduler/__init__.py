@@ -1,0 +1,1 @@
+"""The one scheduler: requests, policies, KV memory and step plans. No clock, no random source, no torch."""

@@ -1,0 +1,174 @@
+"""What a step is: the plan that the scheduler hands out, its cost features, and the outcome that comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from scheduler.sequence import Sequence
+
+Kind = Literal["prefill", "decode"]
+Layout = Literal["padded", "paged"]
+StopReason = Literal["length", "eos", "stop", "error"]
+
+#: later than every time: "never"
+NEVER = 1 << 62
+
+
+class Chunk(NamedTuple):
+    """``tokens`` tokens of ``sequence`` from position ``start`` on are computed by a step."""
+
+    sequence: Sequence
+    start: int
+    tokens: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether the chunk reaches the last known token, so that the step samples the next one."""
+        return self.start + self.tokens == self.sequence.known
+
+
+class StepFeatures(NamedTuple):
+    """What a step costs by: exact integers of the layout, recorded by both worlds and read by every cost model.
+
+    Of a stretch (``repeat`` > 1) these are the *first* step's; :meth:`StepPlan.columns` gives every step's.
+    Linear slots are rows of the matrix products, attention slots are KV columns read by queries. The formulas per
+    layout are in ``docs/metrics.md``.
+    """
+
+    layout: Layout
+    kind: Kind
+    rows: int
+    """sequences in the step"""
+    rows_computed: int
+    """rows that the layout computes; more than ``rows`` for the dead rows of a closed padded batch"""
+    new_tokens: int
+    """useful linear slots"""
+    new_tokens_computed: int
+    """linear slots computed, padding included"""
+    context_tokens: int
+    """useful attention slots: sum over the chunks of (query, key) pairs under the causal mask"""
+    kv_columns_computed: int
+    """attention slots computed, padding included"""
+    kv_tokens_read: int
+    """tokens whose KV the step reads: sum over the chunks of their end position"""
+    longest_context: int
+    """largest end position in the step"""
+    blocks_touched: int
+    """KV blocks (or reservations, in a contiguous pool) that belong to the step's sequences"""
+    sampled_rows: int
+    """rows that sample a token"""
+
+
+class StepColumns(NamedTuple):
+    """The features of ``repeat`` consecutive steps: each field a scalar (the same in all) or ``int64[repeat]``."""
+
+    layout: Layout
+    kind: Kind
+    repeat: int
+    rows: int
+    rows_computed: int
+    new_tokens: int
+    new_tokens_computed: int
+    context_tokens: int | npt.NDArray[np.int64]
+    kv_columns_computed: int | npt.NDArray[np.int64]
+    kv_tokens_read: int | npt.NDArray[np.int64]
+    longest_context: int | npt.NDArray[np.int64]
+    sampled_rows: int
+
+
+@dataclass(slots=True, eq=False)
+class StepPlan:
+    """One step, or a stretch of ``repeat`` steps in which the same sequences each go one token further.
+
+    ``until_ns``: the first time at which a decision may change by time alone; ``arrival_matters``: whether a new
+    request may change the next decision. A world that runs a stretch ends it with the first step that ends at or after
+    ``until_ns`` (or at or after such an arrival). ``released``: numbers of the sequences whose memory was given back
+    since the plan before (finished, evicted or aborted): an executor drops what it holds for them.
+    """
+
+    index: int
+    now_ns: int
+    repeat: int
+    features: StepFeatures
+    digest_entry: DigestEntry
+    until_ns: int
+    arrival_matters: bool
+    released: tuple[int, ...]
+    _chunks: Callable[[], list[Chunk]] = field(repr=False)
+    _block_table: Callable[[Sequence], list[int]] = field(repr=False)
+    _list: list[Chunk] | None = field(default=None, repr=False)
+
+    @property
+    def kind(self) -> Kind:
+        return self.features.kind
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        """The chunks of the first step, in row order: by sequence number. Only before :meth:`Scheduler.complete`."""
+        if self._list is None:
+            self._list = self._chunks()
+        return self._list
+
+    def block_table(self, sequence: Sequence) -> list[int]:
+        """Ids of the KV blocks of ``sequence``, in token order, enough for this step. Paged pools only."""
+        return self._block_table(sequence)
+
+    def digest(self) -> tuple[int | str, ...]:
+        """What identifies the plan; see :class:`~scheduler.digest.PlanDigest`."""
+        return tuple(self.digest_entry)
+
+    def columns(self, start: int = 0, stop: int | None = None) -> StepColumns:
+        """The features of steps ``start`` to ``stop`` (default: all) of the stretch, for a cost model."""
+        f = self.features
+        stop = self.repeat if stop is None else stop
+        if self.repeat == 1:
+            return StepColumns(f.layout, f.kind, 1, f.rows, f.rows_computed, f.new_tokens, f.new_tokens_computed,
+                               f.context_tokens, f.kv_columns_computed, f.kv_tokens_read, f.longest_context,
+                               f.sampled_rows)  # fmt: skip
+        step = np.arange(start, stop, dtype=np.int64)
+        growth = f.rows * step
+        columns_growth = f.rows_computed * step if f.layout == "padded" else growth
+        return StepColumns(
+            f.layout, f.kind, stop - start, f.rows, f.rows_computed, f.new_tokens, f.new_tokens_computed,
+            f.context_tokens + growth, f.kv_columns_computed + columns_growth, f.kv_tokens_read + growth,
+            f.longest_context + step, f.sampled_rows,
+        )  # fmt: skip
+
+
+class DigestEntry(NamedTuple):
+    """A plan in five integers: sums over its rows, modulo 2**64, of hashes of the request ids."""
+
+    kind: Kind
+    rows: int
+    ids: int
+    """sum of h(id)"""
+    starts: int
+    """sum of h(id) x start position"""
+    tokens: int
+    """sum of h(id) x token count; equals ``ids`` in a decode step"""
+    repeat: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What a world says of a plan it has run.
+
+    ``ends_ns``: end time of each step that was run, at most ``plan.repeat`` of them, increasing. ``device_ns`` and
+    ``host_ns`` are totals over those steps. ``stops``: sequence numbers that ended by an end token, a stop string
+    or an error in the (last) step, which the plan could not foresee.
+    """
+
+    ends_ns: npt.NDArray[np.int64] | list[int]
+    device_ns: int
+    host_ns: int
+    stops: Mapping[int, StopReason] = field(default_factory=dict)
+
+
+def iter_sampled(plan: StepPlan) -> Iterator[Sequence]:
+    """The sequences that sample a token in ``plan``, in row order."""
+    return (chunk.sequence for chunk in plan.chunks if chunk.samples)

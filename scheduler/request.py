@@ -1,0 +1,82 @@
+"""What is asked of the scheduler: a request, and how its tokens are to be sampled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+StopKind = Literal["length", "eos"]
+
+DEFAULT_MAX_TOKENS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen. ``temperature`` 0 is greedy; the filters apply in the order top-k, top-p, min-p.
+
+    The noise of a draw is keyed by (``seed``, position), so that tokens do not depend on the schedule.
+    ``seed=None`` lets the engine derive one from the request's id. ``stop`` are strings that end the text (they are
+    cut off), ``stop_token_ids`` tokens that end it (kept out of the text), ``ignore_eos`` keeps the model's own end
+    token from ending it.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature is {self.temperature}; must be >= 0 (0 is greedy)")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}; must be >= 0 (0 keeps every token)")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; must be in (0, 1]")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p is {self.min_p}; must be in [0, 1]")
+        if any(not text for text in self.stop):
+            raise ValueError("a stop string is empty; give at least one character")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request, as the world hands it to :meth:`Scheduler.submit`.
+
+    ``prompt_tokens`` and ``max_tokens`` are what a policy may see. ``output_tokens`` is *hidden*: a benchmark's row
+    says how long its answer will be, and the scheduler ends it there, but a policy learns of it only through a
+    :class:`~scheduler.oracle.LengthOracle`. ``stop_kind`` says how that hidden end shows: ``length`` is foreseen,
+    ``eos`` is found out when the token has been sampled. Times are integer nanoseconds since the start of the run.
+    """
+
+    id: str
+    arrival_ns: int
+    prompt_tokens: int
+    max_tokens: int = DEFAULT_MAX_TOKENS
+    output_tokens: int | None = None
+    stop_kind: StopKind = "length"
+    tenant: str = ""
+    priority: int = 0
+    prompt_token_ids: tuple[int, ...] | None = field(default=None, repr=False)
+    sampling: SamplingParams = SamplingParams()
+
+    def __post_init__(self) -> None:
+        if self.arrival_ns < 0:
+            raise ValueError(f"request {self.id}: arrival is {self.arrival_ns} ns; must be >= 0")
+        for name in ("prompt_tokens", "max_tokens", "output_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"request {self.id}: {name.replace('_', ' ')} is {value}; must be >= 1")
+        if self.prompt_token_ids is not None and len(self.prompt_token_ids) != self.prompt_tokens:
+            raise ValueError(
+                f"request {self.id}: {len(self.prompt_token_ids)} prompt token ids but prompt_tokens is "
+                f"{self.prompt_tokens}"
+            )
+
+    @property
+    def planned_output_tokens(self) -> int:
+        """Tokens after which the request ends at the latest, with the hidden length where there is one."""
+        return self.max_tokens if self.output_tokens is None else min(self.max_tokens, self.output_tokens)

@@ -1,0 +1,1 @@
+"""Requests: presets, traces, synthetic arrivals and lengths."""
