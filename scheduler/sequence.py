@@ -16,8 +16,8 @@ UNSET = -1
 class Sequence:
     """A request on its way: known tokens (prompt and output so far) and computed ones (their KV is held).
 
-    While a sequence is in a :class:`~scheduler.cohorts.Cohort` its length is the cohort's step counter plus a constant, so
-    that a decode step of a whole cohort advances one integer instead of every member.
+    While a sequence is in a :class:`~scheduler.cohorts.Cohort` its length is the cohort's step counter plus a constant,
+    so that a decode step of a whole cohort advances one integer instead of every member.
 
     Times are integer nanoseconds, :data:`UNSET` until known. ``number`` is the order of submission.
     """
