@@ -1,13 +1,18 @@
-"""What a step costs: the interface of every cost model. Models are in ``recorded`` and ``roofline``."""
+"""What a step costs: the interface of every cost model. The models are in ``recorded`` and ``roofline``."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from scheduler.plan import StepColumns
+
+
+class CostError(ValueError):
+    """Costs that cannot be had; the message is one line for the user."""
 
 
 class CostModel(Protocol):
@@ -17,12 +22,39 @@ class CostModel(Protocol):
     for and ``context_tokens`` the longest sequence its model takes, or ``None`` where it does not know them.
     """
 
-    name: str
-    kv_tokens: int | None
-    context_tokens: int | None
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def kv_tokens(self) -> int | None: ...
+
+    @property
+    def context_tokens(self) -> int | None: ...
 
     def device_ns(self, columns: StepColumns) -> npt.NDArray[np.int64]:
         """Time on the device, ``int64[columns.repeat]``."""
 
     def host_ns(self, columns: StepColumns) -> npt.NDArray[np.int64]:
         """Time on the host around the device's, ``int64[columns.repeat]``."""
+
+
+@dataclass(frozen=True)
+class IntegerCosts:
+    """A linear cost in whole nanoseconds: exact on every machine, for the padding-waste gate and for tests."""
+
+    step_ns: int = 9_500_000
+    row_ns: int = 40_000
+    token_ns: int = 90_000
+    column_ns: int = 330
+    name: str = "integer"
+    kv_tokens: int | None = None
+    context_tokens: int | None = None
+
+    def device_ns(self, columns: StepColumns) -> npt.NDArray[np.int64]:
+        per_token = self.token_ns if columns.kind == "prefill" else self.row_ns
+        kv = columns.kv_tokens_read if columns.layout == "paged" else columns.rows_computed * columns.longest_context
+        ns = self.step_ns + per_token * columns.new_tokens_computed + self.column_ns * np.asarray(kv, dtype=np.int64)
+        return np.broadcast_to(ns, (columns.repeat,))
+
+    def host_ns(self, columns: StepColumns) -> npt.NDArray[np.int64]:
+        return np.zeros(columns.repeat, np.int64)

@@ -1,0 +1,153 @@
+"""What a scheduler was told, in call order: enough to repeat every plan exactly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from scheduler.config import SchedulerConfig
+from scheduler.observer import Observer
+from scheduler.plan import StepOutcome, StepPlan
+from scheduler.request import Request
+from scheduler.scheduler import Scheduler
+from scheduler.sequence import Sequence
+
+SCHEMA = 1
+
+
+class JournalError(ValueError):
+    """A journal that cannot be replayed; the message is one line that names the place."""
+
+
+class JournaledScheduler(Scheduler):
+    """A scheduler that writes down each call.
+
+    One JSON object a line: a header, then ``plan`` (the time that was read, what came in since the plan before, and
+    the digest of what was planned) and ``complete`` (the end times, device and host nanoseconds, and who was stopped
+    by an end token or a stop string). Times are integers and are never computed again.
+    """
+
+    def __init__(self, config: SchedulerConfig, stream: TextIO, observer: Observer | None = None) -> None:
+        super().__init__(config, observer)
+        self._stream = stream
+        self._inbox: list[list[Any]] = []
+        self._write({"e": "header", "schema": SCHEMA, "config": config.as_dict()})
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        self._stream.write(json.dumps(entry, separators=(",", ":")) + "\n")
+
+    def submit(self, request: Request, now_ns: int) -> Sequence:
+        sequence = super().submit(request, now_ns)
+        r = request
+        self._inbox.append(
+            ["submit", now_ns, r.id, r.prompt_tokens, r.max_tokens, r.output_tokens, r.stop_kind, r.arrival_ns,
+             r.tenant, r.priority]
+        )  # fmt: skip
+        return sequence
+
+    def abort(self, request_id: str, now_ns: int) -> None:
+        super().abort(request_id, now_ns)
+        self._inbox.append(["abort", now_ns, request_id])
+
+    def next_step(self, now_ns: int, max_repeat: int = 1) -> StepPlan | None:
+        plan = super().next_step(now_ns, max_repeat)
+        if plan is None and not self._inbox:
+            return None
+        entry: dict[str, Any] = {"e": "plan", "now": now_ns, "in": self._inbox}
+        if max_repeat != 1:
+            entry["max_repeat"] = max_repeat
+        if plan is not None:
+            entry["i"] = plan.index
+            entry["run"] = list(plan.digest())
+        self._write(entry)
+        self._inbox = []
+        return plan
+
+    def complete(self, plan: StepPlan, outcome: StepOutcome, now_ns: int) -> list[Sequence]:
+        entry = {
+            "e": "complete", "i": plan.index, "now": now_ns, "ends": [int(end) for end in outcome.ends_ns],
+            "device_ns": outcome.device_ns, "host_ns": outcome.host_ns,
+        }  # fmt: skip
+        if outcome.stops:
+            entry["stops"] = [[number, reason] for number, reason in outcome.stops.items()]
+        self._write(entry)
+        return super().complete(plan, outcome, now_ns)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A journal replayed: the scheduler as it ended, and where its plans first differed from the recorded ones."""
+
+    scheduler: Scheduler
+    plans: int
+    first_difference: str | None
+
+    @property
+    def exact(self) -> bool:
+        """Whether every plan came out as recorded."""
+        return self.first_difference is None
+
+
+def replay(lines: Iterable[str], observer: Observer | None = None, world: type[Scheduler] = Scheduler) -> Replay:
+    """Tell a new scheduler what the journal's was told, and compare its plans.
+
+    A half-written last line (of a killed run) ends the replay; anything else that is malformed is a
+    :class:`JournalError` naming the line. ``world`` lets a test replay on a scheduler that differs.
+    """
+    entries = _entries(lines)
+    number, header = next(entries, (1, {}))
+    if header.get("e") != "header" or header.get("schema") != SCHEMA:
+        raise JournalError(f"line {number}: no journal header of schema {SCHEMA}")
+    scheduler = world(SchedulerConfig.from_dict(header["config"]), observer)
+    plan: StepPlan | None = None
+    plans = 0
+    for number, entry in entries:
+        try:
+            if entry["e"] == "plan":
+                for call in entry["in"]:
+                    _deliver(scheduler, call)
+                plan = scheduler.next_step(entry["now"], entry.get("max_repeat", 1))
+                plans += plan is not None
+                planned = None if plan is None else list(plan.digest())
+                if planned != entry.get("run"):
+                    where = f"line {number}: planned {planned}, recorded {entry.get('run')}"
+                    return Replay(scheduler, plans, where)
+            elif plan is not None:
+                stops = dict(entry.get("stops", ()))
+                outcome = StepOutcome(entry["ends"], entry["device_ns"], entry["host_ns"], stops)
+                scheduler.complete(plan, outcome, entry["now"])
+        except (KeyError, TypeError, IndexError) as error:
+            raise JournalError(f"line {number}: malformed entry ({error!r})") from error
+    return Replay(scheduler, plans, None)
+
+
+def _entries(lines: Iterable[str]) -> Iterable[tuple[int, dict[str, Any]]]:
+    return iter(_parse(lines))
+
+
+def _parse(lines: Iterable[str]) -> Iterable[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            if line.endswith("\n"):
+                raise JournalError(f"line {number}: not JSON ({error.msg})") from error
+            return
+        if not isinstance(entry, dict):
+            raise JournalError(f"line {number}: not a JSON object")
+        yield number, entry
+
+
+def _deliver(scheduler: Scheduler, call: list[Any]) -> None:
+    kind, now_ns, request_id, *rest = call
+    if kind == "abort":
+        scheduler.abort(request_id, now_ns)
+        return
+    prompt, most, output, stop_kind, arrival_ns, tenant, priority = rest
+    request = Request(
+        id=request_id, arrival_ns=arrival_ns, prompt_tokens=prompt, max_tokens=most, output_tokens=output,
+        stop_kind=stop_kind, tenant=tenant, priority=priority,
+    )  # fmt: skip
+    scheduler.submit(request, now_ns)

@@ -1,0 +1,56 @@
+"""GPUs by name: what a roofline needs to know of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Datasheet figures, and the share of them that serving engines are seen to reach.
+
+    ``bandwidth`` in bytes/s, ``flops`` in dense 16-bit operations/s, ``memory`` in bytes. ``weight_efficiency`` is the
+    share of the bandwidth at which a decode step reads weights, ``kv_efficiency`` at which it reads KV,
+    ``compute_efficiency`` the share of ``flops`` that a prefill reaches.
+    """
+
+    name: str
+    title: str
+    memory: int
+    bandwidth: float
+    flops: float
+    weight_efficiency: float = 0.70
+    kv_efficiency: float = 0.80
+    compute_efficiency: float = 0.50
+    measured: str = "assumed shares of the datasheet"
+
+
+_A100: Any = {
+    "weight_efficiency": 0.64,
+    "kv_efficiency": 0.90,
+    "compute_efficiency": 0.44,
+    "measured": "shares fitted to public per-operator measurements of an A100 80 GB (Llama-2-7B)",
+}
+_H100: Any = {
+    "weight_efficiency": 0.78,
+    "kv_efficiency": 0.80,
+    "compute_efficiency": 0.55,
+    "measured": "shares from library matrix products and paged attention measured on an H100 SXM",
+}
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("a100-40gb", "NVIDIA A100 40 GB PCIe", 40 << 30, 1.555e12, 312e12, **_A100),
+        Gpu("a100-80gb", "NVIDIA A100 80 GB SXM", 80 << 30, 2.039e12, 312e12, **_A100),
+        Gpu("h100", "NVIDIA H100 80 GB SXM", 80 << 30, 3.35e12, 989e12, **_H100),
+        Gpu("h100-pcie", "NVIDIA H100 80 GB PCIe", 80 << 30, 2.0e12, 756e12, **_H100),
+        Gpu("h200", "NVIDIA H200 141 GB SXM", 141 << 30, 4.8e12, 989e12, **_H100),
+        Gpu("l40s", "NVIDIA L40S 48 GB", 48 << 30, 0.864e12, 362e12),
+        Gpu("l4", "NVIDIA L4 24 GB", 24 << 30, 0.300e12, 121e12),
+        Gpu("a10g", "NVIDIA A10G 24 GB", 24 << 30, 0.600e12, 70e12),
+        Gpu("t4", "NVIDIA T4 16 GB", 16 << 30, 0.320e12, 65e12),
+        Gpu("rtx-4090", "NVIDIA GeForce RTX 4090 24 GB", 24 << 30, 1.008e12, 165e12),
+    )
+}

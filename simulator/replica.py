@@ -1,0 +1,160 @@
+"""A replica in simulated time: a simpy process that runs the scheduler's plans for as long as they would take."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import simpy
+from simpy.events import NORMAL
+
+from scheduler.plan import StepOutcome, StepPlan
+from scheduler.request import Request
+from scheduler.scheduler import Scheduler
+from simulator.costs import CostModel
+
+#: after everything else that happens at the same time: what arrives as a step ends is seen by the next plan
+LATE = NORMAL + 1
+
+#: no limit to a stretch
+ANY = 1 << 40
+
+
+class StepEnd(simpy.Event):
+    """Happens ``delay`` nanoseconds from now, after all other events of that time."""
+
+    def __init__(self, env: simpy.Environment, delay: int) -> None:
+        super().__init__(env)
+        self._ok = True
+        self._value = None
+        env.schedule(self, LATE, delay)
+
+
+class Replica:
+    """One scheduler on one simulated device.
+
+    ``max_repeat`` 1 runs step by step; by default the replica fast-forwards through steps in which nothing can
+    change. Both give the same result. The environment's time is in integer nanoseconds.
+    """
+
+    def __init__(self, env: simpy.Environment, scheduler: Scheduler, costs: CostModel, max_repeat: int = ANY) -> None:
+        self._env = env
+        self._costs = costs
+        self._max_repeat = max_repeat
+        self._inbox: list[Request | str] = []
+        self._arrival: simpy.Event | None = None
+        self._plan: StepPlan | None = None
+        self._ends: npt.NDArray[np.int64] = np.empty(0, np.int64)
+        self.scheduler = scheduler
+        self.process = env.process(self._run())
+
+    def submit(self, request: Request) -> None:
+        """Hand in a request now; the next plan sees it."""
+        self._deliver(request)
+        if self._plan is not None and self._plan.arrival_matters:
+            self._cut()
+
+    def abort(self, request_id: str) -> None:
+        """End a request early; the next plan sees it."""
+        self._deliver(request_id)
+        if self._plan is not None:
+            self._cut()
+
+    def _deliver(self, message: Request | str) -> None:
+        self._inbox.append(message)
+        if self._arrival is not None:
+            self._arrival.succeed()
+            self._arrival = None
+
+    def _cut(self) -> None:
+        """End the stretch with the first step that ends now or later."""
+        if len(self._ends) > 1 and self._ends[-2] >= self._env.now:
+            self._ends = self._ends[: self._first_end_at(self._env.now)]
+            self.process.interrupt()
+
+    def _first_end_at(self, time_ns: int) -> int:
+        """How many steps there are up to the first that ends at ``time_ns`` or later."""
+        return int(np.searchsorted(self._ends, time_ns)) + 1
+
+    def _run(self) -> Generator[simpy.Event, Any, None]:
+        env, scheduler = self._env, self.scheduler
+        while True:
+            for message in self._inbox:
+                if isinstance(message, str):
+                    scheduler.abort(message, env.now)
+                else:
+                    scheduler.submit(message, env.now)
+            self._inbox.clear()
+            plan = scheduler.next_step(env.now, self._max_repeat)
+            if plan is None:
+                yield self._idle()
+                # whatever else happens at this time comes first
+                yield StepEnd(env, 0)
+            else:
+                yield from self._execute(plan)
+
+    def _idle(self) -> simpy.Event:
+        self._arrival = self._env.event()
+        wakeup = self.scheduler.next_wakeup()
+        if wakeup is None:
+            return self._arrival
+        return self._arrival | self._env.timeout(wakeup - self._env.now)
+
+    def _execute(self, plan: StepPlan) -> Generator[simpy.Event, Any, None]:
+        env = self._env
+        columns = plan.columns()
+        device = self._costs.device_ns(columns)
+        host = self._costs.host_ns(columns)
+        self._ends = env.now + np.cumsum(device + host)
+        if plan.until_ns <= self._ends[-1]:
+            self._ends = self._ends[: self._first_end_at(plan.until_ns)]
+        self._plan = plan
+        while True:
+            try:
+                yield StepEnd(env, int(self._ends[-1]) - env.now)
+                break
+            except simpy.Interrupt:
+                continue
+        self._plan = None
+        steps = len(self._ends)
+        outcome = StepOutcome(self._ends, int(device[:steps].sum()), int(host[:steps].sum()))
+        self.scheduler.complete(plan, outcome, env.now)
+
+
+def arrivals(env: simpy.Environment, replica: Replica, requests: Iterable[Request]) -> Generator[simpy.Event, Any, None]:
+    """The process that hands in ``requests``, in order of arrival, each at its time."""
+    for request in requests:
+        if request.arrival_ns > env.now:
+            yield env.timeout(request.arrival_ns - env.now)
+        replica.submit(request)
+
+
+def aborts(
+    env: simpy.Environment, replica: Replica, times: Iterable[tuple[int, str]]
+) -> Generator[simpy.Event, Any, None]:
+    """The process that aborts requests: (time, id), in order of time."""
+    for time_ns, request_id in times:
+        if time_ns > env.now:
+            yield env.timeout(time_ns - env.now)
+        replica.abort(request_id)
+
+
+def simulate(
+    requests: Iterable[Request],
+    scheduler: Scheduler,
+    costs: CostModel,
+    *,
+    max_repeat: int = ANY,
+    aborted: Iterable[tuple[int, str]] = (),
+) -> Scheduler:
+    """Run ``requests`` (in order of arrival) on one replica until all have ended. Returns the scheduler."""
+    env = simpy.Environment(initial_time=0)
+    replica = Replica(env, scheduler, costs, max_repeat)
+    env.process(arrivals(env, replica, requests))
+    env.process(aborts(env, replica, aborted))
+    env.run()
+    if not scheduler.idle:
+        raise RuntimeError(f"the simulation stopped with {scheduler.waiting} waiting, {scheduler.resident} resident")
+    return scheduler
