@@ -7,9 +7,6 @@ from collections.abc import Iterable
 from heapq import heappop, heappush
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from scheduler.plan import NEVER
 from scheduler.policy import Order, View
 from scheduler.ranking import Ranking
@@ -358,14 +355,3 @@ class Residents:
         self.tokens += 1
         self._place(sequence, known)
         return False
-
-
-def gaps_of(cohort: Cohort, ends_ns: npt.NDArray[np.int64]) -> tuple[list[int], npt.NDArray[np.int64], int]:
-    """Gaps between consecutive output tokens that a stretch of ``cohort`` ending at ``ends_ns`` shows.
-
-    Returns the first gap of each fresh member, and the gaps that ``count`` further members all saw (their first
-    one included); the fresh ones saw the latter without its first.
-    """
-    fresh = [int(ends_ns[0]) - sequence.last_served_ns for sequence in cohort.fresh.values()]
-    previous = cohort.served_ns if len(fresh) < cohort.count else int(ends_ns[0])
-    return fresh, np.diff(ends_ns, prepend=previous), cohort.count - len(fresh)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scheduler.cohorts import MASK64, Cohort, Residents, gaps_of
+from scheduler.cohorts import MASK64, Cohort, Residents
 from scheduler.config import ConfigError, SchedulerConfig, unknown_name
 from scheduler.counters import RunCounters
 from scheduler.digest import PlanDigest, hash_id
@@ -514,7 +514,7 @@ class Scheduler:
         return ended
 
     def _completed_decode(self, flight: Flight, outcome: StepOutcome) -> list[Sequence]:
-        ends_ns = np.asarray(outcome.ends_ns, dtype=np.int64)
+        ends_ns = outcome.ends_ns
         steps, end_ns = len(ends_ns), int(ends_ns[-1])
         self._count_decode_kv(flight, steps)
         for cohort in flight.cohorts:
@@ -562,19 +562,23 @@ class Scheduler:
         if self._waiting:
             counters.kv_unusable_sum += steps * pool.unusable_tokens(self._booking(self._waiting.first_lane().head))
 
-    def _count_gaps(self, cohort: Cohort, ends_ns: npt.NDArray[np.int64]) -> None:
-        fresh, common, others = gaps_of(cohort, ends_ns)
+    def _count_gaps(self, cohort: Cohort, ends_ns: npt.NDArray[np.int64] | list[int]) -> None:
+        """Gaps between output tokens: each fresh member's first one, the others' common one, and the steps' own."""
+        first = int(ends_ns[0])
+        fresh = [first - sequence.last_served_ns for sequence in cohort.fresh.values()]
         for sequence, gap in zip(cohort.fresh.values(), fresh, strict=True):
             self._saw_gap([sequence], gap)
+        others = cohort.count - len(fresh)
         if others:
-            self._saw_gap((s for n, s in cohort.members.items() if n not in cohort.fresh), int(common[0]))
-        if self._observer is not None:
-            if fresh:
-                self._observer.gaps(np.array(fresh, dtype=np.int64), 1)
-            if others:
-                self._observer.gaps(common[:1], others)
-            if len(common) > 1:
-                self._observer.gaps(common[1:], cohort.count)
+            self._saw_gap((s for n, s in cohort.members.items() if n not in cohort.fresh), first - cohort.served_ns)
+        if self._observer is None:
+            return
+        if fresh:
+            self._observer.gaps(np.array(fresh, dtype=np.int64), 1)
+        if others:
+            self._observer.gaps(np.array([first - cohort.served_ns], dtype=np.int64), others)
+        if len(ends_ns) > 1:
+            self._observer.gaps(np.diff(ends_ns), cohort.count)
 
     def _count_gaps_of_row(self, sequence: Sequence, end_ns: int) -> None:
         gap = end_ns - self._residents.last_served_ns(sequence)
