@@ -40,7 +40,7 @@ class LinearCost:
         if isinstance(total, np.ndarray):
             ns: npt.NDArray[np.int64] = np.rint(total).astype(np.int64)
             return ns
-        return int(round(total))
+        return round(float(total))
 
 
 @dataclass(frozen=True)
