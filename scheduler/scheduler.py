@@ -120,11 +120,15 @@ class Scheduler:
         tokens = request.prompt_tokens + (1 if request.output_tokens is None else request.planned_output_tokens)
         if tokens > config.context_tokens:
             return f"{tokens} tokens are more than the model's context of {config.context_tokens}"
-        sequence = Sequence(request, 0, 0, config.context_tokens)
-        tokens = max(sequence.limit, self._reserve(sequence) if self._reserve else 0)
+        tokens = self.kv_tokens_needed(request)
         if tokens > config.capacity_tokens:
             return f"{tokens} tokens are more than the KV memory of {config.capacity_tokens}"
         return None
+
+    def kv_tokens_needed(self, request: Request) -> int:
+        """KV memory that ``request`` needs to be served at all, within the model's context."""
+        sequence = Sequence(request, 0, 0, self.config.context_tokens)
+        return max(sequence.limit, self._reserve(sequence) if self._reserve else 0)
 
     def submit(self, request: Request, now_ns: int) -> Sequence:
         """Take in a request. One that can never be served is ``rejected``, with the reason, and never waits.

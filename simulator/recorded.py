@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,8 @@ class RecordedCosts:
     name: str
     kv_tokens: int | None
     context_tokens: int | None
+    sha256: str
+    """of the recordings"""
     device: dict[Key, LinearCost]
     host: dict[Key, LinearCost]
 
@@ -74,7 +77,7 @@ def recorded_costs(*folders: Path) -> RecordedCosts:
     """Fit the runs in ``folders`` together. What cannot be read or fitted is a :class:`CostError`, in one line."""
     frames = [_read_steps(folder) for folder in folders]
     manifest = _read_manifest(folders[0])
-    config = manifest.get("scheduler", {})
+    config = manifest.get("config") or {}
     device: dict[Key, LinearCost] = {}
     host: dict[Key, LinearCost] = {}
     for key, steps in pd.concat(frames).groupby(["layout", "kind"]):
@@ -85,7 +88,8 @@ def recorded_costs(*folders: Path) -> RecordedCosts:
     if not device:
         raise CostError(f"{folders[0]}: fewer than {FEWEST_STEPS} steps of any kind were recorded; record a longer run")
     name = "+".join(str(folder) for folder in folders)
-    return RecordedCosts(name, config.get("kv_tokens"), config.get("context_tokens"), device, host)
+    sha256 = hashlib.sha256(b"".join((folder / "steps.csv").read_bytes() for folder in folders)).hexdigest()
+    return RecordedCosts(name, config.get("kv_tokens"), config.get("context_tokens"), sha256, device, host)
 
 
 def _read_steps(folder: Path) -> pd.DataFrame:
