@@ -92,9 +92,7 @@ def show_list(what: str) -> int:
         "workloads": [(name, preset.description) for name, preset in PRESETS.items()]
         + [("FILE", "a trace of your own: arrival_s,input_tokens,output_tokens[,max_tokens][,tenant]")],
         "models": [("(none)", "the embedded SmolLM2-135M-Instruct"), ("FOLDER or NAME", "a Hugging Face model")]
-        + [
-            (f"shape:{s.name}", f"random weights, {s.parameters / 1e9:.2f} B parameters") for s in MODEL_SHAPES.values()
-        ],
+        + [(f"shape:{s.name}", f"random weights, {s.parameters / 1e9:.2f} B") for s in MODEL_SHAPES.values()],
         "costs": [("RUN", "a recorded run folder"), ("roofline:GPU:MODEL", "a projection; see --list gpus, models")],
         "gpus": [(gpu.name, f"{gpu.title}; {gpu.measured}") for gpu in GPUS.values()],
     }
