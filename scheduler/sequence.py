@@ -35,6 +35,7 @@ class Sequence:
         "join",
         "last_served_ns",
         "limit",
+        "max_tokens",
         "number",
         "offset",
         "over_threshold",
@@ -44,18 +45,19 @@ class Sequence:
         "reason",
         "recomputed_tokens",
         "request",
-        "reserved_tokens",
         "state",
     )
 
-    def __init__(self, request: Request, number: int, hash64: int) -> None:
+    def __init__(self, request: Request, number: int, hash64: int, context_tokens: int) -> None:
         self.request = request
         self.number = number
         self.hash64 = hash64
         self.prompt_tokens = request.prompt_tokens
         self.arrival_ns = request.arrival_ns
+        #: the declared most output tokens, within the model's context
+        self.max_tokens = min(request.max_tokens, context_tokens - request.prompt_tokens)
         #: known tokens at which the sequence ends at the latest
-        self.limit = request.prompt_tokens + request.planned_output_tokens
+        self.limit = request.prompt_tokens + min(self.max_tokens, request.planned_output_tokens)
         self.state: State = "waiting"
         self.reason = ""
         self._known = request.prompt_tokens
@@ -66,7 +68,6 @@ class Sequence:
         #: known tokens when it was last admitted: how much it has been served since then
         self.admitted_known = request.prompt_tokens
         self.pool_blocks = 0
-        self.reserved_tokens = 0
         self.first_scheduled_ns = UNSET
         self.first_token_ns = UNSET
         self.last_served_ns = UNSET

@@ -1,0 +1,99 @@
+"""Every setting of a scheduler, as one frozen value that goes into manifests and replay headers."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from scheduler.kv import PoolKind
+from scheduler.plan import Layout
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be; the message is one line for the user."""
+
+
+def unknown_name(what: str, name: str, valid: Iterable[str]) -> str:
+    """One line that says that ``name`` is no ``what``, which the nearest valid one is, and lists them all."""
+    valid = list(valid)
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"unknown {what} {name!r}{hint} (valid: {', '.join(valid)})"
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """Settings of one scheduler. Those that are ``None`` are the policy's own defaults.
+
+    ``max_running`` sequences hold KV, ``max_rows`` rows are in a step (default: all that are resident),
+    ``max_prefill_tokens`` prompt tokens are computed by a step at most: a longer prompt goes in chunks.
+    ``kv_tokens`` is the KV memory, ``context_tokens`` the longest sequence that the model takes. ``kv_pool`` defaults
+    to the layout's: paged for ``paged``, contiguous for ``padded``. ``starvation_s`` is only reported on.
+    """
+
+    policy: str = "fcfs"
+    layout: Layout = "paged"
+    max_running: int = 16
+    max_rows: int | None = None
+    max_prefill_tokens: int = 2048
+    kv_pool: PoolKind | None = None
+    kv_tokens: int = 1 << 40
+    block_tokens: int = 16
+    context_tokens: int = 1 << 30
+    starvation_s: float = 60.0
+    # what a policy may take
+    bucket: int | None = None
+    bucket_order: str | None = None
+    min_rows: int | None = None
+    aging_s: float | None = None
+    oracle: str | None = None
+    quantum: int | None = None
+    min_batch: int | None = None
+    max_wait_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_running", "max_rows", "max_prefill_tokens", "kv_tokens", "block_tokens", "context_tokens",
+                     "bucket", "min_batch"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; must be >= 1")
+        for name in ("starvation_s", "aging_s", "quantum", "min_rows", "max_wait_s"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ConfigError(f"{name} is {value}; must be >= 0")
+        if self.layout not in ("padded", "paged"):
+            raise ConfigError(unknown_name("layout", self.layout, ("padded", "paged")))
+        if self.kv_pool not in (None, "paged", "contiguous"):
+            raise ConfigError(unknown_name("KV pool", str(self.kv_pool), ("paged", "contiguous")))
+        if self.kv_tokens < self.block_tokens and self.pool == "paged":
+            raise ConfigError(f"kv_tokens is {self.kv_tokens}, less than one block of {self.block_tokens} tokens")
+
+    @property
+    def pool(self) -> PoolKind:
+        """The kind of KV pool in force."""
+        return self.kv_pool or ("paged" if self.layout == "paged" else "contiguous")
+
+    @property
+    def capacity_tokens(self) -> int:
+        """KV tokens in whole blocks."""
+        return self.kv_tokens // self.block_tokens * self.block_tokens if self.pool == "paged" else self.kv_tokens
+
+    @property
+    def rows(self) -> int:
+        """The most rows of a step."""
+        return self.max_running if self.max_rows is None else self.max_rows
+
+    def as_dict(self) -> dict[str, Any]:
+        """All settings, for a manifest or a replay header."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SchedulerConfig:
+        """The inverse of :meth:`as_dict`; an unknown key is a :class:`ConfigError`."""
+        valid = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in valid:
+                raise ConfigError(unknown_name("scheduler setting", key, valid))
+        return cls(**values)
