@@ -1,0 +1,1 @@
+"""Executors: what runs a step plan on a device. ``padded`` is the plain way, ``paged`` computes no padding."""
