@@ -56,23 +56,24 @@ class DeviceTimer:
     """Time of a stretch of work on ``device``, in nanoseconds: events on a GPU, the clock on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self._begin: Any = torch.cuda.Event(enable_timing=True) if self._cuda else 0
-        self._end: Any = torch.cuda.Event(enable_timing=True) if self._cuda else 0
+        event: Any = torch.cuda.Event
+        self._events = (event(enable_timing=True), event(enable_timing=True)) if device.type == "cuda" else None
+        self._began_ns = 0
 
     def start(self) -> None:
-        if self._cuda:
-            self._begin.record()
+        if self._events is None:
+            self._began_ns = time.perf_counter_ns()
         else:
-            self._begin = time.perf_counter_ns()
+            self._events[0].record()
 
     def stop(self) -> int:
         """Nanoseconds since :meth:`start`; waits for the device."""
-        if not self._cuda:
-            return time.perf_counter_ns() - int(self._begin)
-        self._end.record()
-        self._end.synchronize()
-        return round(self._begin.elapsed_time(self._end) * 1e6)
+        if self._events is None:
+            return time.perf_counter_ns() - self._began_ns
+        begin, end = self._events
+        end.record()
+        end.synchronize()
+        return round(begin.elapsed_time(end) * 1e6)
 
 
 class Batch(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import scaled_dot_product_attention
 
 from engine.executors.base import Batch, ModelExecutor, SequenceState, draws_of
 from engine.models import LoadedModel
@@ -81,7 +81,7 @@ class PaddedAttention:
         row, column, slot, position = self._write
         keys[slot, position] = key[row, :, column]
         values[slot, position] = value[row, :, column]
-        attended = F.scaled_dot_product_attention(
+        attended = scaled_dot_product_attention(
             query,
             keys[self._rows, : self.longest_context].transpose(1, 2),
             values[self._rows, : self.longest_context].transpose(1, 2),

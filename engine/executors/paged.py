@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import scaled_dot_product_attention
 
 from engine.executors.base import Batch, ExecutorWaste, ModelExecutor, SequenceState, draws_of
 from engine.models import LoadedModel
@@ -61,7 +61,7 @@ class PagedAttention:
     def _attend_group(pool: torch.Tensor, queries: torch.Tensor, group: Group, scale: float) -> torch.Tensor:
         """``[rows * tokens, heads, head_dim]`` for one group of queries of that shape."""
         held = pool.index_select(0, group.blocks).reshape(group.rows, -1, *pool.shape[2:])[:, : group.end]
-        attended = F.scaled_dot_product_attention(
+        attended = scaled_dot_product_attention(
             queries.reshape(group.rows, group.tokens, *queries.shape[1:]).transpose(1, 2),
             held[:, :, 0].transpose(1, 2),
             held[:, :, 1].transpose(1, 2),
