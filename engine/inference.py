@@ -43,7 +43,7 @@ class SamplingOptions(TypedDict, total=False):
 class GenerationResult:
     """What came of one prompt. ``token_ids`` are the output's, an end token included; ``text`` has none of that.
 
-    ``finish_reason`` is ``length`` (``max_tokens`` or the model's context), ``eos`` (the model's end token) or ``stop``.
+    ``finish_reason`` is ``length`` (``max_tokens`` or the model's context), ``eos`` (the model's end token), ``stop``.
     """
 
     prompt: str
@@ -54,7 +54,7 @@ class GenerationResult:
 
 
 class GenerationResults:
-    """Results in the order of their prompts. ``items()`` gives (result, text); equal prompts have results of their own."""
+    """Results in the order of their prompts. ``items()`` gives (result, text); equal prompts have a result each."""
 
     def __init__(self, results: list[GenerationResult]) -> None:
         self._results = results

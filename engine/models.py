@@ -173,7 +173,7 @@ def _load_pretrained(name: str, place: str, dtype: torch.dtype, device: torch.de
         with quiet_transformers():
             config = AutoConfig.from_pretrained(place)
             refuse_unsupported(config, name)
-            model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, attn_implementation=attention)
+            model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, attn_implementation=attention)
             tokenizer = Tokenizer(AutoTokenizer.from_pretrained(place))
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())
@@ -181,7 +181,7 @@ def _load_pretrained(name: str, place: str, dtype: torch.dtype, device: torch.de
             f"cannot load model {name!r}: {reason[:300]} (a model is a local folder, a Hugging Face name, which needs "
             "the network unless it is in its cache, or shape:NAME)"
         ) from error
-    return _loaded(name, model, device, tokenizer)
+    return loaded(name, model.to(device), tokenizer)
 
 
 def _load_shape(name: str, dtype: torch.dtype, device: torch.device, attention: str, seed: int) -> LoadedModel:
@@ -194,12 +194,18 @@ def _load_shape(name: str, dtype: torch.dtype, device: torch.device, attention: 
         torch.manual_seed(seed)
         build: Any = AutoModelForCausalLM.from_config
         model = build(config_of_shape(shape), dtype=dtype, attn_implementation=attention)
-    return _loaded(name, model, device, None)
+    return loaded(name, model.to(device), None)
 
 
-def _loaded(name: str, model: Any, device: torch.device, tokenizer: Tokenizer | None) -> LoadedModel:
+def loaded(name: str, model: Any, tokenizer: Tokenizer | None = None) -> LoadedModel:
+    """A :class:`LoadedModel` of a transformers model that is there already, on its device, with its dtype.
+
+    Raises:
+        ModelError: the executors do not compute this model's attention.
+    """
     config = model.config
-    model.to(device).eval().requires_grad_(False)
+    refuse_unsupported(config, name)
+    model.eval().requires_grad_(False)
     heads = config.num_attention_heads
     return LoadedModel(
         name=name,
