@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
@@ -169,7 +169,7 @@ class InferenceEngine:
 
     def stream_generate(
         self, prompt: Prompt, max_tokens: int = 50, **sampling: Unpack[SamplingOptions]
-    ) -> Iterator[tuple[int, str]]:
+    ) -> Generator[tuple[int, str], None, None]:
         """Yield (token id, new text) as tokens come. A text may be empty: it is held back until it is whole.
 
         Closing the iterator early aborts the request and frees its memory.
@@ -180,7 +180,7 @@ class InferenceEngine:
         _, request = self._request(prompt, "the prompt", max_tokens, sampling)
         return self._stream(request)
 
-    def _stream(self, request: Request) -> Iterator[tuple[int, str]]:
+    def _stream(self, request: Request) -> Generator[tuple[int, str], None, None]:
         try:
             self._submit(request)
             for output in self._outputs(request.id):
