@@ -1,0 +1,284 @@
+"""Still charts as inline SVG: the same bytes for the same run, in the page's own fonts and colours, light or dark.
+
+Colours are written as placeholders that become CSS variables, so that the page's style sheet decides; text stays text.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from reports.run import Run
+from reports.summary import latencies
+from reports.waste import column, step_sums
+
+FloatArray = npt.NDArray[np.float64]
+
+#: series colours that the style sheet defines; further series use them again with other dashes
+SERIES_COLOURS = 8
+_PLACEHOLDERS = {
+    **{f"#a1000{i}": f"var(--series-{i})" for i in range(1, SERIES_COLOURS + 1)},
+    "#a20001": "var(--ink)",
+    "#a20002": "var(--muted)",
+    "#a20003": "var(--line)",
+}
+INK, MUTED, LINE = "#a20001", "#a20002", "#a20003"
+
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "font.size": 8.5,
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
+    "axes.facecolor": "none",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.labelsize": 8.5,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+    "path.simplify": True,
+}
+
+#: points of a curve and pieces of a time axis: finer than a screen shows
+_CURVE_POINTS = 300
+_TIME_PIECES = 160
+#: widest ratio of largest to smallest value that a linear axis still shows well
+_LINEAR_RATIO = 40
+
+
+@dataclass(frozen=True)
+class Series:
+    """A run in a chart: its colour (from 0), and whether it is drawn dashed (a simulated twin)."""
+
+    run: Run
+    label: str
+    colour: int
+    dashed: bool
+
+    @property
+    def stroke(self) -> str:
+        return f"#a1000{self.colour % SERIES_COLOURS + 1}"
+
+    @property
+    def dashes(self) -> tuple[float, tuple[float, ...]] | str:
+        """Dashed twins; and dotted where the colours are used a second time."""
+        if self.dashed:
+            return (0, (3.2, 2.0))
+        return "solid" if self.colour < SERIES_COLOURS else (0, (1.2, 1.6))
+
+
+def latency_values(run: Run, key: str) -> FloatArray:
+    """Every request's latency in milliseconds (``ttft_ms``, ``tpot_ms``, ``e2e_ms``, ...), where it is defined."""
+    values = latencies(run.requests).in_ms()[key]
+    return values[~np.isnan(values)]
+
+
+def cdf_chart(name: str, title: str, key: str, series: Sequence[Series]) -> str | None:
+    """The cumulative distribution of a latency for each run; ``None`` if no run has a value."""
+    curves = [(one, *_curve(one.run, key)) for one in series]
+    curves = [curve for curve in curves if len(curve[1])]
+    if not curves:
+        return None
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.3, 2.85))
+        axes = figure.add_axes((0.115, 0.165, 0.865, 0.81))
+        for one, values, share in curves:
+            axes.step(values, share, where="post", color=one.stroke, linestyle=one.dashes)
+        least = min(values[values > 0].min(initial=np.inf) for _, values, _ in curves)
+        largest = max(values.max() for _, values, _ in curves)
+        if np.isfinite(least) and largest / least > _LINEAR_RATIO:
+            axes.set_xscale("log")
+        else:
+            axes.set_xlim(left=0)
+            axes.xaxis.set_major_locator(MaxNLocator(6))
+        in_seconds = largest >= 10_000
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value / (1000 if in_seconds else 1))))
+        axes.set_xlabel(f"{title} ({'s' if in_seconds else 'ms'})")
+        axes.set_ylim(0, 1.02)
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 0.9, 1], labels=["0", "25 %", "50 %", "75 %", "90 %", "100 %"])
+        return _svg(figure, name, f"Cumulative distribution of {title}: {', '.join(one.label for one, _, _ in curves)}")
+
+
+def _curve(run: Run, key: str) -> tuple[FloatArray, FloatArray]:
+    """Values (ms) and the share of requests up to each, at most :data:`_CURVE_POINTS` of them, from (first, 0) on."""
+    if key == "itl_ms":
+        if run.gaps is None or not run.gaps.count:
+            return np.empty(0), np.empty(0)
+        values, share = run.gaps.curve()
+        values = values / 1e6
+    else:
+        values = np.sort(latency_values(run, key))
+        share = np.arange(1, len(values) + 1) / max(1, len(values))
+    if not len(values):
+        return values, share
+    if len(values) > _CURVE_POINTS:
+        # evenly by rank and by value, so that neither the steep part nor the tail is lost
+        by_rank = np.linspace(0, len(values) - 1, _CURVE_POINTS // 2).astype(np.int64)
+        by_value = np.searchsorted(values, np.linspace(values[0], values[-1], _CURVE_POINTS // 2)).clip(
+            0, len(values) - 1
+        )
+        keep = np.unique(np.concatenate([by_rank, by_value]))
+        values, share = values[keep], share[keep]
+    return np.concatenate([values[:1], values]), np.concatenate([[0.0], share])
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """A run cut into equal pieces of time: ``edges_s[n + 1]``, and for each piece the mean rows of a decode step, the
+    share of padding (NaN where no step ran), and at each edge the requests waiting and running."""
+
+    edges_s: FloatArray
+    rows: FloatArray
+    padding: FloatArray
+    waiting: FloatArray
+    running: FloatArray
+
+
+def timeline(run: Run, pieces: int = _TIME_PIECES) -> Timeline | None:
+    """What happened when; ``None`` for a run without a step."""
+    if not len(run.steps) or not len(run.requests):
+        return None
+    start, end = column(run.steps, "start_ns"), column(run.steps, "end_ns")
+    origin = int(column(run.requests, "arrival_ns").min())
+    edges = np.linspace(origin, int(end.max()), pieces + 1)
+    sums = step_sums(run.steps)
+    here = sums.decode
+    steps = _spread(start[here], end[here], sums.repeat[here], edges)
+    rows = _spread(start[here], end[here], sums.rows[here], edges)
+    useful = np.where(sums.decode, sums.attention_useful, sums.linear_useful)
+    computed = np.where(sums.decode, sums.attention_computed, sums.linear_computed)
+    # each step's own share of padding, weighted by its time: prefill and decode slots are no common unit
+    share = np.where(computed > 0, 1 - useful / np.maximum(computed, 1), 0.0)
+    busy = _spread(start, end, end - start, edges)
+    wasted = _spread(start, end, share * (end - start), edges)
+    served = run.requests[run.requests["outcome"] != "rejected"]
+    arrived = _count_up_to(column(served, "arrival_ns"), edges)
+    left = _count_up_to(column(served, "finish_ns"), edges)
+    admitted_ns = column(served, "first_scheduled_ns")
+    admitted = _count_up_to(np.where(admitted_ns < 0, column(served, "finish_ns"), admitted_ns), edges)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return Timeline(
+            edges_s=(edges - origin) / 1e9,
+            rows=np.where(steps > 1e-9, rows / steps, np.nan),
+            padding=np.where(busy > 0, wasted / busy, np.nan),
+            waiting=arrived - admitted,
+            running=admitted - left,
+        )
+
+
+def _spread(
+    start: npt.NDArray[np.int64], end: npt.NDArray[np.int64], amount: npt.NDArray[Any], edges: FloatArray
+) -> FloatArray:
+    """How much of ``amount`` falls into each piece, if each step spends its own evenly from its start to its end."""
+    if not len(start):
+        return np.zeros(len(edges) - 1)
+    order = np.argsort(start, kind="stable")
+    total = np.concatenate([[0.0], np.cumsum(amount[order], dtype=np.float64)])
+    times = np.column_stack([start[order], end[order]]).ravel()
+    reached = np.column_stack([total[:-1], total[1:]]).ravel()
+    pieces: FloatArray = np.diff(np.interp(edges, np.maximum.accumulate(times), reached))
+    return pieces
+
+
+def _count_up_to(times: npt.NDArray[np.int64], edges: FloatArray) -> FloatArray:
+    return np.searchsorted(np.sort(times), edges, side="right").astype(np.float64)
+
+
+#: what is drawn over time, by name
+PANELS = {"requests": "Requests waiting and running", "rows": "Rows of a decode step", "padding": "Padding"}
+
+
+def timeline_chart(name: str, series: Sequence[Series], panels: Sequence[str] = tuple(PANELS)) -> str | None:
+    """Some of :data:`PANELS`, one below the other: a run, and its simulated twin as dashes. ``None`` without a step."""
+    drawn = [(one, line) for one in series if (line := timeline(one.run)) is not None]
+    if not drawn:
+        return None
+    panel_inches, gap_inches, foot_inches = (1.0, 0.3, 0.45) if len(panels) > 1 else (2.1, 0.3, 0.45)
+    height = foot_inches + len(panels) * (panel_inches + gap_inches)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.3, height))
+        for index, panel in enumerate(panels):
+            bottom = foot_inches + (len(panels) - 1 - index) * (panel_inches + gap_inches)
+            axes = figure.add_axes((0.115, bottom / height, 0.865, panel_inches / height))
+            for one, line in drawn:
+                _DRAW[panel](axes, one, line)
+            axes.set_title(PANELS[panel], loc="left", fontsize=8.5, color=INK, pad=4)
+            axes.set_xlim(0, max(float(line.edges_s[-1]) for _, line in drawn))
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_locator(MaxNLocator(4, integer=panel != "padding"))
+            if panel == "padding":
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+                axes.set_ylim(top=max(0.05, 1.1 * max(np.nanmax(line.padding, initial=0) for _, line in drawn)))
+            if index < len(panels) - 1:
+                axes.tick_params(labelbottom=False)
+            else:
+                axes.set_xlabel("seconds since the first arrival")
+        return _svg(figure, name, f"Over time: {', '.join(one.label for one, _ in drawn)}")
+
+
+def _draw_requests(axes: Axes, one: Series, line: Timeline) -> None:
+    """All requests as a line; below it those that run, in a darker shade than those that wait."""
+    total = line.waiting + line.running
+    axes.plot(line.edges_s, total, color=one.stroke, linestyle=one.dashes, linewidth=1.3)
+    if not one.dashed:
+        axes.fill_between(line.edges_s, line.running, color=one.stroke, alpha=0.28, linewidth=0)
+        axes.fill_between(line.edges_s, line.running, total, color=one.stroke, alpha=0.10, linewidth=0)
+
+
+def _draw_pieces(axes: Axes, one: Series, edges_s: FloatArray, values: FloatArray) -> None:
+    axes.stairs(values, edges_s, color=one.stroke, linestyle=one.dashes, linewidth=1.3, baseline=None)
+    if not one.dashed:
+        axes.stairs(np.nan_to_num(values), edges_s, color=one.stroke, alpha=0.16, fill=True)
+
+
+_DRAW: dict[str, Callable[[Axes, Series, Timeline], None]] = {
+    "requests": _draw_requests,
+    "rows": lambda axes, one, line: _draw_pieces(axes, one, line.edges_s, line.rows),
+    "padding": lambda axes, one, line: _draw_pieces(axes, one, line.edges_s, line.padding),
+}
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:g}"
+
+
+def _svg(figure: Figure, name: str, label: str) -> str:
+    """The figure as an ``<svg>`` element: no prolog, no metadata, ids that no other chart of the page has."""
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": name}):
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'\b(id=")', rf"\g<1>{name}-", text)
+    text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
+    text = re.sub(r"(font-family|font-weight|font-style): [^;\"]*;? ?", "", text)
+    text = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", text)
+    for placeholder, colour in _PLACEHOLDERS.items():
+        text = text.replace(placeholder, colour)
+    opening = re.compile(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', re.DOTALL)
+    escaped = label.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+    return opening.sub(lambda match: f'{head}viewBox="{match[1]}" role="img" aria-label="{escaped}">', text, count=1)

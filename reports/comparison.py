@@ -1,0 +1,89 @@
+"""Two runs beside each other, figure by figure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reports.figures import FIGURES, Figure, figure_at, interval_at, latency_paths
+from reports.run import Run, look_up
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A figure of run A and run B; ``None`` where a run does not have it."""
+
+    figure: Figure
+    a: float | None
+    b: float | None
+    a_interval: Interval | None
+    b_interval: Interval | None
+
+    @property
+    def difference(self) -> float | None:
+        """B - A."""
+        return None if self.a is None or self.b is None else self.b - self.a
+
+    @property
+    def ratio(self) -> float | None:
+        """B / A."""
+        return None if self.a is None or self.b is None or not self.a else self.b / self.a
+
+    @property
+    def distinct(self) -> bool | None:
+        """Whether the 95 % intervals do not overlap; ``None`` where a run has no interval."""
+        if self.a_interval is None or self.b_interval is None:
+            return None
+        return self.a_interval[1] < self.b_interval[0] or self.b_interval[1] < self.a_interval[0]
+
+    @property
+    def verdict(self) -> str:
+        """``better`` or ``worse`` (B than A), ``equal``, ``differs`` (no direction is better); empty if not known."""
+        if self.difference is None:
+            return ""
+        if not self.difference:
+            return "equal"
+        if self.figure.better is None:
+            return "differs"
+        return "better" if (self.difference < 0) == (self.figure.better == "lower") else "worse"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Run A, run B, and all figures that either has."""
+
+    a: Run
+    b: Run
+    rows: tuple[Compared, ...]
+
+
+def compare(a: Run, b: Run) -> Comparison:
+    """Every figure of two runs. One run of each says nothing of the spread between runs: the intervals are those of
+    the requests within a run."""
+    figures = [*(figure_at(path) for path in latency_paths()), *FIGURES]
+    rows = (
+        Compared(
+            figure,
+            look_up(a.summary, figure.path),
+            look_up(b.summary, figure.path),
+            interval_at(a.summary, figure.path),
+            interval_at(b.summary, figure.path),
+        )
+        for figure in figures
+    )
+    return Comparison(a, b, tuple(row for row in rows if row.a is not None or row.b is not None))
+
+
+def labels(runs: list[Run]) -> list[str]:
+    """A label for each run, no two the same: the world is added where labels repeat, then the run's name, then a
+    number."""
+    texts = [run.label for run in runs]
+    for addition in (lambda run, _: run.world, lambda run, _: run.name, lambda _, index: str(index + 1)):
+        if len(set(texts)) == len(texts):
+            break
+        texts = [
+            f"{text} ({addition(run, index)})" if texts.count(text) > 1 else text
+            for index, (text, run) in enumerate(zip(texts, runs, strict=True))
+        ]
+    return texts

@@ -1,0 +1,618 @@
+"""``report.html``: one self-contained page for one run or for many, for a browser without network or script."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from reports.agreement import Agreement, summary_line
+from reports.charts import PANELS, SERIES_COLOURS, Series, cdf_chart, timeline_chart
+from reports.comparison import Compared, Comparison, labels
+from reports.figures import (
+    FIGURES,
+    LATENCIES,
+    STATISTICS,
+    Figure,
+    LatencyFigure,
+    figure_at,
+    interval_at,
+    number,
+    quantity,
+    why_missing,
+)
+from reports.run import Run, look_up
+from reports.summary import verdict
+
+#: errors of a prediction up to which it is called good, and up to which it is not called bad
+GOOD_ERROR, FAIR_ERROR = 0.05, 0.15
+#: latencies that get a chart, in this order
+_CHARTED = ("ttft_ms", "e2e_ms", "tpot_ms")
+#: figures that a bar shows better than a number alone
+_BARRED = ("padding_waste.prefill", "padding_waste.decode", "padding_waste.time")
+
+
+def write_report(
+    path: str | Path,
+    runs: Sequence[Run],
+    agreements: Sequence[Agreement] = (),
+    title: str | None = None,
+    command: str | None = None,
+    comparison: Comparison | None = None,
+) -> None:
+    """Write the report of one or more runs; ``OSError`` is the caller's.
+
+    ``agreements`` pair real runs with their simulations, which are added to ``runs`` where they are not among them.
+    ``command`` is what made all of it (default: the first run's); ``comparison`` adds the table of run A and run B.
+    """
+    Path(path).write_text(render_report(runs, agreements, title, command, comparison), encoding="utf-8")
+
+
+def render_report(
+    runs: Sequence[Run],
+    agreements: Sequence[Agreement] = (),
+    title: str | None = None,
+    command: str | None = None,
+    comparison: Comparison | None = None,
+) -> str:
+    """The page of :func:`write_report` as text, the same for the same arguments; ``ValueError`` without a run."""
+    series = _series(runs, agreements)
+    if not series:
+        raise ValueError("a report needs at least one run")
+    title = title or (series[0].label if len(series) == 1 else f"{len(series)} runs compared")
+    sections = [
+        _header(title, series),
+        _verdict(series, agreements),
+        _tiles(series, agreements),
+        _compared_policies(series) if len(series) > 1 and comparison is None else "",
+        _two_runs(comparison) if comparison is not None else "",
+        _latency_charts(series),
+        _over_time(series),
+        _agreements(agreements, series),
+        _all_figures(series),
+        _reproduce(series, command),
+        _footer(),
+    ]
+    folder = files("reports")
+    page = Template(folder.joinpath("template.html").read_text(encoding="utf-8"))
+    style = folder.joinpath("report.css").read_text(encoding="utf-8")
+    body = "<main>\n" + "\n".join(filter(None, sections)) + "\n</main>"
+    return page.substitute(title=escape(title), style=style, body=body)
+
+
+def _series(runs: Sequence[Run], agreements: Sequence[Agreement]) -> list[Series]:
+    """Every run once, a simulated twin right after the run that it stands for and in the same colour."""
+    twin_of = {id(agreement.measured): agreement.simulated for agreement in agreements}
+    twins = {id(agreement.simulated) for agreement in agreements}
+    leading = [run for run in runs if id(run) not in twins]
+    leading += [a.measured for a in agreements if all(a.measured is not run for run in leading)]
+    ordered: list[tuple[Run, int, bool]] = []
+    for colour, run in enumerate(leading):
+        ordered.append((run, colour, False))
+        if id(run) in twin_of:
+            ordered.append((twin_of[id(run)], colour, True))
+    names = labels([run for run, _, _ in ordered])
+    return [Series(run, name, colour, twin) for (run, colour, twin), name in zip(ordered, names, strict=True)]
+
+
+# -- small pieces
+
+
+def _class_of(one: Series) -> str:
+    return f"series-{one.colour % SERIES_COLOURS + 1}"
+
+
+def _dot(one: Series) -> str:
+    return f'<span class="dot {_class_of(one)}"></span>'
+
+
+def _chip(text: str, kind: str) -> str:
+    return f'<span class="chip {kind}">{escape(text)}</span>'
+
+
+def _yes_no(value: bool | None, yes: str, no: str, unknown: str) -> str:
+    if value is None:
+        return _chip(unknown, "plain")
+    return _chip(yes, "good") if value else _chip(no, "bad")
+
+
+def _bar(share: float | None, one: Series) -> str:
+    width = 0 if share is None else 100 * min(1.0, max(0.0, share))
+    return f'<span class="bar"><i class="{_class_of(one)}" style="width:{width:.1f}%"></i></span>'
+
+
+def _section(heading: str, lead: str, content: str) -> str:
+    return f'<section>\n<h2>{escape(heading)}</h2>\n<p class="lead">{escape(lead)}</p>\n{content}\n</section>'
+
+
+def _table(head: Sequence[tuple[str, str]], rows: Sequence[str]) -> str:
+    """A table in a card that scrolls sideways where it must; ``head``: text and class of each column."""
+    cells = "".join(f'<th scope="col" class="{kind}">{escape(text)}</th>' for text, kind in head)
+    body = "\n".join(rows)
+    return (
+        f'<div class="card scroll"><table>\n<thead><tr>{cells}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+    )
+
+
+def _row(name: str, cells: Sequence[str], kind: str = "") -> str:
+    """``name`` and ``cells`` are markup."""
+    return f'<tr class="{kind}"><th scope="row" class="first">{name}</th>{"".join(cells)}</tr>'
+
+
+def _number_cell(text: str, detail: str = "", kind: str = "") -> str:
+    below = f'<span class="interval">{escape(detail)}</span>' if detail else ""
+    return f'<td class="number {kind}">{escape(text)}{below}</td>'
+
+
+def _legend(series: Sequence[Series]) -> str:
+    def item(one: Series) -> str:
+        style = "dashed" if one.dashed else "dotted" if one.colour >= SERIES_COLOURS else ""
+        return f'<li><span class="key {style} {_class_of(one)}"></span>{escape(one.label)}</li>'
+
+    return f'<ul class="legend">{"".join(map(item, series))}</ul>' if len(series) > 1 else ""
+
+
+def _tail(series: Sequence[Series], key: str) -> str:
+    """The highest percentile of a latency that every run has enough requests for, or else its maximum."""
+    for statistic in ("p99", "p95", "p90"):
+        if all(look_up(one.run.summary, f"{key}.{statistic}") is not None for one in series):
+            return statistic
+    return "max"
+
+
+# -- what is said first
+
+
+def _header(title: str, series: Sequence[Series]) -> str:
+    first = series[0].run.manifest
+    worlds = {one.run.world for one in series}
+    world = "real and simulated time" if len(worlds) == 2 else f"{worlds.pop()} time"
+    facts = [str(first.get(name) or "") for name in ("workload", "model")]
+    facts += [_hardware_name(first.get("hardware")), world, str(first.get("started_at") or "")]
+    context = " · ".join(escape(fact) for fact in facts if fact)
+    return (
+        f'<header><span class="mark">Lockstep</span><h1>{escape(title)}</h1>\n<p class="context">{context}</p></header>'
+    )
+
+
+def _hardware_name(hardware: Any) -> str:
+    if isinstance(hardware, Mapping):
+        return str(hardware.get("device") or hardware.get("gpu") or hardware.get("cpu") or "")
+    return str(hardware or "")
+
+
+def _paragraph(word: str, text: str) -> str:
+    return f'<p><span class="word">{escape(word)}</span> {escape(text)}</p>'
+
+
+def _verdict(series: Sequence[Series], agreements: Sequence[Agreement]) -> str:
+    """The run's own verdict; of several runs: agreement first, then every run that is not simply fine."""
+    boxes: dict[str, list[str]] = {"bad": [], "note": [], "good": []}
+    if agreements:
+        kind = "good" if all(a.same_plans and a.counters_equal for a in agreements) else "note"
+        boxes[kind].append(_paragraph("Simulation.", _agreement_verdict(agreements)))
+    by_text: dict[str, list[str]] = {}
+    for one in series:
+        by_text.setdefault(verdict(one.run.summary), []).append(one.label)
+    for text, names in by_text.items():
+        summary = next(one.run.summary for one in series if one.label == names[0])
+        kind, word = _verdict_kind(summary)
+        who = "" if len(names) == len(series) else f"{', '.join(names)}: "
+        boxes[kind].append(_paragraph(word, who + text))
+    parts = [f'<div class="verdict {kind}">{"".join(texts)}</div>' for kind, texts in boxes.items() if texts]
+    return "\n".join(parts)
+
+
+def _verdict_kind(summary: Mapping[str, Any]) -> tuple[str, str]:
+    if summary["partial"]:
+        return "note", "Partial run."
+    if not summary["requests"]["finished"]:
+        return "bad", "Nothing served."
+    saturated = look_up(summary, "load.saturated")
+    if saturated:
+        return "bad", "Saturated."
+    return ("note", "Service.") if saturated is None else ("good", "Stable.")
+
+
+def _agreement_verdict(agreements: Sequence[Agreement]) -> str:
+    if len(agreements) == 1:
+        return f"Against the real run: {summary_line(agreements[0])}."
+    plans = sum(agreement.same_plans for agreement in agreements)
+    counters = sum(agreement.counters_equal for agreement in agreements)
+    text = (
+        f"The simulator made the same plans as the engine in {plans} of {len(agreements)} runs, "
+        f"with every counter equal in {counters}."
+    )
+    worst = [(a, a.worst) for a in agreements if a.worst is not None and a.worst.error is not None]
+    if not worst:
+        return text
+    agreement, prediction = max(worst, key=lambda pair: abs(pair[1].error or 0.0) if pair[1] else 0.0)
+    means = [a.mean_error for a in agreements if a.mean_error is not None]
+    if prediction is None or prediction.error is None:
+        return text
+    return (
+        f"{text} Predicted times are off by {100 * sum(means) / len(means):.1f} % on average, at most by "
+        f"{100 * prediction.error:+.1f} % ({figure_at(prediction.path).title} of {agreement.measured.label})."
+    )
+
+
+@dataclass(frozen=True)
+class _Tile:
+    name: str
+    value: str
+    detail: str
+
+    def markup(self) -> str:
+        amount, _, unit = self.value.partition(" ")
+        return (
+            f'<div class="tile"><div class="name">{escape(self.name)}</div>'
+            f'<div class="value">{escape(amount)} <small>{escape(unit)}</small></div>'
+            f'<div class="detail">{escape(self.detail)}</div></div>'
+        )
+
+
+def _tiles(series: Sequence[Series], agreements: Sequence[Agreement]) -> str:
+    tiles = _tiles_of_one(series[0]) if len(series) == 1 else _tiles_of_many(series, agreements)
+    return f'<div class="tiles">{"".join(tile.markup() for tile in tiles)}</div>'
+
+
+def _tiles_of_one(one: Series) -> list[_Tile]:
+    summary = one.run.summary
+
+    def value(path: str) -> str:
+        return quantity(look_up(summary, path), figure_at(path).unit)
+
+    def latency(key: str, title: str) -> _Tile:
+        tail = _tail([one], key)
+        name = tail.upper() if tail != "max" else "max"
+        return _Tile(f"{title} P50", value(f"{key}.p50"), f"{name} {value(f'{key}.{tail}')}")
+
+    tiles = [
+        _Tile("Output throughput", value("output_tokens_per_s"), f"{value('requests_per_s')} requests"),
+        latency("ttft_ms", "TTFT"),
+        latency("tpot_ms", "TPOT"),
+        latency("e2e_ms", "E2E"),
+        _Tile("Decode waste", value("padding_waste.decode"), f"prefill {value('padding_waste.prefill')}"),
+        _Tile("Decode batch", value("mean_decode_batch"), f"{value('batch_occupancy')} of rows computed"),
+    ]
+    if look_up(summary, "slo_attainment.share") is not None:
+        tiles.append(_Tile("Goodput", value("goodput_per_s"), f"{value('slo_attainment.share')} meet all objectives"))
+    return tiles
+
+
+def _tiles_of_many(series: Sequence[Series], agreements: Sequence[Agreement]) -> list[_Tile]:
+    judged = _judged(series)
+    tiles = []
+    for path in ("output_tokens_per_s", "ttft_ms.p50", f"e2e_ms.{_tail(judged, 'e2e_ms')}", "padding_waste.decode"):
+        figure = figure_at(path)
+        best = _best(judged, figure)
+        if best is not None:
+            word = "Highest" if figure.better == "higher" else "Lowest"
+            title = figure.title if figure.title.split()[0].isupper() else figure.title.lower()
+            tiles.append(
+                _Tile(f"{word} {title}", quantity(look_up(best.run.summary, path), figure.unit), best.run.label)
+            )
+    if agreements:
+        same = sum(agreement.same_plans for agreement in agreements)
+        tiles.append(_Tile("Plans the same", f"{same} of {len(agreements)}", "real beside simulated"))
+        errors = [a.mean_error for a in agreements if a.mean_error is not None]
+        if errors:
+            mean = sum(errors) / len(errors)
+            tiles.append(_Tile("Simulation error", quantity(mean, "share"), "mean size, over all times and rates"))
+    return tiles
+
+
+def _judged(series: Sequence[Series]) -> list[Series]:
+    """Who may be best: the real runs, or all where none is real. Simulated and measured times are not mixed."""
+    return [one for one in series if not one.run.simulated] or list(series)
+
+
+def _best(series: Sequence[Series], figure: Figure) -> Series | None:
+    """The run that is best in a figure; ``None`` where no single one is."""
+    known = [(one, look_up(one.run.summary, figure.path)) for one in series]
+    values = [value for _, value in known if value is not None]
+    if figure.better is None or len(values) < 2:
+        return None
+    best = max(values) if figure.better == "higher" else min(values)
+    return next(one for one, value in known if value == best) if values.count(best) == 1 else None
+
+
+# -- sections
+
+
+def _compared_policies(series: Sequence[Series]) -> str:
+    tails = {key: _tail(series, key) for key in ("ttft_ms", "e2e_ms")}
+    paths = (
+        "output_tokens_per_s",
+        "ttft_ms.p50",
+        f"ttft_ms.{tails['ttft_ms']}",
+        "tpot_ms.p50",
+        "e2e_ms.p50",
+        f"e2e_ms.{tails['e2e_ms']}",
+        "mean_decode_batch",
+        *_BARRED,
+        "preemptions",
+        "starvation.longest_gap_s",
+    )
+    shown = [figure_at(p) for p in paths if any(look_up(one.run.summary, p) is not None for one in series)]
+    best = {figure.path: _best(_judged(series), figure) for figure in shown}
+
+    def cell(one: Series, figure: Figure) -> str:
+        value = look_up(one.run.summary, figure.path)
+        mark = "best" if best[figure.path] is one else ""
+        bar = _bar(value, one) if figure.path in _BARRED and value is not None else ""
+        why = escape(why_missing(one.run.summary, figure.path)) if value is None else ""
+        return f'<td class="number {mark}" title="{why}">{bar}{escape(quantity(value, figure.unit))}</td>'
+
+    rows = [
+        _row(_dot(one) + escape(one.label), [cell(one, figure) for figure in shown], "twin" if one.dashed else "")
+        for one in series
+    ]
+    head = [("Run", "first"), *((figure.title, "number") for figure in shown)]
+    lead = "One workload, one scheduler. A star marks the best" + (
+        " of the real runs; below each is its simulated twin." if any(one.dashed for one in series) else "."
+    )
+    return _section("Policies compared", lead, _table(head, rows))
+
+
+def _two_runs(comparison: Comparison) -> str:
+    a, b = labels([comparison.a, comparison.b])
+
+    def cells(row: Compared) -> list[str]:
+        def value(amount: float | None, interval: tuple[float, float] | None) -> str:
+            return _number_cell(quantity(amount, row.figure.unit), _interval_text(interval, row.figure))
+
+        difference = "–" if row.difference is None else _signed(row.difference, row.figure)
+        ratio = "–" if row.ratio is None else f"× {row.ratio:.3f}"
+        kind = {"better": "good", "worse": "bad"}.get(row.verdict, "plain")
+        apart = {True: "intervals apart", False: "intervals overlap", None: ""}[row.distinct]
+        chip = _chip(row.verdict, kind if row.distinct is not False else "plain") if row.verdict else ""
+        return [
+            value(row.a, row.a_interval),
+            value(row.b, row.b_interval),
+            _number_cell(difference),
+            _number_cell(ratio),
+            f'<td>{chip} <span class="formula">{apart}</span></td>',
+            f'<td class="formula">{escape(row.figure.formula)}</td>',
+        ]
+
+    rows = [_row(escape(row.figure.title), cells(row)) for row in comparison.rows]
+    head = [("Figure", "first"), (f"A: {a}", "number"), (f"B: {b}", "number"), ("B − A", "number")]
+    head += [("B / A", "number"), ("B is", ""), ("Definition", "")]
+    lead = (
+        "A is the first run, B the second. Intervals (95 %) are those of the requests within each run: where they "
+        "overlap, the difference may be chance, and where they are apart, another run may still differ."
+    )
+    return _section("Run A and run B", lead, _table(head, rows))
+
+
+def _signed(value: float, figure: Figure) -> str:
+    text = quantity(abs(value), figure.unit)
+    return text if not value else f"{'+' if value > 0 else '−'}{text}"
+
+
+def _latency_charts(series: Sequence[Series]) -> str:
+    by_key = {latency.key: latency for latency in LATENCIES}
+    cards = []
+    for key in _CHARTED:
+        latency = by_key[key]
+        chart = cdf_chart(f"cdf-{key.removesuffix('_ms')}", latency.title, key, series)
+        reasons = {why_missing(one.run.summary, key) for one in series}
+        absent = f'<p class="absent">{escape("; ".join(sorted(reasons)))}</p>'
+        cards.append(_chart_card(latency.title, latency.formula, chart or absent))
+    lead = "Share of the finished requests (vertical) whose latency is at most that (horizontal)."
+    return _section("Latency", lead, _legend(series) + f'<div class="charts">{"".join(cards)}</div>')
+
+
+def _chart_card(title: str, formula: str, chart: str) -> str:
+    below = f'<p class="formula">{escape(formula)}</p>' if formula else ""
+    return f'<div class="card"><h3>{escape(title)}</h3>{below}{chart}</div>'
+
+
+def _over_time(series: Sequence[Series]) -> str:
+    """One run: a chart a panel. Several: a card a run, with its twin as dashes."""
+    if len(series) == 1:
+        charts = [timeline_chart(f"time-{panel}", series, [panel]) for panel in PANELS]
+        cards = [f'<div class="card">{chart}</div>' for chart in charts if chart]
+    else:
+        cards = []
+        for one in series:
+            group = [other for other in series if other.colour == one.colour]
+            chart = None if one.dashed else timeline_chart(f"time-{one.colour}", group)
+            if chart:
+                legend = _legend(group) or f"<h3>{_dot(one)}{escape(one.label)}</h3>"
+                cards.append(f'<div class="card">{legend}{chart}</div>')
+    lead = (
+        "Requests in the system: those that run dark, those that wait light. Rows: mean over the decode steps. "
+        "Padding: share of a step's slots that are padding (prefill: linear, decode: attention), weighted by time."
+    )
+    content = f'<div class="charts">{"".join(cards)}</div>' if cards else '<p class="absent">no step was run</p>'
+    return _section("Batch and padding over time", lead, content)
+
+
+def _error_cell(error: float | None, detail: str) -> str:
+    if error is None:
+        return _number_cell("–", detail, "missing")
+    size = abs(error)
+    kind = "good" if size <= GOOD_ERROR else "note" if size <= FAIR_ERROR else "bad"
+    chip = _chip(f"{100 * error:+.1f} %", kind)
+    return f'<td class="number">{chip}<span class="interval">{escape(detail)}</span></td>'
+
+
+def _agreements(agreements: Sequence[Agreement], series: Sequence[Series]) -> str:
+    if not agreements:
+        return ""
+    one_of = {id(one.run): one for one in series}
+    pairs = [one_of[id(agreement.measured)] for agreement in agreements]
+    head = [("", "first"), *((one.run.label, "number") for one in pairs)]
+    lead = (
+        "Both worlds drive the same scheduler. Counters and plans must be equal; times are predicted, with error = "
+        "(simulated − measured) / measured. Below each error: measured → simulated."
+    )
+    rows = [
+        _row("Plans", [_chips(_yes_no(a.same_plans, "same", "differ", "")) for a in agreements]),
+        _row("Replay", [_chips(_yes_no(a.replayed, "same plans", "differs", "not replayed")) for a in agreements]),
+        _row("Mean error", [_number_cell(quantity(a.mean_error, "share")) for a in agreements]),
+        *_prediction_rows(agreements),
+        f'<tr class="group"><th class="first" colspan="{len(agreements) + 1}">Counters</th></tr>',
+        *_counter_rows(agreements),
+    ]
+    return _section("Real and simulated", lead, _table(head, rows))
+
+
+def _chips(markup: str) -> str:
+    return f'<td class="number">{markup}</td>'
+
+
+def _prediction_rows(agreements: Sequence[Agreement]) -> list[str]:
+    rows = []
+    for path in _paths_of([[p.path for p in a.predictions] for a in agreements]):
+        figure = figure_at(path)
+        cells = []
+        for agreement in agreements:
+            found = agreement.prediction(path)
+            if found is None:
+                cells.append(_number_cell("–", kind="missing"))
+                continue
+            detail = f"{quantity(found.measured, figure.unit)} → {quantity(found.simulated, figure.unit)}"
+            cells.append(_error_cell(found.error, detail))
+        rows.append(_row(escape(figure.title), cells))
+    return rows
+
+
+def _counter_rows(agreements: Sequence[Agreement]) -> list[str]:
+    rows = []
+    for path in _paths_of([[c.path for c in a.counters] for a in agreements]):
+        figure = figure_at(path)
+        cells = []
+        for agreement in agreements:
+            check = next((check for check in agreement.counters if check.path == path), None)
+            if check is None:
+                cells.append(_number_cell("–", kind="missing"))
+            elif check.equal:
+                cells.append(_chips(f"{escape(quantity(check.measured, figure.unit))} {_chip('equal', 'good')}"))
+            else:
+                both = f"{quantity(check.measured, figure.unit)} → {quantity(check.simulated, figure.unit)}"
+                cells.append(_chips(f"{escape(both)} {_chip('differs', 'bad')}"))
+        rows.append(_row(escape(figure.title), cells))
+    return rows
+
+
+def _paths_of(lists: Sequence[Sequence[str]]) -> list[str]:
+    """All paths, each once, in the order of their first appearance."""
+    return list(dict.fromkeys(path for paths in lists for path in paths))
+
+
+def _interval_text(interval: tuple[float, float] | None, figure: Figure) -> str:
+    if interval is None:
+        return ""
+    scale = 100 if figure.unit == "share" else 1
+    return f"{number(scale * interval[0])} – {number(scale * interval[1])}"
+
+
+def _all_figures(series: Sequence[Series]) -> str:
+    head = [("Figure", "first"), *((one.label, "number") for one in series), ("Definition", "")]
+    rows: list[str] = []
+    for latency in LATENCIES:
+        rows += _latency_rows(latency, series)
+    rows.append(
+        f'<tr class="group"><th class="first" colspan="{len(series) + 2}">Throughput, batch and memory</th></tr>'
+    )
+    for figure in FIGURES:
+        cells = [_figure_cell(one, figure) for one in series]
+        rows.append(_row(escape(figure.title), [*cells, f'<td class="formula">{escape(figure.formula)}</td>']))
+    lead = (
+        "Percentiles are nearest ranks, with the 95 % interval of their order statistics below. "
+        "What could not be computed says so; 0 means zero."
+    )
+    return _section("All figures", lead, _table(head, rows) + _reasons(series))
+
+
+def _latency_rows(latency: LatencyFigure, series: Sequence[Series]) -> list[str]:
+    counts = ", ".join(dict.fromkeys(f"n = {number(look_up(one.run.summary, f'{latency.key}.n'))}" for one in series))
+    rows = []
+    for index, statistic in enumerate(STATISTICS):
+        figure = figure_at(f"{latency.key}.{statistic}")
+        formula = [latency.formula, counts][index] if index < 2 else ""
+        cells = [_figure_cell(one, figure) for one in series]
+        rows.append(_row(escape(figure.title), [*cells, f'<td class="formula">{escape(formula)}</td>']))
+    return rows
+
+
+def _figure_cell(one: Series, figure: Figure) -> str:
+    summary = one.run.summary
+    value = look_up(summary, figure.path)
+    if value is not None:
+        return _number_cell(quantity(value, figure.unit), _interval_text(interval_at(summary, figure.path), figure))
+    why = why_missing(summary, figure.path)
+    text = "n too small" if why.startswith("n too small") else "not available"
+    return f'<td class="number missing" title="{escape(why)}">{text}</td>'
+
+
+def _reasons(series: Sequence[Series]) -> str:
+    """Why figures are missing: each reason with the figures and runs that it is about."""
+    found: dict[str, dict[str, None]] = {}
+    for one in series:
+        paths = [*(f"{latency.key}.p99" for latency in LATENCIES), *(figure.path for figure in FIGURES)]
+        for path in paths:
+            if look_up(one.run.summary, path) is None:
+                title = figure_at(path).title.removesuffix(" P99")
+                found.setdefault(why_missing(one.run.summary, path), {})[title] = None
+    if not found:
+        return ""
+    facts = "".join(f"<dt>{escape(', '.join(titles))}</dt><dd>{escape(why)}</dd>" for why, titles in found.items())
+    facts = f'<dl class="facts">{facts}</dl>'
+    return f'<div class="card"><details><summary>Why figures are missing</summary>{facts}</details></div>'
+
+
+# -- how it was made
+
+
+def _reproduce(series: Sequence[Series], command: str | None) -> str:
+    manifests = [one.run.manifest for one in series]
+    command = command or str(manifests[0].get("command") or "")
+    parts = []
+    if command:
+        parts.append(f"<pre>{escape(command)}</pre>")
+    shared = _facts(manifests[0], ("git_commit", "seed", "hardware", "versions", "sha256"))
+    if shared:
+        parts.append(f'<div class="card" style="margin-top:14px">{_fact_list(shared)}</div>')
+    for one in series:
+        facts = [("folder", str(one.run.folder or "")), ("plan digest", str(one.run.summary.get("plan_digest")))]
+        facts += _facts(one.run.manifest, tuple(key for key in one.run.manifest if key not in ("name", "label")))
+        summary = f"<summary>{_dot(one)}Everything in the manifest of {escape(one.label)}</summary>"
+        parts.append(f'<div class="card"><details>{summary}{_fact_list(facts)}</details></div>')
+    lead = "The same command on the same commit gives the same plans; simulated times to the nanosecond."
+    return _section("How to reproduce", lead, "\n".join(parts))
+
+
+def _facts(manifest: Mapping[str, Any], keys: Sequence[str]) -> list[tuple[str, str]]:
+    """Keys and values to show, nested ones with their path."""
+    facts: list[tuple[str, str]] = []
+    for key in keys:
+        value = manifest.get(key)
+        if isinstance(value, Mapping):
+            inner = _facts(value, tuple(value))
+            facts += [(f"{key.replace('_', ' ')}: {name}", text) for name, text in inner]
+        elif value not in (None, "", [], ()):
+            facts.append((key.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return facts
+
+
+def _fact_list(facts: Sequence[tuple[str, str]]) -> str:
+    rows = "".join(f"<dt>{escape(name)}</dt><dd><code>{escape(value)}</code></dd>" for name, value in facts if value)
+    return f'<dl class="facts">{rows}</dl>'
+
+
+def _footer() -> str:
+    text = (
+        "Latencies are those of finished requests. Intervals take requests as independent; requests that shared a "
+        "queue are not quite, so they are the least that must be allowed for. A load is called more than the hardware "
+        "can carry when waiting + running requests grow over the second half of the arrivals by more than a random "
+        "walk without drift would (95 %), and by at least 1 % of the arrivals."
+    )
+    return f"<footer>{escape(text)}</footer>"

@@ -1,0 +1,291 @@
+"""The run folder: written row by row while a run goes, and read back, whole or cut short by a kill.
+
+Another writer may open files of its own in the folder (``replay.jsonl`` is the journal's).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+import numpy as np
+import numpy.typing as npt
+
+from reports.histogram import Histogram
+from reports.html import write_report
+from reports.rows import (
+    REQUEST_COLUMNS,
+    REQUESTS_FILE,
+    STEP_COLUMNS,
+    STEPS_FILE,
+    RunFolderError,
+    digest_text,
+    read_requests,
+    read_steps,
+)
+from reports.run import Run
+from reports.slo import Slo
+from reports.summary import SCHEMA_VERSION, WallClock, summarise
+from reports.waste import counters_from_rows, digest_from_rows
+from scheduler.counters import RunCounters
+from scheduler.plan import StepOutcome, StepPlan
+from scheduler.sequence import UNSET, Sequence
+from simulator.costs import CostModel
+
+MANIFEST_FILE = "manifest.json"
+SUMMARY_FILE = "summary.json"
+GAPS_FILE = "gaps.json"
+REPORT_FILE = "report.html"
+
+#: rows wait in memory for at most this long while others follow; a real run's steps take longer, so each is written
+FLUSH_S = 0.02
+#: the histogram of gaps, a file of its own, is written again this often
+GAPS_S = 1.0
+_BUFFER_BYTES = 1 << 20
+
+
+class RunWriter:
+    """Writes a run folder as things happen; a :class:`~scheduler.observer.Observer`.
+
+    ``manifest`` is written first. ``clock`` gives seconds that never go back; it decides only when rows are flushed.
+    End with :meth:`close`, or with :meth:`abandon` to leave what is there for :func:`load_run`; as a context manager it
+    abandons what was not closed. Raises :class:`RunFolderError` if the folder exists and is not empty, or cannot be
+    written, now or later; what was written before stays readable.
+    """
+
+    def __init__(
+        self, folder: str | Path, manifest: Mapping[str, Any], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.folder = Path(folder)
+        self.manifest = dict(manifest)
+        self._clock = clock
+        self._flushed_s = self._gaps_written_s = clock()
+        self._gaps = Histogram()
+        self._gaps_changed = False
+        with _writing(self.folder), ExitStack() as files:
+            _make_empty(self.folder)
+            _write_atomically(self.folder / MANIFEST_FILE, _json(self.manifest))
+            self._requests = files.enter_context(_open_table(self.folder / REQUESTS_FILE))
+            self._steps = files.enter_context(_open_table(self.folder / STEPS_FILE))
+            self._write_request = csv.writer(self._requests, lineterminator="\n").writerow
+            self._write_step = csv.writer(self._steps, lineterminator="\n").writerow
+            self._write_request(REQUEST_COLUMNS)
+            self._write_step(STEP_COLUMNS)
+            self.flush()
+            self._files = files.pop_all()
+
+    # -- what the scheduler tells
+
+    def stepped(self, plan: StepPlan, steps: int, outcome: StepOutcome) -> None:
+        """Write the row of a plan of which ``steps`` steps were run."""
+        with _writing(self.folder):
+            self._write_step(
+                (
+                    plan.index,
+                    plan.now_ns,
+                    int(outcome.ends_ns[-1]),
+                    steps,
+                    *plan.features,
+                    outcome.device_ns,
+                    outcome.host_ns,
+                    digest_text(plan.digest_entry, steps),
+                )
+            )
+            self._flush_if_due()
+
+    def gaps(self, gap_ns: npt.NDArray[np.int64], weight: int) -> None:
+        """Count gaps between output tokens."""
+        self._gaps.add(gap_ns, weight)
+        self._gaps_changed = True
+
+    def ended(self, sequence: Sequence) -> None:
+        """Write the row of a request that finished, was rejected or was aborted."""
+        with _writing(self.folder):
+            self._write_request(
+                (
+                    sequence.id,
+                    sequence.number,
+                    sequence.request.tenant,
+                    sequence.arrival_ns,
+                    _if_set(sequence.first_scheduled_ns),
+                    _if_set(sequence.first_token_ns),
+                    _if_set(sequence.finish_ns),
+                    sequence.prompt_tokens,
+                    sequence.request.max_tokens,
+                    sequence.output_tokens,
+                    sequence.preemptions,
+                    sequence.recomputed_tokens,
+                    sequence.state,
+                    sequence.reason,
+                )
+            )
+            self._flush_if_due()
+
+    # -- how rows get to the disk
+
+    def _flush_if_due(self) -> None:
+        now = self._clock()
+        if now - self._flushed_s >= FLUSH_S:
+            self.flush()
+            self._flushed_s = now
+        if self._gaps_changed and now - self._gaps_written_s >= GAPS_S:
+            self._save_gaps()
+            self._gaps_written_s = now
+
+    def flush(self) -> None:
+        """Hand all rows to the operating system."""
+        with _writing(self.folder):
+            self._requests.flush()
+            self._steps.flush()
+
+    def _save_gaps(self) -> None:
+        _write_atomically(self.folder / GAPS_FILE, _json(self._gaps.as_dict(), indent=None))
+        self._gaps_changed = False
+
+    # -- how it ends
+
+    def close(
+        self,
+        counters: RunCounters,
+        plan_digest: str,
+        *,
+        slo: Slo | None = None,
+        costs: CostModel | None = None,
+        wall: WallClock | None = None,
+        report: bool = True,
+    ) -> Run:
+        """Write ``summary.json`` and, if ``report``, ``report.html``; return the run as :func:`load_run` would.
+
+        ``costs`` gives padding waste in time, ``slo`` goodput; see :func:`~reports.summary.summarise`.
+        """
+        with _writing(self.folder):
+            self._save_gaps()
+            self._files.close()
+            requests, steps = read_requests(self.folder), read_steps(self.folder)
+            summary = summarise(requests, steps, self._gaps, counters, plan_digest, slo=slo, costs=costs, wall=wall)
+            _write_atomically(self.folder / SUMMARY_FILE, _json(summary))
+            run = Run(self.folder, self.manifest, summary, requests, steps, self._gaps, partial=False)
+            if report:
+                write_report(self.folder / REPORT_FILE, [run])
+        return run
+
+    def abandon(self) -> None:
+        """Flush what there is and close the files, without a summary. Does nothing after :meth:`close`."""
+        with suppress(OSError):
+            if self._gaps_changed:
+                self._save_gaps()
+        with suppress(OSError):
+            self._files.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abandon()
+
+
+def load_run(folder: str | Path, costs: CostModel | None = None) -> Run:
+    """Read a run folder. One that was never closed gives a ``partial`` run, with the figures that its rows allow.
+
+    ``costs`` is for the padding waste in time of a partial run. Raises :class:`RunFolderError` for what is no run
+    folder, or of another version.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST_FILE).is_file():
+        raise RunFolderError(f"{folder} is not a run folder: it has no {MANIFEST_FILE}")
+    manifest = _read_json(folder / MANIFEST_FILE)
+    requests, steps = read_requests(folder), read_steps(folder)
+    gaps = _read_gaps(folder / GAPS_FILE)
+    if (folder / SUMMARY_FILE).is_file():
+        summary = _read_json(folder / SUMMARY_FILE)
+        if summary.get("schema_version") != SCHEMA_VERSION:
+            raise RunFolderError(
+                f"{folder / SUMMARY_FILE} has schema version {summary.get('schema_version')!r}; "
+                f"this program reads {SCHEMA_VERSION}"
+            )
+        return Run(folder, manifest, summary, requests, steps, gaps, partial=False)
+    limits = manifest.get("slo")
+    try:
+        digest = digest_from_rows(steps)
+    except ValueError as error:
+        raise RunFolderError(f"{folder / STEPS_FILE}, column digest: {error}") from error
+    summary = summarise(
+        requests,
+        steps,
+        gaps,
+        counters_from_rows(requests, steps),
+        digest,
+        slo=Slo(limits) if limits else None,
+        costs=costs,
+        wall=WallClock(started_at=manifest.get("started_at")),
+        partial=True,
+    )
+    return Run(folder, manifest, summary, requests, steps, gaps, partial=True)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """An ``OSError`` inside becomes a :class:`RunFolderError` that names the path."""
+    try:
+        yield
+    except OSError as error:
+        path = error.filename or folder
+        raise RunFolderError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _if_set(time_ns: int) -> int | None:
+    return None if time_ns == UNSET else time_ns
+
+
+def _make_empty(folder: Path) -> None:
+    """Make the folder; an empty one that exists is as good."""
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"{folder} is a file; name a new or an empty folder for the run")
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise RunFolderError(f"{folder} is not empty; name a new or an empty folder for the run")
+
+
+def _open_table(path: Path) -> TextIO:
+    return path.open("w", _BUFFER_BYTES, encoding="utf-8", newline="")
+
+
+def _json(data: Mapping[str, Any], indent: int | None = 2) -> str:
+    return json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Whoever reads ``path`` sees either all of ``text`` or what was there before."""
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunFolderError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise RunFolderError(f"{path} is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise RunFolderError(f"{path} must hold a JSON object, not {type(data).__name__}")
+    return data
+
+
+def _read_gaps(path: Path) -> Histogram | None:
+    if not path.is_file():
+        return None
+    try:
+        return Histogram.from_dict(_read_json(path))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise RunFolderError(f"{path} is not a histogram of this version: {error}") from error

@@ -1,0 +1,137 @@
+"""Sums over ``steps.csv``: the scheduler's counters rebuilt from rows, and padding waste in time.
+
+A row stands for ``repeat`` steps whose sequences each go one token further from step to step, so that a sum over the
+row is its first step's feature x repeat plus a triangular number; both are exact integers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from reports.rows import digest_entry
+from scheduler.counters import RunCounters
+from scheduler.digest import PlanDigest
+from scheduler.plan import Kind, Layout, StepColumns
+from simulator.costs import CostModel
+
+IntArray = npt.NDArray[np.int64]
+
+
+def column(table: pd.DataFrame, name: str) -> IntArray:
+    """An integer column as ``int64[rows]``."""
+    return table[name].to_numpy(np.int64)
+
+
+@dataclass(frozen=True)
+class StepSums:
+    """Sums over all steps of each row, ``int64[rows]``."""
+
+    decode: npt.NDArray[np.bool_]
+    repeat: IntArray
+    rows: IntArray
+    rows_computed: IntArray
+    linear_useful: IntArray
+    linear_computed: IntArray
+    attention_useful: IntArray
+    attention_computed: IntArray
+
+
+def step_sums(steps: pd.DataFrame) -> StepSums:
+    """The sums of every row of ``steps.csv``."""
+    repeat, rows, rows_computed = (column(steps, name) for name in ("repeat", "rows", "rows_computed"))
+    growth = repeat * (repeat - 1) // 2
+    padded = (steps["layout"] == "padded").to_numpy(np.bool_)
+    return StepSums(
+        decode=(steps["kind"] == "decode").to_numpy(np.bool_),
+        repeat=repeat,
+        rows=repeat * rows,
+        rows_computed=repeat * rows_computed,
+        linear_useful=repeat * column(steps, "new_tokens"),
+        linear_computed=repeat * column(steps, "new_tokens_computed"),
+        attention_useful=repeat * column(steps, "context_tokens") + rows * growth,
+        attention_computed=repeat * column(steps, "kv_columns_computed")
+        + np.where(padded, rows_computed, rows) * growth,
+    )
+
+
+def counters_from_rows(requests: pd.DataFrame, steps: pd.DataFrame) -> RunCounters:
+    """What the rows of a killed run tell of the scheduler's counters. The ``kv_*`` ones and the longest waits and gaps
+    are in no row and stay 0: whoever shows them must say "not available". Requests that had not ended are in no row.
+    """
+    sums = step_sums(steps)
+    counters = RunCounters()
+    for kind, here in (("prefill", ~sums.decode), ("decode", sums.decode)):
+        setattr(counters, f"steps_{kind}", int(sums.repeat[here].sum()))
+        for unit in ("linear_useful", "linear_computed", "attention_useful", "attention_computed"):
+            setattr(counters, f"{unit}_{kind}", int(getattr(sums, unit)[here].sum()))
+    counters.decode_rows = int(sums.rows[sums.decode].sum())
+    counters.decode_rows_computed = int(sums.rows_computed[sums.decode].sum())
+    outcomes = requests["outcome"]
+    for outcome in ("finished", "rejected", "aborted"):
+        setattr(counters, outcome, int((outcomes == outcome).sum()))
+    counters.submitted = len(requests)
+    counters.preemptions = int(column(requests, "preemptions").sum())
+    counters.recomputed_tokens = int(column(requests, "recomputed_tokens").sum())
+    return counters
+
+
+def digest_from_rows(steps: pd.DataFrame) -> str:
+    """The plan digest of the rows, as the scheduler would have given it after the last of them.
+
+    Raises ``ValueError`` for a cell that is no digest.
+    """
+    digest = PlanDigest()
+    for text in steps["digest"]:
+        digest.add(digest_entry(text))
+    return digest.hexdigest()
+
+
+def time_waste(steps: pd.DataFrame, costs: CostModel) -> float | None:
+    """1 - cost(useful) / cost(computed): the share of device time that padding takes, by a cost model.
+
+    The useful step has the same sequences and no padded slot. A row costs its repeat times the mean of its first and
+    last step, which is exact where the model is linear in the features. ``None`` without steps.
+    """
+    useful = computed = 0.0
+    for group in _alike(steps):
+        repeat = column(group, "repeat")
+        for offset in (np.zeros_like(repeat), repeat - 1):
+            computed += float(np.dot(repeat, costs.device_ns(_columns(group, offset, padding=True)))) / 2
+            useful += float(np.dot(repeat, costs.device_ns(_columns(group, offset, padding=False)))) / 2
+    return 1 - useful / computed if computed else None
+
+
+def _alike(steps: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows grouped by everything that is the same in all steps of a stretch, so that a group can be given to a cost
+    model at once."""
+    same = ["layout", "kind", "rows", "rows_computed", "new_tokens", "new_tokens_computed", "sampled_rows"]
+    return [group for _, group in steps.groupby(same, sort=True)]
+
+
+def _columns(group: pd.DataFrame, offset: IntArray, *, padding: bool) -> StepColumns:
+    """The steps ``offset`` after the first of each row; without padding: useful slots only."""
+    first = group.iloc[0]
+    layout: Layout = "padded" if first["layout"] == "padded" else "paged"
+    kind: Kind = "decode" if first["kind"] == "decode" else "prefill"
+    rows, rows_computed = int(first["rows"]), int(first["rows_computed"])
+    context = column(group, "context_tokens") + rows * offset
+    read = column(group, "kv_tokens_read") + rows * offset
+    growth = (rows_computed if layout == "padded" else rows) * offset
+    return StepColumns(
+        layout=layout,
+        kind=kind,
+        repeat=len(group),
+        rows=rows,
+        rows_computed=rows_computed if padding else rows,
+        new_tokens=int(first["new_tokens"]),
+        new_tokens_computed=int(first["new_tokens_computed"] if padding else first["new_tokens"]),
+        context_tokens=context,
+        kv_columns_computed=column(group, "kv_columns_computed") + growth if padding else context,
+        kv_tokens_read=read,
+        longest_context=column(group, "longest_context") + offset if padding else -(-read // rows),
+        sampled_rows=int(first["sampled_rows"]),
+    )
