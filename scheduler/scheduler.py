@@ -571,14 +571,17 @@ class Scheduler:
         others = cohort.count - len(fresh)
         if others:
             self._saw_gap((s for n, s in cohort.members.items() if n not in cohort.fresh), first - cohort.served_ns)
+        between = np.diff(ends_ns)
+        if len(between):
+            self._saw_gap(cohort.members.values(), int(between.max()))
         if self._observer is None:
             return
         if fresh:
             self._observer.gaps(np.array(fresh, dtype=np.int64), 1)
         if others:
             self._observer.gaps(np.array([first - cohort.served_ns], dtype=np.int64), others)
-        if len(ends_ns) > 1:
-            self._observer.gaps(np.diff(ends_ns), cohort.count)
+        if len(between):
+            self._observer.gaps(between, cohort.count)
 
     def _count_gaps_of_row(self, sequence: Sequence, end_ns: int) -> None:
         gap = end_ns - self._residents.last_served_ns(sequence)
