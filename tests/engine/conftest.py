@@ -11,7 +11,7 @@ import torch
 from transformers import Glm4Config, LlamaConfig, OPTConfig, PreTrainedConfig, Qwen2Config
 from transformers.models.auto import AutoModelForCausalLM
 
-from engine.executors.attention import ATTENTION
+from engine.attention import ATTENTION
 from engine.models import LoadedModel, load_model, loaded
 
 VOCAB = 512
