@@ -22,9 +22,9 @@ from transformers import (
     Qwen3Config,
 )
 
+from engine.attention import ATTENTION
 from engine.embedded import EMBEDDED_NAME, default_cache_folder, embedded_model_folder, quiet_transformers, say
 from engine.errors import ModelError
-from engine.executors.attention import ATTENTION
 from engine.tokenizer import Tokenizer
 from scheduler.model_shapes import ModelShape, UnknownShapeError, model_shape
 
@@ -81,7 +81,7 @@ def load_model(
     ``name`` is ``None`` (the embedded model), ``shape:NAME`` (random weights of a known shape, from ``seed``), a
     folder, or a name on the Hugging Face hub. ``dtype`` defaults to float32 on a CPU and to bfloat16 elsewhere,
     ``device`` to a GPU where there is one. ``attention`` is the attention implementation: the executors need
-    :data:`~engine.executors.attention.ATTENTION`; ``"sdpa"`` gives transformers' own, for comparisons.
+    :data:`~engine.attention.ATTENTION`; ``"sdpa"`` gives transformers' own, for comparisons.
 
     Raises:
         ModelError: no such model or device, or one whose attention this engine does not compute.
@@ -234,8 +234,9 @@ def _end_tokens(model: Any) -> frozenset[int]:
 
 def refuse_unsupported(config: PreTrainedConfig, name: str) -> None:
     """Raise :class:`ModelError` for a model whose mathematics the executors do not compute, naming what it is."""
-    for what in _unsupported(config):
-        raise ModelError(f"model {name!r} cannot be run by this engine: it uses {what}")
+    found = _unsupported(config)
+    if found:
+        raise ModelError(f"model {name!r} cannot be run by this engine: it uses {', '.join(found)}")
 
 
 def _unsupported(config: PreTrainedConfig) -> list[str]:

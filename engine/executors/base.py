@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from engine.attention import ATTENTION, StepAttention
 from engine.errors import ModelError
-from engine.executors.attention import ATTENTION, StepAttention
 from engine.models import LoadedModel
 from engine.sampling import Draw, sample
 from scheduler.plan import Chunk, Layout, StepPlan

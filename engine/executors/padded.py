@@ -76,7 +76,7 @@ class PaddedAttention:
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Store and attend; see :class:`~engine.executors.attention.StepAttention`."""
+        """Store and attend; see :class:`~engine.attention.StepAttention`."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         row, column, slot, position = self._write
         keys[slot, position] = key[row, :, column]

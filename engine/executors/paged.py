@@ -46,7 +46,7 @@ class PagedAttention:
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Store and attend; see :class:`~engine.executors.attention.StepAttention`. ``batch`` is 1."""
+        """Store and attend; see :class:`~engine.attention.StepAttention`. ``batch`` is 1."""
         pool = self._pools[layer]
         fresh = torch.stack((key[0], value[0]), dim=0).permute(2, 0, 1, 3)
         pool.flatten(0, 1).index_copy_(0, self._write_slots, fresh)
