@@ -86,6 +86,7 @@ class EngineLoop:
         self._inbox: deque[Generation | str] = deque()
         self._arrived = threading.Event()
         self._live: dict[int, tuple[Sequence, Generation]] = {}
+        self._aborts_passed_on = False
         self._steps = self._submitted = self._ended = self._output_tokens = 0
         self._epoch_ns = time.monotonic_ns()
         #: where the host time of the next step begins; ``None`` when the engine had nothing to do
@@ -163,6 +164,7 @@ class EngineLoop:
         now_ns = self.now_ns()
         for sequence, _ in self._live.values():
             self.scheduler.abort(sequence.id, now_ns)
+            self._aborts_passed_on = True
         self.scheduler.next_step(now_ns)
         self._forget_aborted()
 
@@ -178,6 +180,7 @@ class EngineLoop:
         for item in items:
             if isinstance(item, str):
                 self.scheduler.abort(item, now_ns)
+                self._aborts_passed_on = True
             else:
                 self._take_up(item, now_ns)
         return now_ns
@@ -241,6 +244,10 @@ class EngineLoop:
         self._tell(TokenOutput(sequence.id, token_id, text + generation.finish(), sequence.reason))
 
     def _forget_aborted(self) -> None:
+        """Aborts take effect when a plan is asked for; drop what they ended."""
+        if not self._aborts_passed_on:
+            return
+        self._aborts_passed_on = False
         for sequence in [sequence for sequence, _ in self._live.values() if sequence.state == "aborted"]:
             self._end(sequence, None, "")
 

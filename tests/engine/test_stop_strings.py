@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,7 +48,7 @@ def test_without_stop_strings_everything_passes() -> None:
 )
 def test_the_result_does_not_depend_on_the_borders(text: str, stops: list[str], cuts: list[int]) -> None:
     borders = [0, *sorted(cut for cut in cuts if cut <= len(text)), len(text)]
-    pieces = [text[start:end] for start, end in zip(borders, borders[1:], strict=False)]
+    pieces = [text[start:end] for start, end in pairwise(borders)]
     one_by_one, stopped = run(tuple(stops), list(text))
     in_pieces, also_stopped = run(tuple(stops), pieces)
     assert "".join(one_by_one) == "".join(in_pieces)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +11,6 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from engine.models import LoadedModel
 from engine.tokenizer import REPLACEMENT, Tokenizer
 
 TEXTS = [
@@ -58,9 +59,8 @@ def test_a_character_of_byte_tokens_comes_whole() -> None:
 
 @pytest.mark.model
 @pytest.mark.parametrize("text", TEXTS)
-def test_pieces_are_whole_characters_and_add_up(embedded: tuple[LoadedModel, LoadedModel], text: str) -> None:
-    tokenizer = embedded[0].tokenizer
-    assert tokenizer is not None
+def test_pieces_are_whole_characters_and_add_up(embedded: Any, text: str) -> None:
+    tokenizer = embedded.ours.tokenizer
     pieces, rest = streamed(tokenizer, tokenizer.encode(text))
     assert not any(REPLACEMENT in piece for piece in pieces)
     assert "".join(pieces) == text
@@ -71,18 +71,16 @@ def test_pieces_are_whole_characters_and_add_up(embedded: tuple[LoadedModel, Loa
 @pytest.mark.model
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_any_tokens_stream_to_their_whole_text(embedded: tuple[LoadedModel, LoadedModel], data: st.DataObject) -> None:
-    tokenizer = embedded[0].tokenizer
-    assert tokenizer is not None
+def test_any_tokens_stream_to_their_whole_text(embedded: Any, data: st.DataObject) -> None:
+    tokenizer = embedded.ours.tokenizer
     token_ids = data.draw(st.lists(st.one_of(st.integers(0, 300), st.integers(0, 49_151)), max_size=25))
     pieces, rest = streamed(tokenizer, token_ids)
     assert "".join(pieces) + rest == tokenizer.decode(token_ids)
 
 
 @pytest.mark.model
-def test_the_window_stays_short(embedded: tuple[LoadedModel, LoadedModel], monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = embedded[0].tokenizer
-    assert tokenizer is not None
+def test_the_window_stays_short(embedded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = embedded.ours.tokenizer
     longest = 0
     decode = Tokenizer.decode
 

@@ -54,9 +54,7 @@ def assert_greedy(reference: Any, tokens: dict[str, list[int]], prompts: list[li
         assert tokens[str(place)][: len(expected)] == expected
         assert len(tokens[str(place)]) == output_tokens(place)
         compared += len(expected)
-    assert compared > sum(map(output_tokens, range(len(prompts)))) // 2, (
-        "too many near-ties: the comparison says little"
-    )
+    assert compared > sum(map(output_tokens, range(len(prompts)))) // 2, "too many near-ties to say much"
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama", "glm4", "opt"])

@@ -1,0 +1,104 @@
+"""An executor computes the slots that its layout's formula says, and owns up to those beyond."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from engine.executors import PaddedExecutor, StepResult, build_executor, default_kv_tokens
+from engine.executors import padded as padded_module
+from engine.executors import paged as paged_module
+from engine.executors.paged import PrivateBlocks
+from engine.loop import EngineLoop
+from scheduler.config import SchedulerConfig
+from scheduler.plan import StepPlan
+from scheduler.request import Request
+from scheduler.scheduler import Scheduler
+
+
+class SlotMeter:
+    """Counts the attention slots of every SDPA call, and compares the sums with each plan's formula."""
+
+    def __init__(self, executor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._executor = executor
+        self._sdpa = torch.nn.functional.scaled_dot_product_attention
+        self._pairs = 0
+        self.steps = 0
+        self.wasted = 0
+        for module in (padded_module, paged_module):
+            monkeypatch.setattr(module, "scaled_dot_product_attention", self._attend)
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        rows, tokens, context = query.shape[0], query.shape[2], key.shape[2]
+        self._pairs += rows * (tokens * (tokens + 1) // 2 if options.get("is_causal") else tokens * context)
+        return self._sdpa(query, key, *args, **options)
+
+    def execute(self, plan: StepPlan, states: Mapping[int, Any]) -> StepResult:
+        self._pairs = 0
+        result: StepResult = self._executor.execute(plan, states)
+        formula = plan.features.kv_columns_computed + result.waste.attention_slots
+        assert self._pairs == formula * self._executor.model.layers
+        assert result.waste.linear_slots == 0
+        self.steps += 1
+        self.wasted += result.waste.attention_slots
+        return result
+
+
+@pytest.mark.parametrize(
+    ("layout", "max_prefill_tokens", "wastes"), [("padded", 2048, False), ("paged", 2048, False), ("paged", 7, True)]
+)
+def test_attention_slots_are_those_of_the_formula(
+    reference: Callable[[str], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    layout: str,
+    max_prefill_tokens: int,
+    wastes: bool,
+) -> None:
+    config = SchedulerConfig.from_dict(
+        {"policy": "static", "layout": layout, "kv_tokens": 2048, "context_tokens": 512, "max_running": 4,
+         "max_prefill_tokens": max_prefill_tokens}
+    )  # fmt: skip
+    model = reference("qwen2").ours
+    meter = SlotMeter(build_executor(model, config), monkeypatch)
+    EngineLoop(Scheduler(config), meter).run(
+        Request(str(n), 0, 3 + 4 * n, 3 + n, prompt_token_ids=tuple(range(3 + 4 * n))) for n in range(7)
+    )
+    assert meter.steps > 10
+    assert (meter.wasted > 0) == wastes
+
+
+def test_a_padded_step_is_rows_times_longest(reference: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SchedulerConfig(policy="static", layout="padded", kv_tokens=2048, context_tokens=512, max_running=4)
+    executor = PaddedExecutor(reference("qwen2").ours, max_running=4)
+    prepare = executor.prepare
+    steps = []
+
+    def watch(plan: StepPlan, states: Mapping[int, Any]) -> Any:
+        batch = prepare(plan, states)
+        steps.append((batch.token_ids.numel(), plan.features.new_tokens_computed))
+        return batch
+
+    monkeypatch.setattr(executor, "prepare", watch)
+    EngineLoop(Scheduler(config), executor).run(
+        Request(str(n), 0, 3 + 4 * n, 3 + n, prompt_token_ids=tuple(range(3 + 4 * n))) for n in range(4)
+    )
+    assert all(computed == formula for computed, formula in steps)
+
+
+def test_private_blocks_are_given_back() -> None:
+    blocks = PrivateBlocks(4, 16)
+    first = list(blocks.table(1, 33))
+    assert len(set(first)) == 3
+    assert blocks.table(1, 34) == first
+    blocks.release(1)
+    blocks.release(1)
+    assert sorted(blocks.table(2, 64)) == [0, 1, 2, 3]
+
+
+def test_default_memory_is_whole_blocks_and_no_more_than_the_contexts_need(reference: Callable[[str], Any]) -> None:
+    model = reference("qwen2").ours
+    assert default_kv_tokens(model, max_running=3, block_tokens=100) == 3 * 600
+    assert default_kv_tokens(model, 10**9, 16) % 16 == 0
