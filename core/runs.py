@@ -265,7 +265,7 @@ def _workload(args: argparse.Namespace, seed: int) -> Workload:
     )  # fmt: skip
 
 
-def calibration_workload(args: argparse.Namespace, most: int = 16) -> Workload:
+def calibration_workload(args: argparse.Namespace, most: int = 8) -> Workload:
     """What costs are recorded on: the same kind of requests from another seed, all at once, ``most`` at most."""
     other = argparse.Namespace(**vars(args))
     other.arrivals, other.rate, other.time_scale = "all-at-once", None, None

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from engine.attention import ATTENTION
+from engine.cpu_linear import turn_linears
 from engine.embedded import EMBEDDED_NAME, default_cache_folder, embedded_model_folder, quiet_transformers, say
 from engine.errors import ModelError
 from engine.tokenizer import Tokenizer
@@ -181,7 +182,14 @@ def _load_pretrained(name: str, place: str, dtype: torch.dtype, device: torch.de
             f"cannot load model {name!r}: {reason[:300]} (a model is a local folder, a Hugging Face name, which needs "
             "the network unless it is in its cache, or shape:NAME)"
         ) from error
-    return loaded(name, model.to(device), tokenizer)
+    return loaded(name, _placed(model, device, attention), tokenizer)
+
+
+def _placed(model: Any, device: torch.device, attention: str) -> Any:
+    """The model on its device; for the executors on a CPU, with the products that suit few rows."""
+    if device.type == "cpu" and attention == ATTENTION:
+        turn_linears(model)
+    return model.to(device)
 
 
 def _load_shape(name: str, dtype: torch.dtype, device: torch.device, attention: str, seed: int) -> LoadedModel:
@@ -194,7 +202,7 @@ def _load_shape(name: str, dtype: torch.dtype, device: torch.device, attention: 
         torch.manual_seed(seed)
         build: Any = AutoModelForCausalLM.from_config
         model = build(config_of_shape(shape), dtype=dtype, attn_implementation=attention)
-    return loaded(name, model.to(device), None)
+    return loaded(name, _placed(model, device, attention), None)
 
 
 def loaded(name: str, model: Any, tokenizer: Tokenizer | None = None) -> LoadedModel:
