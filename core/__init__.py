@@ -1,1 +1,1 @@
-"""The import path that the quick start names; it only re-exports."""
+"""What the entry points share: the import path that the quick start names, and the command line's flags."""

@@ -5,10 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections.abc import Iterable
 from heapq import heappop, heappush
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, NamedTuple
 
 from scheduler.plan import NEVER
 from scheduler.policy import Order, View
@@ -31,6 +28,7 @@ class Cohort:
     __slots__ = (
         "finishes",
         "fresh",
+        "held_blocks",
         "ids",
         "key",
         "leaves",
@@ -53,6 +51,8 @@ class Cohort:
         self.position_hash = 0
         #: how many members have an offset of i modulo the block size
         self.residues = [0] * block_tokens
+        #: blocks that hold the members' computed tokens
+        self.held_blocks = 0
         self.finishes: list[Entry] = []
         self.longest_first: list[Entry] = []
         self.leaves: list[Entry] = []
@@ -112,11 +112,11 @@ class Cohort:
                 found.append(sequence)
         return found
 
+    @property
     def blocks(self) -> int:
-        """Blocks that hold the members' known tokens."""
-        size = len(self.residues)
-        tail = sum(members * (-(offset + self.tick) % size) for offset, members in enumerate(self.residues) if members)
-        return (self.tokens + tail) // size
+        """Blocks that the members' next step reads and writes."""
+        residues = self.residues
+        return self.held_blocks + residues[(1 - self.tick) % len(residues)]
 
     def new_blocks(self, steps: int) -> tuple[int, int]:
         """KV blocks that ``steps`` steps allocate, and the sum over them of the steps that they are held.
@@ -146,6 +146,16 @@ class Cohort:
             if blocks < 0:
                 return step
         return steps
+
+
+class Advance(NamedTuple):
+    """What came of stepping cohorts."""
+
+    ended: list[Sequence]
+    blocks: int
+    """KV blocks that the members grew into"""
+    block_steps: int
+    """the sum over those blocks of the steps that they were held"""
 
 
 class Residents:
@@ -196,6 +206,7 @@ class Residents:
         cohort.ids = (cohort.ids + sequence.hash64) & MASK64
         cohort.position_hash = (cohort.position_hash + sequence.hash64 * offset) & MASK64
         cohort.residues[offset % self._block_tokens] += 1
+        cohort.held_blocks -= -(known - 1) // self._block_tokens
         heappush(cohort.finishes, (sequence.limit - offset, number, join, sequence))
         heappush(cohort.longest_first, (-offset, number, join, sequence))
         heappush(cohort.oldest_first, (number, number, join, sequence))
@@ -235,6 +246,7 @@ class Residents:
         cohort.ids = (cohort.ids - sequence.hash64) & MASK64
         cohort.position_hash = (cohort.position_hash - sequence.hash64 * offset) & MASK64
         cohort.residues[offset % self._block_tokens] -= 1
+        cohort.held_blocks += -(known - 1) // self._block_tokens
         if cohort.fresh.pop(sequence.number, None) is None:
             sequence.last_served_ns = cohort.served_ns
         sequence.cohort = None
@@ -302,14 +314,19 @@ class Residents:
 
     # -- progress
 
-    def advance(self, cohorts: list[Cohort], steps: int, end_ns: int) -> list[Sequence]:
-        """Every member goes ``steps`` tokens further. Returns those that ended, already taken out.
+    def advance(self, cohorts: list[Cohort], steps: int, end_ns: int) -> Advance:
+        """Every member goes ``steps`` tokens further. Those that ended are taken out.
 
         All cohorts move before any is put where it now belongs, longest first, so that none is merged into one that
         has yet to move.
         """
         ended: list[Sequence] = []
+        blocks = block_steps = 0
         for cohort in cohorts:
+            taken, held = cohort.new_blocks(steps)
+            cohort.held_blocks += taken
+            blocks += taken
+            block_steps += held
             self.tokens += steps * len(cohort.members)
             cohort.tick += steps
             cohort.served_ns = end_ns
@@ -325,7 +342,7 @@ class Residents:
             for cohort in cohorts:
                 for sequence in cohort.due(cohort.leaves):
                     self._place(sequence, self._unplace(sequence))
-        return ended
+        return Advance(ended, blocks, block_steps)
 
     def _rekey(self, cohort: Cohort, steps: int) -> None:
         """Move a uniform cohort to its new length, and merge it into the one that is there, small into large."""
@@ -358,14 +375,3 @@ class Residents:
         self.tokens += 1
         self._place(sequence, known)
         return False
-
-
-def gaps_of(cohort: Cohort, ends_ns: npt.NDArray[np.int64]) -> tuple[list[int], npt.NDArray[np.int64], int]:
-    """Gaps between consecutive output tokens that a stretch of ``cohort`` ending at ``ends_ns`` shows.
-
-    Returns the first gap of each fresh member, and the gaps that ``count`` further members all saw (their first
-    one included); the fresh ones saw the latter without its first.
-    """
-    fresh = [int(ends_ns[0]) - sequence.last_served_ns for sequence in cohort.fresh.values()]
-    previous = cohort.served_ns if len(fresh) < cohort.count else int(ends_ns[0])
-    return fresh, np.diff(ends_ns, prepend=previous), cohort.count - len(fresh)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -96,7 +96,7 @@ def replay(lines: Iterable[str], observer: Observer | None = None, world: type[S
     A half-written last line (of a killed run) ends the replay; anything else that is malformed is a
     :class:`JournalError` naming the line. ``world`` lets a test replay on a scheduler that differs.
     """
-    entries = _entries(lines)
+    entries = _parse(lines)
     number, header = next(entries, (1, {}))
     if header.get("e") != "header" or header.get("schema") != SCHEMA:
         raise JournalError(f"line {number}: no journal header of schema {SCHEMA}")
@@ -123,11 +123,7 @@ def replay(lines: Iterable[str], observer: Observer | None = None, world: type[S
     return Replay(scheduler, plans, None)
 
 
-def _entries(lines: Iterable[str]) -> Iterable[tuple[int, dict[str, Any]]]:
-    return iter(_parse(lines))
-
-
-def _parse(lines: Iterable[str]) -> Iterable[tuple[int, dict[str, Any]]]:
+def _parse(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)

@@ -131,13 +131,12 @@ class StepPlan:
                                f.context_tokens, f.kv_columns_computed, f.kv_tokens_read, f.longest_context,
                                f.sampled_rows)  # fmt: skip
         step = np.arange(start, stop, dtype=np.int64)
-        growth = f.rows * step
-        columns_growth = f.rows_computed * step if f.layout == "padded" else growth
-        return StepColumns(
-            f.layout, f.kind, stop - start, f.rows, f.rows_computed, f.new_tokens, f.new_tokens_computed,
-            f.context_tokens + growth, f.kv_columns_computed + columns_growth, f.kv_tokens_read + growth,
-            f.longest_context + step, f.sampled_rows,
-        )  # fmt: skip
+        tokens = f.kv_tokens_read + f.rows * step
+        padded = f.layout == "padded"
+        columns = f.kv_columns_computed + f.rows_computed * step if padded else tokens
+        return StepColumns(f.layout, f.kind, stop - start, f.rows, f.rows_computed, f.new_tokens,
+                           f.new_tokens_computed, tokens, columns, tokens, f.longest_context + step,
+                           f.sampled_rows)  # fmt: skip
 
 
 class DigestEntry(NamedTuple):

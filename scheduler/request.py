@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 StopKind = Literal["length", "eos"]
 
@@ -80,3 +81,30 @@ class Request:
     def planned_output_tokens(self) -> int:
         """Tokens after which the request ends at the latest, with the hidden length where there is one."""
         return self.max_tokens if self.output_tokens is None else min(self.max_tokens, self.output_tokens)
+
+
+class WorkloadRow(Protocol):
+    """What a workload says of a request."""
+
+    @property
+    def arrival_ns(self) -> int: ...
+
+    @property
+    def prompt_tokens(self) -> int: ...
+
+    @property
+    def output_tokens(self) -> int: ...
+
+    @property
+    def max_tokens(self) -> int: ...
+
+    @property
+    def tenant(self) -> str: ...
+
+
+def requests_of(rows: Iterable[WorkloadRow]) -> list[Request]:
+    """The requests of a workload, each with its hidden output length; ids are ``r0``, ``r1``, ... in row order."""
+    return [
+        Request(f"r{index}", row.arrival_ns, row.prompt_tokens, row.max_tokens, row.output_tokens, tenant=row.tenant)
+        for index, row in enumerate(rows)
+    ]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scheduler.cohorts import MASK64, Cohort, Residents, gaps_of
+from scheduler.cohorts import MASK64, Cohort, Residents
 from scheduler.config import ConfigError, SchedulerConfig, unknown_name
 from scheduler.counters import RunCounters
 from scheduler.digest import PlanDigest, hash_id
@@ -120,11 +120,15 @@ class Scheduler:
         tokens = request.prompt_tokens + (1 if request.output_tokens is None else request.planned_output_tokens)
         if tokens > config.context_tokens:
             return f"{tokens} tokens are more than the model's context of {config.context_tokens}"
-        sequence = Sequence(request, 0, 0, config.context_tokens)
-        tokens = max(sequence.limit, self._reserve(sequence) if self._reserve else 0)
+        tokens = self.kv_tokens_needed(request)
         if tokens > config.capacity_tokens:
             return f"{tokens} tokens are more than the KV memory of {config.capacity_tokens}"
         return None
+
+    def kv_tokens_needed(self, request: Request) -> int:
+        """KV memory that ``request`` needs to be served at all, within the model's context."""
+        sequence = Sequence(request, 0, 0, self.config.context_tokens)
+        return max(sequence.limit, self._reserve(sequence) if self._reserve else 0)
 
     def submit(self, request: Request, now_ns: int) -> Sequence:
         """Take in a request. One that can never be served is ``rejected``, with the reason, and never waits.
@@ -227,7 +231,7 @@ class Scheduler:
         """Admit waiting requests in the policy's order, while slots, KV and the token budget allow."""
         budget = self.config.max_prefill_tokens
         waiting = self._waiting
-        leader = self._aged(waiting.oldest())
+        leader = self._aged(waiting)
         lane = waiting.first_lane() if leader is None else waiting.lane_of(leader)
         admitted: list[Sequence] = []
         evicted: set[int] = set()
@@ -248,12 +252,13 @@ class Scheduler:
                 lane = waiting.first_lane()
         return admitted
 
-    def _aged(self, oldest: Sequence) -> Sequence | None:
-        """``oldest``, if the policy knows ageing and it is past the threshold."""
+    def _aged(self, queue: Waiting | Residents) -> Sequence | None:
+        """The oldest of the queue, if the policy knows ageing and it is past the threshold."""
         ageing = self.policy.ageing
-        if ageing is None or self.now_ns - oldest.arrival_ns < ageing.threshold_ns:
+        if ageing is None:
             return None
-        return oldest
+        oldest = queue.oldest()
+        return oldest if self.now_ns - oldest.arrival_ns >= ageing.threshold_ns else None
 
     def _booking(self, sequence: Sequence) -> int:
         return sequence.known if self._reserve is None else max(sequence.known, self._reserve(sequence))
@@ -361,7 +366,7 @@ class Scheduler:
     def _select(self) -> tuple[list[Cohort], list[Sequence]]:
         """Whole cohorts for the next step, and single rows where a cohort does not fit into it as a whole."""
         residents, order, max_rows = self._residents, self.policy.resident, self.config.rows
-        leader = self._aged(residents.oldest())
+        leader = self._aged(residents)
         first = residents.first() if leader is None or leader.cohort is None else leader.cohort
         whole = first.count <= max_rows and first.count >= min(order.min_rows, residents.count)
         if whole and (order.exclusive or first.count == residents.count):
@@ -401,11 +406,9 @@ class Scheduler:
             return limit
         if not rows and len(cohorts) == 1:
             return cohorts[0].steps_within(self.pool.free_blocks, limit)
-        blocks = sum(cohort.new_blocks(1)[0] for cohort in cohorts) + self._new_blocks_of(rows)
+        blocks = sum(cohort.new_blocks(1)[0] for cohort in cohorts)
+        blocks += sum(sequence.computed % self.pool.block_tokens == 0 for sequence in rows)
         return 1 if blocks <= self.pool.free_blocks else 0
-
-    def _new_blocks_of(self, rows: list[Sequence]) -> int:
-        return sum(sequence.computed % self.pool.block_tokens == 0 for sequence in rows)
 
     def _decode_features(
         self, cohorts: list[Cohort], rows: list[Sequence], steps: int
@@ -415,7 +418,7 @@ class Scheduler:
         tokens = sum(cohort.tokens for cohort in cohorts) + sum(s.known for s in rows)
         longest = max([cohort.longest for cohort in cohorts] + [s.known for s in rows])
         if self.pool.grows:
-            blocks = sum(cohort.blocks() for cohort in cohorts) + sum(self.pool.blocks_for(s.known) for s in rows)
+            blocks = sum(cohort.blocks for cohort in cohorts) + sum(self.pool.blocks_for(s.known) for s in rows)
         else:
             blocks = count
         padded = layout == "padded"
@@ -485,8 +488,8 @@ class Scheduler:
 
     def _completed_chunks(self, flight: Flight, outcome: StepOutcome) -> list[Sequence]:
         end_ns = int(outcome.ends_ns[0])
-        features = flight.plan.features
-        self._count_kv(1, features.new_tokens, self.pool.reserved_tokens, features.new_tokens)
+        held = self._held_tokens + flight.plan.features.new_tokens
+        self._count_kv(1, self.pool.reserved_tokens, held, held)
         ended: list[Sequence] = []
         gaps: list[int] = []
         for sequence, start, tokens in flight.chunks:
@@ -514,16 +517,25 @@ class Scheduler:
         return ended
 
     def _completed_decode(self, flight: Flight, outcome: StepOutcome) -> list[Sequence]:
-        ends_ns = np.asarray(outcome.ends_ns, dtype=np.int64)
+        ends_ns = outcome.ends_ns
         steps, end_ns = len(ends_ns), int(ends_ns[-1])
-        self._count_decode_kv(flight, steps)
+        held, reserved = self._held_tokens, self.pool.reserved_tokens
         for cohort in flight.cohorts:
             self._count_gaps(cohort, ends_ns)
-        ended = self._residents.advance(flight.cohorts, steps, end_ns)
+        ended, blocks, block_steps = self._residents.advance(flight.cohorts, steps, end_ns)
         for sequence in flight.rows:
+            new_block = sequence.computed % self.pool.block_tokens == 0
+            blocks += new_block
+            block_steps += new_block
             self._count_gaps_of_row(sequence, end_ns)
             if self._residents.advance_one(sequence, end_ns):
                 ended.append(sequence)
+        reserved_sum = reserved * steps
+        if self._reserve is None:
+            self.pool.grow(blocks)
+            reserved_sum += block_steps * self.pool.block_tokens
+        rows = flight.plan.features.rows
+        self._count_kv(steps, reserved_sum, held * steps + rows * (steps * (steps + 1) // 2), held + rows * steps)
         for number in outcome.stops:
             stopped = self._residents.get(number)
             if stopped is not None:
@@ -532,49 +544,44 @@ class Scheduler:
         ended.sort(key=lambda sequence: sequence.number)
         return [self._finish(s, end_ns, outcome.stops.get(s.number, "length")) for s in ended]
 
-    def _count_decode_kv(self, flight: Flight, steps: int) -> None:
-        """Take the blocks that the steps have filled, and count memory over them."""
-        reserved = self.pool.reserved_tokens * steps
-        if self._reserve is None:
-            blocks = self._new_blocks_of(flight.rows)
-            block_steps = blocks
-            for cohort in flight.cohorts:
-                taken, held = cohort.new_blocks(steps)
-                blocks += taken
-                block_steps += held
-            self.pool.grow(blocks)
-            reserved += block_steps * self.pool.block_tokens
-        rows = flight.plan.features.rows
-        self._count_kv(steps, rows * steps, reserved, rows * (steps * (steps + 1) // 2))
-
-    def _count_kv(self, steps: int, new_tokens: int, reserved_sum: int, held_growth_sum: int) -> None:
-        counters, pool = self.counters, self.pool
+    @property
+    def _held_tokens(self) -> int:
+        """Tokens whose KV is held."""
         held = self._residents.tokens - self._residents.count
-        held += self._prefilling.computed if self._prefilling is not None else 0
-        capacity = pool.capacity_blocks * pool.block_tokens
-        counters.kv_peak_tokens = max(counters.kv_peak_tokens, held + new_tokens)
-        counters.kv_held_sum += held * steps + held_growth_sum
+        return held + self._prefilling.computed if self._prefilling is not None else held
+
+    def _count_kv(self, steps: int, reserved_sum: int, held_sum: int, held_most: int) -> None:
+        counters, pool = self.counters, self.pool
+        counters.kv_peak_tokens = max(counters.kv_peak_tokens, held_most)
+        counters.kv_held_sum += held_sum
         counters.kv_reserved_sum += reserved_sum
-        counters.kv_free_sum += capacity * steps - reserved_sum
+        counters.kv_free_sum += pool.capacity_blocks * pool.block_tokens * steps - reserved_sum
         counters.kv_allocations = pool.allocations
         counters.kv_reused = pool.reused
         counters.kv_reused_after_preemption = pool.reused_after_preemption
-        if self._waiting:
+        if self._waiting and not pool.grows:
             counters.kv_unusable_sum += steps * pool.unusable_tokens(self._booking(self._waiting.first_lane().head))
 
-    def _count_gaps(self, cohort: Cohort, ends_ns: npt.NDArray[np.int64]) -> None:
-        fresh, common, others = gaps_of(cohort, ends_ns)
+    def _count_gaps(self, cohort: Cohort, ends_ns: npt.NDArray[np.int64] | list[int]) -> None:
+        """Gaps between output tokens: each fresh member's first one, the others' common one, and the steps' own."""
+        first = int(ends_ns[0])
+        fresh = [first - sequence.last_served_ns for sequence in cohort.fresh.values()]
         for sequence, gap in zip(cohort.fresh.values(), fresh, strict=True):
             self._saw_gap([sequence], gap)
+        others = cohort.count - len(fresh)
         if others:
-            self._saw_gap((s for n, s in cohort.members.items() if n not in cohort.fresh), int(common[0]))
-        if self._observer is not None:
-            if fresh:
-                self._observer.gaps(np.array(fresh, dtype=np.int64), 1)
-            if others:
-                self._observer.gaps(common[:1], others)
-            if len(common) > 1:
-                self._observer.gaps(common[1:], cohort.count)
+            self._saw_gap((s for n, s in cohort.members.items() if n not in cohort.fresh), first - cohort.served_ns)
+        between = np.diff(ends_ns)
+        if len(between):
+            self._saw_gap(cohort.members.values(), int(between.max()))
+        if self._observer is None:
+            return
+        if fresh:
+            self._observer.gaps(np.array(fresh, dtype=np.int64), 1)
+        if others:
+            self._observer.gaps(np.array([first - cohort.served_ns], dtype=np.int64), others)
+        if len(between):
+            self._observer.gaps(between, cohort.count)
 
     def _count_gaps_of_row(self, sequence: Sequence, end_ns: int) -> None:
         gap = end_ns - self._residents.last_served_ns(sequence)

@@ -15,6 +15,10 @@ class CostError(ValueError):
     """Costs that cannot be had; the message is one line for the user."""
 
 
+#: one number for all steps, or one a step
+PerStep = int | npt.NDArray[np.int64]
+
+
 class CostModel(Protocol):
     """Predicts the time of each step of a stretch, in integer nanoseconds (each step rounded, then summed).
 
@@ -31,11 +35,11 @@ class CostModel(Protocol):
     @property
     def context_tokens(self) -> int | None: ...
 
-    def device_ns(self, columns: StepColumns) -> npt.NDArray[np.int64]:
-        """Time on the device, ``int64[columns.repeat]``."""
+    def device_ns(self, columns: StepColumns) -> PerStep:
+        """Time on the device: ``int64[columns.repeat]``, or an ``int`` that holds for each step."""
 
-    def host_ns(self, columns: StepColumns) -> npt.NDArray[np.int64]:
-        """Time on the host around the device's, ``int64[columns.repeat]``."""
+    def host_ns(self, columns: StepColumns) -> PerStep:
+        """Time on the host around the device's, likewise."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,10 @@ class IntegerCosts:
     kv_tokens: int | None = None
     context_tokens: int | None = None
 
-    def device_ns(self, columns: StepColumns) -> npt.NDArray[np.int64]:
+    def device_ns(self, columns: StepColumns) -> PerStep:
         per_token = self.token_ns if columns.kind == "prefill" else self.row_ns
         kv = columns.kv_tokens_read if columns.layout == "paged" else columns.rows_computed * columns.longest_context
-        ns = self.step_ns + per_token * columns.new_tokens_computed + self.column_ns * np.asarray(kv, dtype=np.int64)
-        return np.broadcast_to(ns, (columns.repeat,))
+        return self.step_ns + per_token * columns.new_tokens_computed + self.column_ns * kv
 
-    def host_ns(self, columns: StepColumns) -> npt.NDArray[np.int64]:
-        return np.zeros(columns.repeat, np.int64)
+    def host_ns(self, columns: StepColumns) -> PerStep:
+        return 0

@@ -8,18 +8,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import simpy
-from simpy.events import NORMAL
+from simpy.events import NORMAL, EventPriority
 
 from scheduler.plan import StepOutcome, StepPlan
 from scheduler.request import Request
 from scheduler.scheduler import Scheduler
-from simulator.costs import CostModel
+from simulator.costs import CostModel, PerStep
 
 #: after everything else that happens at the same time: what arrives as a step ends is seen by the next plan
-LATE = NORMAL + 1
+LATE = EventPriority(NORMAL + 1)
 
 #: no limit to a stretch
 ANY = 1 << 40
+
+
+#: what a simpy process is made of
+Process = Generator[simpy.Event, Any, None]
 
 
 class StepEnd(simpy.Event):
@@ -45,21 +49,27 @@ class Replica:
         self._max_repeat = max_repeat
         self._inbox: list[Request | str] = []
         self._arrival: simpy.Event | None = None
-        self._plan: StepPlan | None = None
+        #: the stretch that is running, which something that happens may end early
+        self._stretch: StepPlan | None = None
         self._ends: npt.NDArray[np.int64] = np.empty(0, np.int64)
         self.scheduler = scheduler
         self.process = env.process(self._run())
 
+    @property
+    def now_ns(self) -> int:
+        """The simulated time."""
+        return int(self._env.now)
+
     def submit(self, request: Request) -> None:
         """Hand in a request now; the next plan sees it."""
         self._deliver(request)
-        if self._plan is not None and self._plan.arrival_matters:
+        if self._stretch is not None and self._stretch.arrival_matters:
             self._cut()
 
     def abort(self, request_id: str) -> None:
         """End a request early; the next plan sees it."""
         self._deliver(request_id)
-        if self._plan is not None:
+        if self._stretch is not None:
             self._cut()
 
     def _deliver(self, message: Request | str) -> None:
@@ -70,24 +80,25 @@ class Replica:
 
     def _cut(self) -> None:
         """End the stretch with the first step that ends now or later."""
-        if len(self._ends) > 1 and self._ends[-2] >= self._env.now:
-            self._ends = self._ends[: self._first_end_at(self._env.now)]
+        steps = self._first_end_at(self.now_ns)
+        if steps < len(self._ends):
+            self._ends = self._ends[:steps]
             self.process.interrupt()
 
     def _first_end_at(self, time_ns: int) -> int:
         """How many steps there are up to the first that ends at ``time_ns`` or later."""
         return int(np.searchsorted(self._ends, time_ns)) + 1
 
-    def _run(self) -> Generator[simpy.Event, Any, None]:
+    def _run(self) -> Process:
         env, scheduler = self._env, self.scheduler
         while True:
             for message in self._inbox:
                 if isinstance(message, str):
-                    scheduler.abort(message, env.now)
+                    scheduler.abort(message, self.now_ns)
                 else:
-                    scheduler.submit(message, env.now)
+                    scheduler.submit(message, self.now_ns)
             self._inbox.clear()
-            plan = scheduler.next_step(env.now, self._max_repeat)
+            plan = scheduler.next_step(self.now_ns, self._max_repeat)
             if plan is None:
                 yield self._idle()
                 # whatever else happens at this time comes first
@@ -100,30 +111,40 @@ class Replica:
         wakeup = self.scheduler.next_wakeup()
         if wakeup is None:
             return self._arrival
-        return self._arrival | self._env.timeout(wakeup - self._env.now)
+        return self._arrival | self._env.timeout(wakeup - self.now_ns)
 
-    def _execute(self, plan: StepPlan) -> Generator[simpy.Event, Any, None]:
+    def _execute(self, plan: StepPlan) -> Process:
         env = self._env
         columns = plan.columns()
-        device = self._costs.device_ns(columns)
-        host = self._costs.host_ns(columns)
-        self._ends = env.now + np.cumsum(device + host)
-        if plan.until_ns <= self._ends[-1]:
-            self._ends = self._ends[: self._first_end_at(plan.until_ns)]
-        self._plan = plan
+        device, host = self._costs.device_ns(columns), self._costs.host_ns(columns)
+        if plan.repeat == 1:
+            yield StepEnd(env, int(device + host))
+            outcome = StepOutcome([self.now_ns], int(device), int(host))
+        else:
+            self._ends = self.now_ns + np.cumsum(np.broadcast_to(device + host, plan.repeat), dtype=np.int64)
+            if plan.until_ns <= self._ends[-1]:
+                self._ends = self._ends[: self._first_end_at(plan.until_ns)]
+            self._stretch = plan
+            yield from self._stretch_end()
+            self._stretch = None
+            outcome = StepOutcome(self._ends, self._total(device), self._total(host))
+        self.scheduler.complete(plan, outcome, self.now_ns)
+
+    def _stretch_end(self) -> Process:
         while True:
             try:
-                yield StepEnd(env, int(self._ends[-1]) - env.now)
-                break
+                yield StepEnd(self._env, int(self._ends[-1]) - self.now_ns)
+                return
             except simpy.Interrupt:
                 continue
-        self._plan = None
+
+    def _total(self, per_step: PerStep) -> int:
+        """Sum over the steps that the stretch came to."""
         steps = len(self._ends)
-        outcome = StepOutcome(self._ends, int(device[:steps].sum()), int(host[:steps].sum()))
-        self.scheduler.complete(plan, outcome, env.now)
+        return per_step * steps if isinstance(per_step, int) else int(per_step[:steps].sum())
 
 
-def arrivals(env: simpy.Environment, replica: Replica, requests: Iterable[Request]) -> Generator[simpy.Event, Any, None]:
+def arrivals(env: simpy.Environment, replica: Replica, requests: Iterable[Request]) -> Process:
     """The process that hands in ``requests``, in order of arrival, each at its time."""
     for request in requests:
         if request.arrival_ns > env.now:
@@ -131,9 +152,7 @@ def arrivals(env: simpy.Environment, replica: Replica, requests: Iterable[Reques
         replica.submit(request)
 
 
-def aborts(
-    env: simpy.Environment, replica: Replica, times: Iterable[tuple[int, str]]
-) -> Generator[simpy.Event, Any, None]:
+def aborts(env: simpy.Environment, replica: Replica, times: Iterable[tuple[int, str]]) -> Process:
     """The process that aborts requests: (time, id), in order of time."""
     for time_ns, request_id in times:
         if time_ns > env.now:

@@ -1,0 +1,34 @@
+# Everything runs in .venv, which is made on first use. ARGS are handed on to bench.py.
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := bench.py core engine reports scheduler simulator workloads
+
+.PHONY: bench test lint gate soak clean
+
+bench: .venv/installed
+	$(BIN)/python bench.py $(ARGS)
+
+test: lint gate
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+gate: .venv/installed
+	$(BIN)/python bench.py --mode gate
+
+# the same properties over many more random workloads
+soak: .venv/installed
+	$(BIN)/python -m pytest --hypothesis-profile=soak tests/scheduler
+
+.venv/installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info

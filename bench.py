@@ -1,0 +1,305 @@
+"""Benchmark LLM inference scheduling: in a simulator, on a real engine, and one against the other.
+
+``python bench.py`` is a tour of a few minutes; ``python bench.py --help`` lists the modes and flags.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from core.arguments import UsageError, parse_arguments
+from core.runs import (
+    Case,
+    Session,
+    calibration_workload,
+    experiment_folders,
+    open_folder,
+    read_costs,
+    replay_folder,
+    twin_requests,
+    write_experiment,
+)
+from reports import gate, terminal
+from reports.agreement import Agreement, agree
+from reports.comparison import compare
+from reports.html import write_report
+from reports.rows import RunFolderError
+from reports.run import Run
+from reports.run_folder import REPORT_FILE, load_run
+from reports.slo import SloError
+from scheduler.config import ConfigError
+from scheduler.journal import JournalError
+from scheduler.model_shapes import MODEL_SHAPES, UnknownShapeError
+from scheduler.plan import Layout
+from scheduler.policies import ALIASES, POLICIES
+from scheduler.request import Request
+from scheduler.scheduler import Scheduler
+from simulator.costs import CostError, CostModel
+from simulator.gpus import GPUS
+from simulator.recorded import recorded_costs
+from workloads.errors import WorkloadError
+from workloads.presets import PRESETS
+
+#: a mistake of the user's, in one line; all else is ours and shows a traceback
+USER_ERRORS: tuple[type[Exception], ...] = (
+    UsageError, ConfigError, WorkloadError, CostError, RunFolderError, SloError, JournalError, UnknownShapeError,
+    gate.GateError,
+)  # fmt: skip
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+#: what the tour shows: the plain batch, the seed's two policies on it, and continuous batching over paged memory
+TOUR = (Case("fcfs", "padded"), Case("sjf", "padded"), Case("sjf-bucket", "padded"), Case("fcfs", "paged"))
+
+#: policies that costs are recorded under: full batches, and rows on their own
+CALIBRATION = ("fcfs", "sjf")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns 0, 1 if a check failed, 2 if the input or the command is wrong, 130 after Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        args = parse_arguments(argv)
+        if args.list:
+            return show_list(args.list)
+        return MODES[args.mode](args, shlex.join(["python", "bench.py", *argv]))
+    except KeyboardInterrupt:
+        print("bench.py: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if not isinstance(error, (*USER_ERRORS, *_engine_errors())):
+            raise
+        print(f"bench.py: error: {error}", file=sys.stderr)
+        return USAGE
+
+
+def _engine_errors() -> tuple[type[Exception], ...]:
+    """The engine's own errors, which need no torch to be told from others."""
+    from engine.errors import EngineError, MissingExtraError
+
+    return EngineError, MissingExtraError
+
+
+def show_list(what: str) -> int:
+    """Print what there is, a line each."""
+    lists = {
+        "policies": [(name, entry.summary) for name, entry in POLICIES.items()]
+        + [(alias, f"the seed's name for {name}") for alias, name in ALIASES.items()],
+        "workloads": [(name, preset.description) for name, preset in PRESETS.items()]
+        + [("FILE", "a trace of your own: arrival_s,input_tokens,output_tokens[,max_tokens][,tenant]")],
+        "models": [("(none)", "the embedded SmolLM2-135M-Instruct"), ("FOLDER or NAME", "a Hugging Face model")]
+        + [(f"shape:{s.name}", f"random weights, {s.parameters / 1e9:.2f} B") for s in MODEL_SHAPES.values()],
+        "costs": [("RUN", "a recorded run folder"), ("roofline:GPU:MODEL", "a projection; see --list gpus, models")],
+        "gpus": [(gpu.name, f"{gpu.title}; {gpu.measured}") for gpu in GPUS.values()],
+    }
+    width = max(len(name) for name, _ in lists[what])
+    for name, text in lists[what]:
+        print(f"{name:{width}}  {text}")
+    return OK
+
+
+# -- modes
+
+
+def simulated(args: argparse.Namespace, command: str) -> int:
+    """``--mode sim``: play the workload in the simulator."""
+    if not args.costs:
+        raise UsageError("--mode sim needs --costs: a recorded run folder, or roofline:GPU:MODEL (see --list gpus)")
+    if args.stop_on_eos:
+        raise UsageError("--stop-on-eos needs a model that writes; it has no effect on --mode sim")
+    session = Session(_with_workload(args, "seed"), command)
+    costs = read_costs(args.costs)
+    cases = _cases(args, default_layout="paged")
+    configs = [session.config(case, costs.kv_tokens, costs.context_tokens) for case in cases]
+    requests = session.requests()
+    for config in configs:
+        session.check(config, requests)
+    if args.dry_run:
+        return _dry_run(session, cases)
+    folder = open_folder(args, f"sim-{session.workload.name}")
+    runs: list[Run] = []
+    for case, config in zip(cases, configs, strict=True):
+        place = folder if len(cases) == 1 else folder / f"sim-{case}"
+        try:
+            runs.append(session.simulate(case, costs, place, config, requests))
+        except KeyboardInterrupt:
+            return _interrupted(place)
+    return _finish(args, command, folder, runs, [])
+
+
+def real(args: argparse.Namespace, command: str) -> int:
+    """``--mode real``: play the workload on the engine."""
+    session = Session(_with_workload(args, "seed"), command)
+    cases = _cases(args, default_layout="paged")
+    requests = _ready(session, cases)
+    if args.dry_run:
+        return _dry_run(session, cases)
+    folder = open_folder(args, f"real-{session.workload.name}")
+    runs: list[Run] = []
+    for case in cases:
+        place = folder if len(cases) == 1 else folder / f"real-{case}"
+        measured = session.measure(case, place, session.real_config(case), requests)
+        runs.append(measured.run)
+        if measured.interrupted:
+            _finish(args, command, folder, runs, [])
+            return INTERRUPTED
+    return _finish(args, command, folder, runs, [])
+
+
+def validate(args: argparse.Namespace, command: str) -> int:
+    """``--mode validate``: on the engine and in the simulator, and the error between them."""
+    return _validate(_with_workload(args, "seed"), command, _cases(args, default_layout="paged"))
+
+
+def tour(args: argparse.Namespace, command: str) -> int:
+    """No arguments: the embedded model, a small mixed workload, in both worlds."""
+    for flag in ("policy", "layout", "costs", "stop_on_eos"):
+        if getattr(args, flag):
+            raise UsageError(f"the tour chooses its own --{flag.replace('_', '-')}; name a --mode to set it")
+    return _validate(_with_workload(args, "tour"), command, list(TOUR))
+
+
+def _validate(args: argparse.Namespace, command: str, cases: list[Case]) -> int:
+    session = Session(args, command)
+    requests = _ready(session, cases)
+    if args.dry_run:
+        return _dry_run(session, cases)
+    folder = open_folder(args, f"{args.mode}-{session.workload.name}")
+    costs: dict[str, CostModel] = {}
+    for layout in dict.fromkeys(case.layout for case in cases):
+        costs[layout] = read_costs(args.costs) if args.costs else _record_costs(session, Case("fcfs", layout), folder)
+    runs: list[Run] = []
+    agreements: list[Agreement] = []
+    for case in cases:
+        config = session.real_config(case)
+        measured = session.measure(case, folder / f"real-{case}", config, requests)
+        runs.append(measured.run)
+        if measured.interrupted:
+            _finish(args, command, folder, runs, agreements)
+            return INTERRUPTED
+        twin = twin_requests(measured.run, requests)
+        runs.append(session.simulate(case, costs[case.layout], folder / f"sim-{case}", config, twin))
+        agreements.append(agree(measured.run, runs[-1], measured.replay.exact))
+    return _finish(args, command, folder, runs, agreements)
+
+
+def _record_costs(session: Session, case: Case, folder: Path) -> CostModel:
+    """Record what steps cost on requests of the same kind, but not the same ones."""
+    workload = calibration_workload(session.args)
+    requests = session.prompts(workload)
+    places = []
+    for policy in CALIBRATION:
+        place = folder / f"costs-{policy}-{case.layout}"
+        recorded = Case(policy, case.layout)
+        measured = session.measure(recorded, place, session.real_config(recorded, plain=True), requests)
+        if measured.interrupted:
+            raise KeyboardInterrupt
+        places.append(place)
+    return recorded_costs(*places)
+
+
+def report(args: argparse.Namespace, command: str) -> int:
+    """``--mode report``: make a report again, or compare two runs."""
+    if not args.runs:
+        raise UsageError("--mode report needs a run folder, or two to compare")
+    folders = [folder for given in args.runs for folder in experiment_folders(given)]
+    runs = [load_run(folder) for folder in folders]
+    out = args.out or args.runs[0] / REPORT_FILE
+    if len(args.runs) == 2 and len(runs) == 2:
+        comparison = compare(*runs)
+        write_report(out, runs, comparison=comparison, title="Two runs compared", command=command)
+        if not args.quiet:
+            terminal.show_comparison(comparison)
+    else:
+        write_report(out, runs, _agreements(runs), command=command)
+        if not args.quiet:
+            terminal.show_runs(runs, _agreements(runs))
+    print(f"report: {out}")
+    return OK
+
+
+def gated(args: argparse.Namespace, command: str) -> int:
+    """``--mode gate``: the padding-waste regression check."""
+    baseline = args.baseline or gate.BASELINE
+    if args.update_baseline:
+        print(f"{len(gate.update(baseline))} cases recorded in {baseline}")
+        return OK
+    result = gate.check(baseline)
+    terminal.show_gate(result)
+    return OK if result.passed else FAILED
+
+
+# -- parts of the modes
+
+
+def _with_workload(args: argparse.Namespace, default: str) -> argparse.Namespace:
+    args.workload = args.workload or default
+    return args
+
+
+def _cases(args: argparse.Namespace, default_layout: Layout) -> list[Case]:
+    return [Case(policy, layout) for layout in args.layout or [default_layout] for policy in args.policy or ["fcfs"]]
+
+
+def _ready(session: Session, cases: list[Case]) -> list[Request]:
+    """The requests for the engine, after every setting has been checked, the cheap ones before a model is loaded."""
+    for case in cases:
+        Scheduler(session.config(case, None, None))
+    requests = session.prompts(session.workload)
+    for case in cases:
+        session.check(session.real_config(case), requests)
+    return requests
+
+
+def _dry_run(session: Session, cases: list[Case]) -> int:
+    summary = session.workload.summary()
+    print(f"workload {session.workload.name}: {session.workload.source}")
+    print(f"  {summary.requests} requests, median {summary.prompt.median} tokens in, {summary.output.median} out")
+    for case in cases:
+        print(f"would run {case.policy} on {case.layout}, at most {session.max_running} running")
+    return OK
+
+
+def _finish(args: argparse.Namespace, command: str, folder: Path, runs: list[Run], agreements: list[Agreement]) -> int:
+    """The report of several runs together, and the table at the end."""
+    path = folder / REPORT_FILE
+    if agreements or len(runs) > 1:
+        write_experiment(folder, command, runs)
+        write_report(path, runs, agreements, command=command)
+    if not args.quiet:
+        terminal.show_runs(runs, agreements)
+    print(f"report: {path}")
+    return OK
+
+
+def _interrupted(folder: Path) -> int:
+    """A simulation was stopped: what it had written is a partial run, and gets its report."""
+    write_report(folder / REPORT_FILE, [load_run(folder)])
+    print(f"bench.py: interrupted; what there is: {folder / REPORT_FILE}", file=sys.stderr)
+    return INTERRUPTED
+
+
+def _agreements(runs: list[Run]) -> list[Agreement]:
+    """Real runs beside the simulated ones of the same policy and layout, each real one's journal replayed."""
+    twins = {_case_of(run): run for run in runs if run.simulated}
+    return [
+        agree(run, twins[_case_of(run)], replay_folder(run.folder))
+        for run in runs
+        if not run.simulated and _case_of(run) in twins and run.folder is not None
+    ]
+
+
+def _case_of(run: Run) -> tuple[str, str]:
+    return run.setting("policy"), run.setting("layout")
+
+
+MODES: dict[str, Callable[[argparse.Namespace, str], int]] = {
+    "tour": tour, "real": real, "sim": simulated, "validate": validate, "report": report, "gate": gated,
+}  # fmt: skip
+
+if __name__ == "__main__":
+    sys.exit(main())

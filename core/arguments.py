@@ -1,0 +1,202 @@
+"""The command line's flags: one meaning in every mode, one clear line for every mistake."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from scheduler.config import ConfigError, SchedulerConfig, unknown_name
+from scheduler.kv import PoolKind
+from scheduler.oracle import ORACLES
+from scheduler.orders import BUCKET_ORDERS
+from scheduler.plan import Layout
+from scheduler.policies import POLICIES, POLICY_SETTINGS, policy_name
+
+MODES = ("tour", "real", "sim", "validate", "report", "gate")
+LISTS = ("policies", "workloads", "models", "costs", "gpus")
+LAYOUTS: tuple[Layout, ...] = ("padded", "paged")
+POOLS: tuple[PoolKind, ...] = ("paged", "contiguous")
+
+#: the most sequences holding KV where neither the command nor the workload says; vLLM's default
+DEFAULT_MAX_RUNNING = 256
+
+#: flags that set fields of :class:`~scheduler.config.SchedulerConfig` whatever the policy
+_COMMON_SETTINGS = ("max_prefill_tokens", "kv_pool", "block_tokens")
+
+
+class UsageError(ValueError):
+    """The command cannot be understood or carried out; the message is one line."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Raises :class:`UsageError` where argparse would print its usage and leave, and names the nearest flag."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        args, unknown = self.parse_known_args(argv)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+            given = unknown[0].split("=")[0]
+            near = difflib.get_close_matches(given, flags, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else "; --help lists all"
+            raise UsageError(f"unknown argument {unknown[0]!r}{hint}")
+        return args
+
+
+def number(kind: Callable[[str], Any], least: float, exclusive: bool = False) -> Callable[[str], Any]:
+    """An argparse type: a number that is at least (or, ``exclusive``, more than) ``least``."""
+    bound = f"> {least:g}" if exclusive else f">= {least:g}"
+    title = "a whole number" if kind is int else "a number"
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {title}") from None
+        if not (value > least if exclusive else value >= least):
+            raise argparse.ArgumentTypeError(f"{text} is out of range; must be {bound}")
+        return value
+
+    return parse
+
+
+def one_of(what: str, valid: Sequence[str]) -> Callable[[str], str]:
+    """An argparse type: one of ``valid``, or an error that names the nearest."""
+
+    def parse(text: str) -> str:
+        if text not in valid:
+            raise argparse.ArgumentTypeError(unknown_name(what, text, valid))
+        return text
+
+    return parse
+
+
+def _policies(text: str) -> list[str]:
+    try:
+        return [policy_name(name.strip()) for name in text.split(",")]
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _layouts(text: str) -> list[str]:
+    return [one_of("layout", LAYOUTS)(name.strip()) for name in text.split(",")]
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of ``bench.py``."""
+    positive, natural = number(int, 1), number(int, 0)
+    parser = ArgumentParser(
+        prog="bench.py",
+        allow_abbrev=False,
+        description="Benchmark LLM inference scheduling: in a simulator, on a real engine, and one against the other. "
+        "Without arguments: a tour of a few minutes with the embedded model.",
+    )
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders, for --mode report")
+    parser.add_argument("--mode", type=one_of("mode", MODES), default="tour", metavar="MODE", help=" | ".join(MODES))
+    parser.add_argument("--list", type=one_of("list", LISTS), metavar="WHAT", help=" | ".join(LISTS))
+
+    group = parser.add_argument_group("what is played")
+    group.add_argument("--workload", metavar="NAME|FILE", help="a preset or a trace file")
+    group.add_argument("--trace-format", metavar="NAME", help="the trace's format, where it is not recognised")
+    group.add_argument("--requests", type=positive, metavar="N", help="how many; of a trace the first N")
+    group.add_argument("--rate", type=number(float, 0, exclusive=True), metavar="R", help="arrivals per second")
+    group.add_argument("--arrivals", metavar="PROCESS", help="poisson | gamma:CV | constant | trace | all-at-once")
+    group.add_argument("--time-scale", type=number(float, 0, exclusive=True), metavar="X", help="2 is twice as slow")
+    group.add_argument("--seed", type=natural, default=0, metavar="S", help="of everything random (default 0)")
+    group.add_argument("--temperature", type=number(float, 0), metavar="T", help="default: the workload's")
+    group.add_argument("--stop-on-eos", action="store_true", help="let the model end answers, not the workload (real)")
+    group.add_argument("--strict", action="store_true", help="exit 2 if any request can never be served")
+
+    group = parser.add_argument_group("who goes when")
+    group.add_argument("--policy", type=_policies, metavar="NAME[,NAME]", help="; ".join(POLICIES) + "; orca = srpt")
+    group.add_argument("--bucket", type=positive, metavar="N", help="width of the length buckets (sjf-bucket)")
+    group.add_argument("--bucket-order", type=one_of("bucket order", BUCKET_ORDERS), metavar="ORDER",
+                       help=" | ".join(BUCKET_ORDERS) + ": the bucket that is stepped")  # fmt: skip
+    group.add_argument("--min-rows", type=natural, metavar="N", help="a smaller cohort takes rows from the next ones")
+    group.add_argument("--max-rows", type=positive, metavar="N", help="rows of a step (default: all resident)")
+    group.add_argument("--aging-s", type=number(float, 0), metavar="S", help="threshold of sjf-aging (default 60)")
+    group.add_argument("--oracle", type=one_of("oracle", tuple(ORACLES)), metavar="NAME",
+                       help=" | ".join(ORACLES) + ": what srpt knows of output lengths")  # fmt: skip
+    group.add_argument("--quantum", type=natural, metavar="N", help="tokens before srpt may evict (default 32)")
+    group.add_argument("--min-batch", type=positive, metavar="N", help="requests that start a static batch")
+    group.add_argument("--max-wait-s", type=number(float, 0), metavar="S", help="... or this much waiting")
+
+    group = parser.add_argument_group("memory and batch")
+    group.add_argument("--layout", type=_layouts, metavar="NAME[,NAME]", help="padded | paged (default paged)")
+    group.add_argument("--kv-pool", type=one_of("KV pool", POOLS), metavar="KIND",
+                       help="paged | contiguous (default: the layout's)")  # fmt: skip
+    group.add_argument("--max-running", "--max-num-seqs", type=positive, metavar="N",
+                       help=f"sequences holding KV (default: the workload's, else {DEFAULT_MAX_RUNNING})")  # fmt: skip
+    group.add_argument("--max-prefill-tokens", "--max-num-batched-tokens", type=positive, default=2048, metavar="N",
+                       help="prompt tokens of a step (default 2048)")  # fmt: skip
+    group.add_argument("--kv-tokens", type=positive, metavar="N", help="KV memory (default: the model's or the GPU's)")
+    group.add_argument("--block-tokens", type=positive, default=16, metavar="N", help="KV block size (default 16)")
+
+    group = parser.add_argument_group("the engine")
+    group.add_argument("--model", metavar="NAME", help="folder, Hugging Face name, shape:NAME (default: embedded)")
+    group.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: a GPU where there is one)")
+    group.add_argument("--dtype", metavar="NAME", help="float32 | bfloat16 | float16 (default: the device's)")
+
+    group = parser.add_argument_group("the simulated hardware")
+    group.add_argument("--costs", metavar="RUN|roofline:GPU:MODEL", help="a recorded run folder, or a roofline")
+
+    group = parser.add_argument_group("what counts, and where it goes")
+    group.add_argument("--slo", metavar="NAME=MS,...", help="what counts as good, e.g. ttft_ms=500,tpot_ms=50")
+    group.add_argument("--out", type=Path, metavar="FOLDER", help="exactly there (default: runs/<time>-<name>)")
+    group.add_argument("--name", metavar="TEXT", help="the run's name")
+    group.add_argument("--config", type=Path, metavar="FILE", help="YAML of flags; those on the command line win")
+    group.add_argument("--dry-run", action="store_true", help="check everything, print what would be run")
+    group.add_argument("--quiet", action="store_true", help="no progress and no table")
+    group.add_argument("--baseline", type=Path, metavar="FILE", help="of the gate (default: the repository's)")
+    group.add_argument("--update-baseline", action="store_true", help="make what the gate finds the new baseline")
+    return parser
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments, those of ``--config`` included; whatever is wrong with them is a :class:`UsageError`."""
+    parser = build_parser()
+    args = parser.parse(argv)
+    if args.config is not None:
+        args = parser.parse([*_config_flags(args.config), *argv])
+    if args.runs and args.mode != "report":
+        raise UsageError(f"unexpected argument {str(args.runs[0])!r}: run folders are for --mode report")
+    return args
+
+
+def _config_flags(path: Path) -> list[str]:
+    """A YAML mapping of flag names to values, as arguments."""
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--config {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise UsageError(f"--config {path} must be a mapping of flags to values, such as 'policy: sjf-bucket'")
+    flags: list[str] = []
+    for name, value in settings.items():
+        flag = "--" + str(name).replace("_", "-")
+        if value is True:
+            flags.append(flag)
+        elif isinstance(value, list):
+            flags.append(f"{flag}={','.join(map(str, value))}")
+        elif value is not False and value is not None:
+            flags.append(f"{flag}={value}")
+    return flags
+
+
+def scheduler_config(args: argparse.Namespace, policy: str, layout: Layout, **limits: Any) -> SchedulerConfig:
+    """The scheduler's settings that the flags ask for; ``limits`` are those that the workload and the model give."""
+    settings = {name: getattr(args, name) for name in (*_COMMON_SETTINGS, "max_rows", *POLICY_SETTINGS)}
+    for name in POLICY_SETTINGS:
+        taken_elsewhere = any(name in POLICIES[other].settings for other in args.policy or ())
+        if name not in POLICIES[policy].settings and taken_elsewhere:
+            settings[name] = None
+    return SchedulerConfig(policy=policy, layout=layout, **{**settings, **limits})

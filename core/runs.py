@@ -1,0 +1,411 @@
+"""One workload in two worlds: composes a run of the engine or of the simulator, and its run folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from core.arguments import DEFAULT_MAX_RUNNING, UsageError, scheduler_config
+from reports.overhead import TimedJournaledScheduler, TimedScheduler
+from reports.rows import RunFolderError
+from reports.run import Run
+from reports.run_folder import MANIFEST_FILE, RunWriter
+from reports.slo import Slo
+from reports.summary import WallClock
+from scheduler.config import SchedulerConfig
+from scheduler.journal import Replay, replay
+from scheduler.observer import Observer
+from scheduler.plan import Layout, StepOutcome, StepPlan
+from scheduler.policies import POLICY_SETTINGS
+from scheduler.request import Request, SamplingParams, requests_of
+from scheduler.scheduler import Scheduler
+from scheduler.sequence import Sequence
+from simulator.costs import CostError, CostModel
+from simulator.recorded import RecordedCosts, recorded_costs
+from simulator.replica import simulate
+from simulator.roofline import RooflineCosts, roofline
+from workloads.load import load_workload
+from workloads.prompts import PromptWriter
+from workloads.workload import Workload
+
+if TYPE_CHECKING:
+    from engine.models import LoadedModel
+
+JOURNAL_FILE = "replay.jsonl"
+PACKAGES = ("lockstep", "torch", "transformers", "simpy", "numpy", "pandas")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One policy on one layout."""
+
+    policy: str
+    layout: Layout
+
+    def __str__(self) -> str:
+        return f"{self.policy}-{self.layout}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run of the engine, and its journal replayed."""
+
+    run: Run
+    replay: Replay
+    interrupted: bool
+
+
+class Counting:
+    """An observer that passes everything on and counts the requests that ended on a progress bar."""
+
+    def __init__(self, observer: Observer, progress: Progress, requests: int, title: str) -> None:
+        self._observer = observer
+        self._progress = progress
+        self._task = progress.add_task(title, total=requests)
+
+    def stepped(self, plan: StepPlan, steps: int, outcome: StepOutcome) -> None:
+        self._observer.stepped(plan, steps, outcome)
+
+    def gaps(self, gap_ns: npt.NDArray[np.int64], weight: int) -> None:
+        self._observer.gaps(gap_ns, weight)
+
+    def ended(self, sequence: Sequence) -> None:
+        self._observer.ended(sequence)
+        self._progress.advance(self._task)
+
+
+class Session:
+    """What the runs of one command have in common: the workload, the objectives, the manifest."""
+
+    def __init__(self, args: argparse.Namespace, command: str) -> None:
+        self.args = args
+        self.command = command
+        self.workload = _workload(args, args.seed)
+        self.slo = Slo.parse(args.slo) if args.slo else None
+        self._model: LoadedModel | None = None
+
+    # -- settings
+
+    @property
+    def max_running(self) -> int:
+        return self.args.max_running or self.workload.max_running or DEFAULT_MAX_RUNNING
+
+    def config(
+        self, case: Case, kv_tokens: int | None, context_tokens: int | None, plain: bool = False
+    ) -> SchedulerConfig:
+        """The scheduler's settings for ``case``, with the memory and context that the model or hardware has."""
+        limits: dict[str, Any] = {"max_running": self.max_running}
+        kv_tokens = self.args.kv_tokens or kv_tokens
+        if kv_tokens is not None:
+            limits["kv_tokens"] = kv_tokens
+        if context_tokens is not None:
+            limits["context_tokens"] = context_tokens
+        args = argparse.Namespace(**{**vars(self.args), **dict.fromkeys(POLICY_SETTINGS)}) if plain else self.args
+        return scheduler_config(args, case.policy, case.layout, **limits)
+
+    def check(self, config: SchedulerConfig, requests: list[Request]) -> None:
+        """Refuse what could not be served: a lone or (``--strict``) any such request, a KV memory that is too small."""
+        scheduler = Scheduler(config)
+        for row, request in enumerate(requests, 1):
+            refusal = scheduler.refusal(request)
+            if refusal is None:
+                continue
+            if self.args.strict or len(requests) == 1:
+                raise UsageError(f"request {row} of workload {self.workload.name}: {refusal}")
+            if request.prompt_tokens + request.planned_output_tokens <= config.context_tokens:
+                needed = max(scheduler.kv_tokens_needed(r) for r in requests if r.prompt_tokens < config.context_tokens)
+                raise UsageError(
+                    f"a KV memory of {config.capacity_tokens} tokens cannot hold the longest request, which needs "
+                    f"{needed}; raise --kv-tokens or lower --max-running"
+                )
+
+    # -- the simulator
+
+    def requests(self) -> list[Request]:
+        """The workload's requests, by their lengths only."""
+        return requests_of(self.workload.rows)
+
+    def simulate(
+        self, case: Case, costs: CostModel, folder: Path, config: SchedulerConfig, requests: list[Request]
+    ) -> Run:
+        """Simulate ``requests`` into ``folder``."""
+        manifest = self._manifest("sim", case, config, {"costs": costs.name, **_cost_notes(costs)})
+        started_s = time.monotonic()
+        with (
+            RunWriter(folder, manifest) as writer,
+            self._bar(writer, len(requests), f"simulating {case}") as observer,
+        ):
+            scheduler = TimedScheduler(config, observer)
+            simulate(requests, scheduler, costs)
+            wall = WallClock(manifest["started_at"], time.monotonic() - started_s, scheduler.spent_ns)
+            return writer.close(scheduler.counters, scheduler.digest.hexdigest(), slo=self.slo, costs=costs, wall=wall)
+
+    # -- the engine
+
+    def model(self) -> LoadedModel:
+        """The model that ``--model`` names, loaded once."""
+        if self._model is None:
+            from engine.models import load_model
+
+            self._model = load_model(self.args.model, dtype=self.args.dtype, device=self.args.device)
+        return self._model
+
+    def real_config(self, case: Case, plain: bool = False) -> SchedulerConfig:
+        """The settings for ``case`` on the engine, with the KV memory that the model's device has.
+
+        ``plain`` leaves out the settings that were asked for a policy.
+        """
+        from engine.executors import default_kv_tokens
+
+        model = self.model()
+        kv_tokens = default_kv_tokens(model, self.max_running, self.args.block_tokens)
+        return self.config(case, kv_tokens, model.context_tokens, plain)
+
+    def prompts(self, workload: Workload) -> list[Request]:
+        """The workload's requests with real prompts of the wanted lengths, reproducible from the seed."""
+        args, tokenizer = self.args, self.model().tokenizer
+        # random weights have no tokenizer: the bytes of the text serve as token ids
+        encode = str.encode if tokenizer is None else lambda text: tokenizer.encode(text, special_tokens=False)
+        writer = PromptWriter(encode, seed=args.seed)
+        temperature = workload.temperature if args.temperature is None else args.temperature
+        requests = []
+        for index, request in enumerate(requests_of(workload.rows)):
+            sampling = SamplingParams(temperature=temperature, seed=args.seed * 1_000_003 + index)
+            token_ids = writer.prompt(index, request.prompt_tokens)
+            output_tokens = None if args.stop_on_eos else request.output_tokens
+            requests.append(
+                replace(request, prompt_token_ids=token_ids, output_tokens=output_tokens, sampling=sampling)
+            )
+        return requests
+
+    def measure(self, case: Case, folder: Path, config: SchedulerConfig, requests: list[Request]) -> Measured:
+        """Run ``requests`` on the engine into ``folder``, and replay what the scheduler was told."""
+        from engine.executors import build_executor
+        from engine.loop import EngineLoop
+
+        model = self.model()
+        _warm_up(model, config)
+        notes = {"model": model.name, "device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
+        manifest = self._manifest("real", case, config, notes)
+        interrupted = False
+        started_s = time.monotonic()
+        with (
+            RunWriter(folder, manifest) as writer,
+            (folder / JOURNAL_FILE).open("w", buffering=1, encoding="utf-8") as journal,
+            self._bar(writer, len(requests), f"running {case}") as observer,
+        ):
+            scheduler = TimedJournaledScheduler(config, journal, observer)
+            loop = EngineLoop(
+                scheduler, build_executor(model, config), tokenizer=model.tokenizer, end_token_ids=model.eos_token_ids
+            )
+            try:
+                loop.run(requests)
+            except KeyboardInterrupt:
+                interrupted = True
+            writer.flush()
+            wall = WallClock(manifest["started_at"], time.monotonic() - started_s, scheduler.spent_ns)
+            counters, digest = scheduler.counters, scheduler.digest.hexdigest()
+            run = writer.close(counters, digest, slo=self.slo, costs=_own_costs(folder), wall=wall)
+        with (folder / JOURNAL_FILE).open(encoding="utf-8") as journal:
+            return Measured(run, replay(journal), interrupted)
+
+    # -- what is written down
+
+    def _manifest(self, world: str, case: Case, config: SchedulerConfig, notes: dict[str, Any]) -> dict[str, Any]:
+        summary = self.workload.summary()
+        return {
+            "name": self.args.name or f"{world}-{self.workload.name}-{case}",
+            "world": world,
+            "mode": self.args.mode,
+            "command": self.command,
+            "started_at": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "seed": self.args.seed,
+            "config": config.as_dict(),
+            "workload": {
+                "name": self.workload.name,
+                "source": self.workload.source,
+                "requests": summary.requests,
+                "arrival_rate_per_s": summary.rate_per_s,
+            },
+            **notes,
+            "slo": dict(self.slo.limits_ms) if self.slo else None,
+            "versions": _versions(),
+            "hardware": hardware() if world == "real" else "none: simulated",
+            "git_commit": git_commit(),
+            "sha256": {"workload": self.workload.sha256(), **notes.pop("sha256", {})},
+        }
+
+    @contextmanager
+    def _bar(self, writer: RunWriter, requests: int, title: str) -> Iterator[Observer]:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, disable=self.args.quiet or not os.isatty(2), transient=True) as progress:
+            yield Counting(writer, progress, requests, title)
+
+
+def _workload(args: argparse.Namespace, seed: int) -> Workload:
+    return load_workload(
+        args.workload, rng=random.Random(seed), requests=args.requests, rate=args.rate, arrivals=args.arrivals,
+        time_scale=args.time_scale, trace_format=args.trace_format,
+    )  # fmt: skip
+
+
+def calibration_workload(args: argparse.Namespace, most: int = 16) -> Workload:
+    """What costs are recorded on: the same kind of requests from another seed, all at once, ``most`` at most."""
+    other = argparse.Namespace(**vars(args))
+    other.arrivals, other.rate, other.time_scale = "all-at-once", None, None
+    other.requests = min(args.requests or most, most)
+    return _workload(other, args.seed + 1)
+
+
+def read_costs(spec: str) -> CostModel:
+    """The cost model that ``--costs`` names."""
+    if spec.startswith("roofline:"):
+        parts = spec.split(":")
+        if len(parts) != 3:
+            raise CostError(f"costs {spec!r}: a roofline is roofline:GPU:MODEL, such as roofline:a100-40gb:qwen-7b")
+        return roofline(parts[1], parts[2])
+    folder = Path(spec)
+    if not folder.exists():
+        raise CostError(f"costs {spec!r}: neither a run folder nor roofline:GPU:MODEL")
+    return recorded_costs(folder)
+
+
+def _cost_notes(costs: CostModel) -> dict[str, Any]:
+    if isinstance(costs, RooflineCosts):
+        return {"projection": f"{costs.gpu.title}, {costs.gpu.measured}; not measured on that GPU"}
+    if isinstance(costs, RecordedCosts):
+        return {"fit_error": {f"{layout} {kind}": round(f.error, 4) for (layout, kind), f in costs.device.items()},
+                "sha256": {"costs": costs.sha256}}  # fmt: skip
+    return {}
+
+
+def _own_costs(folder: Path) -> CostModel | None:
+    """Costs fitted to the run itself: for its padding waste in time."""
+    try:
+        return recorded_costs(folder)
+    except CostError:
+        return None
+
+
+def _warm_up(model: LoadedModel, config: SchedulerConfig) -> None:
+    """One short request through an executor of its own, so that no first call is measured."""
+    from engine.executors import build_executor
+    from engine.loop import EngineLoop
+
+    loop = EngineLoop(Scheduler(config), build_executor(model, config))
+    loop.run([Request("warm-up", 0, 8, 2, 2, prompt_token_ids=tuple(range(8)))])
+
+
+def open_folder(args: argparse.Namespace, name: str) -> Path:
+    """The folder that a command writes to. An earlier run at ``--out`` is moved aside, never overwritten."""
+    if args.out is None:
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        return Path("runs") / f"{stamp}-{args.name or name}"
+    out: Path = args.out
+    if (out / MANIFEST_FILE).is_file():
+        number = next(n for n in range(1, 1 << 30) if not out.with_name(f"{out.name}.{n}").exists())
+        aside = out.with_name(f"{out.name}.{number}")
+        try:
+            out.rename(aside)
+        except OSError as error:
+            raise UsageError(f"{out} holds an earlier run that cannot be moved aside: {error.strerror}") from error
+        if not args.quiet:
+            print(f"{out} held an earlier run; it is now {aside}")
+    return out
+
+
+def write_experiment(folder: Path, command: str, runs: list[Run]) -> None:
+    """A manifest for a folder of several runs."""
+    names = [run.folder.name for run in runs if run.folder is not None]
+    text = json.dumps({"command": command, "runs": names}, indent=2)
+    try:
+        (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RunFolderError(f"cannot write {folder / MANIFEST_FILE}: {error.strerror}") from error
+
+
+def experiment_folders(folder: Path) -> list[Path]:
+    """The run folders in ``folder``: itself, or those that :func:`write_experiment` lists."""
+    try:
+        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return [folder]
+    names = manifest.get("runs") if isinstance(manifest, dict) else None
+    return [folder / str(name) for name in names] if isinstance(names, list) else [folder]
+
+
+def replay_folder(folder: Path) -> bool | None:
+    """Whether the journal in a run folder replays to the same plans; ``None`` where there is none."""
+    path = folder / JOURNAL_FILE
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8") as journal:
+        return replay(journal).exact
+
+
+def twin_requests(measured: Run, requests: list[Request]) -> list[Request]:
+    """The requests as a simulation is given them: with the output lengths that the engine came to."""
+    lengths = measured.requests.set_index("id")["output_tokens"]
+    return [
+        request
+        if request.output_tokens is not None
+        else replace(request, output_tokens=max(1, int(lengths.get(request.id, 1))), stop_kind="eos")
+        for request in requests
+    ]
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def hardware() -> str:
+    """This machine, in words."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+    except OSError:
+        pass
+    text = f"{cpu}, {os.cpu_count()} cores"
+    try:
+        import torch
+    except ImportError:
+        return text
+    if torch.cuda.is_available():
+        text = f"{torch.cuda.get_device_name()}, {text}"
+    return text
+
+
+def git_commit() -> str | None:
+    """The commit that the code was at, with ``-dirty`` where it was changed since."""
+    folder = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=folder, capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,62 @@
+"""The one attention function that is put under every model: it hands the layer's tensors to the step being run.
+
+It is registered in transformers' ``AttentionInterface`` only. Without an entry among the mask functions transformers
+builds no mask, and with ``use_cache=False`` it keeps no KV: both belong to the executor. The step itself travels from
+``model(..., step=...)`` down to here as a keyword that the models pass through.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from transformers import AttentionInterface
+
+from engine.errors import ModelError
+
+#: name under which the function is registered; a model is loaded with ``attn_implementation=ATTENTION``
+ATTENTION = "lockstep"
+
+
+class StepAttention(Protocol):
+    """One step's attention, over whatever memory its executor keeps."""
+
+    longest_context: int
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """Store the new keys and values of ``layer``, attend, and return ``[batch, tokens, heads, head_dim]``.
+
+        ``query`` is ``[batch, heads, tokens, head_dim]``, ``key`` and ``value`` have ``kv_heads``; all are views,
+        already rotated.
+        """
+
+
+def step_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    _attention_mask: torch.Tensor | None,
+    *,
+    step: StepAttention,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """The function that transformers calls in every layer; see :class:`StepAttention` for the shapes."""
+    if softcap is not None or s_aux is not None:
+        raise ModelError("soft-capped logits and attention sinks are not run by this engine")
+    if sliding_window is not None and step.longest_context > sliding_window:
+        raise ModelError(
+            f"a sequence of {step.longest_context} tokens is longer than the model's sliding window of {sliding_window}"
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    layer: Any = module.layer_idx
+    return step.attend(int(layer), query, key, value, scale), None
+
+
+AttentionInterface.register(ATTENTION, step_attention)

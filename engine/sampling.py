@@ -1,0 +1,111 @@
+"""From logits to tokens: greedy or Gumbel-max, with noise that is a pure function of (seed, position, token id).
+
+Whoever shares a step with a request, in whatever order, on whatever schedule, its noise is the same: a token depends on
+the request alone. The hash works on 32-bit words carried in int64 and needs integer ``*``, ``^`` and ``>>`` only, so
+that a GPU kernel can produce the very same noise. Its multipliers are below 2**31: no product leaves 63 bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from scheduler.request import SamplingParams
+
+_WORD = 0xFFFFFFFF
+_MULTIPLY_1 = 0x7FEB352D
+_MULTIPLY_2 = 0x45D9F3B5
+_TOKEN_STRIDE = 0x1E3779B1
+#: the largest float32 below 1
+_BELOW_ONE = 1.0 - 2.0**-24
+
+
+class Draw(NamedTuple):
+    """What one row of logits is sampled with. ``position`` is the index, in its sequence, of the token to come."""
+
+    params: SamplingParams
+    seed: int
+    position: int
+
+
+def seed_of_request(request_id: str) -> int:
+    """A 64-bit seed from a request's id: the same in every process and on every machine."""
+    return int.from_bytes(hashlib.blake2b(request_id.encode(), digest_size=8).digest(), "little")
+
+
+def request_seed(params: SamplingParams, request_id: str) -> int:
+    """The request's own seed, or one derived from its id."""
+    return seed_of_request(request_id) if params.seed is None else params.seed
+
+
+def sample(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
+    """One token id for each row of ``logits`` ``[rows, vocab]``: ``int64[rows]``, on the same device.
+
+    Temperature first, then top-k, top-p (over what top-k left) and min-p (relative to the most likely token).
+    """
+    logits = logits.float()
+    if all(draw.params.temperature == 0 for draw in draws):
+        return logits.argmax(dim=-1)
+    device = logits.device
+    temperature = torch.tensor([draw.params.temperature for draw in draws], dtype=torch.float32, device=device)
+    greedy = temperature == 0
+    scaled = logits / torch.where(greedy, 1.0, temperature)[:, None]
+    scaled = _filtered(scaled, [draw.params for draw in draws])
+    keys = torch.tensor([_row_key(draw.seed, draw.position) for draw in draws], dtype=torch.int64, device=device)
+    noisy = scaled + gumbel_noise(keys, logits.shape[-1])
+    return torch.where(greedy, logits.argmax(dim=-1), noisy.argmax(dim=-1))
+
+
+def gumbel_noise(keys: torch.Tensor, vocab: int) -> torch.Tensor:
+    """Standard Gumbel noise ``float32[rows, vocab]`` of the row keys ``int64[rows]`` (each below 2**32).
+
+    Small exponentials decide a Gumbel maximum, so that the resolution is put there: down to 2**-33.
+    """
+    tokens = torch.arange(vocab, dtype=torch.int64, device=keys.device)
+    words = _mixed((tokens * _TOKEN_STRIDE & _WORD)[None, :] ^ keys[:, None])
+    words = _mixed(words + keys[:, None] & _WORD)
+    uniform = ((words.float() + 0.5) * 2.0**-32).clamp_(max=_BELOW_ONE)
+    return uniform.neg_().log1p_().neg_().log_().neg_()
+
+
+def _mixed(words: torch.Tensor) -> torch.Tensor:
+    """An avalanche of 32-bit ``words`` held in int64: every input bit changes each output bit half of the time."""
+    words = (words ^ (words >> 16)) * _MULTIPLY_1 & _WORD
+    words = (words ^ (words >> 15)) * _MULTIPLY_2 & _WORD
+    return words ^ (words >> 16)
+
+
+def _row_key(seed: int, position: int) -> int:
+    """A 32-bit key of a row; the same mixing as :func:`_mixed`, on Python integers."""
+    key = 0
+    for word in (seed & _WORD, seed >> 32 & _WORD, position & _WORD):
+        key = (key + word + _TOKEN_STRIDE) & _WORD
+        key = (key ^ (key >> 16)) * _MULTIPLY_1 & _WORD
+        key = (key ^ (key >> 15)) * _MULTIPLY_2 & _WORD
+        key ^= key >> 16
+    return key
+
+
+def _filtered(scaled: torch.Tensor, params: list[SamplingParams]) -> torch.Tensor:
+    """``scaled`` with minus infinity where a row's filters drop a token. Rows without filters are left alone."""
+    vocab = scaled.shape[-1]
+    rows = [i for i, p in enumerate(params) if 0 < p.top_k < vocab or p.top_p < 1 or p.min_p > 0]
+    if not rows:
+        return scaled
+    device = scaled.device
+    index = torch.tensor(rows, device=device)
+    top_k = torch.tensor([params[i].top_k or vocab for i in rows], device=device)
+    top_p = torch.tensor([params[i].top_p for i in rows], dtype=torch.float32, device=device)
+    min_p = torch.tensor([params[i].min_p for i in rows], dtype=torch.float32, device=device)
+    ordered, tokens = scaled[index].sort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(vocab, device=device)
+    ordered = ordered.masked_fill(rank >= top_k[:, None], -torch.inf)
+    probability = ordered.softmax(dim=-1)
+    before = probability.cumsum(dim=-1) - probability
+    kept = (before < top_p[:, None]) & (probability >= min_p[:, None] * probability[:, :1])
+    kept[:, 0] = True
+    ordered = ordered.masked_fill(~kept, -torch.inf)
+    return scaled.index_copy(0, index, torch.empty_like(ordered).scatter_(1, tokens, ordered))

@@ -1,0 +1,137 @@
+"""Text to tokens and back, one token at a time, without broken characters and with stop strings cut off."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+#: what a decoder writes for bytes that are no character (yet)
+REPLACEMENT = "\ufffd"
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+class Tokenizer:
+    """A transformers tokenizer, reduced to what the engine needs."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        #: tokens that stand for one raw byte (byte fallback); runs of them are decoded as a whole
+        self.byte_token_ids = frozenset(
+            token_id for token, token_id in tokenizer.get_vocab().items() if _BYTE_TOKEN.fullmatch(token)
+        )
+
+    @property
+    def transformers_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer underneath."""
+        return self._tokenizer
+
+    def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
+        """Token ids of ``text``; ``special_tokens`` adds what the model's tokenizer puts around a text (BOS)."""
+        return list(self._tokenizer.encode(text, add_special_tokens=special_tokens))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of ``token_ids``; special tokens give nothing."""
+        text = self._tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text)
+
+    def encode_chat(self, messages: list[dict[str, Any]], **template_arguments: Any) -> list[int]:
+        """Token ids of a conversation through the model's chat template, ready for the model's answer.
+
+        Raises ``ValueError`` when the model has no chat template.
+        """
+        text = self._tokenizer.apply_chat_template(
+            messages, tokenize=False, **{"add_generation_prompt": True, **template_arguments}
+        )
+        return self.encode(str(text), special_tokens=False)
+
+    def stream(self) -> TextStream:
+        """A decoder for one sequence's output tokens."""
+        return TextStream(self)
+
+
+class TextStream:
+    """Incremental detokenisation: the pieces, put together, are what decoding all tokens at once gives.
+
+    Only a short window of tokens is decoded for each new one: from the last place where the text was whole to the end,
+    with the tokens before it as context (a tokenizer may treat the first token of a text in its own way). Text is given
+    out when it can no longer change: bytes that are no character yet, and runs of byte tokens, are held back.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._context: list[int] = []
+        self._context_text = ""
+        self._window: list[int] = []
+        self._given = 0
+
+    def push(self, token_id: int) -> str:
+        """The text that ``token_id`` makes certain, perhaps none."""
+        self._window.append(token_id)
+        if token_id in self._tokenizer.byte_token_ids:
+            return ""
+        text = self._window_text()
+        whole = not text.endswith(REPLACEMENT)
+        piece = text[self._given :] if whole else text[self._given : -1]
+        self._given += len(piece)
+        if whole and text:
+            self._advance()
+        return piece
+
+    def flush(self) -> str:
+        """What is still held back; call it once, after the last token."""
+        return self._window_text()[self._given :]
+
+    def _window_text(self) -> str:
+        return self._tokenizer.decode(self._context + self._window)[len(self._context_text) :]
+
+    def _advance(self) -> None:
+        self._context, self._window, self._given = self._window, [], 0
+        self._context_text = self._tokenizer.decode(self._context)
+
+
+class StopChecker:
+    """Finds stop strings in a stream of text, across the borders of its pieces, and cuts them off.
+
+    The stop string that is *complete* first wins (of those, the longest), so that the result does not depend on how
+    the text was cut into pieces. Text that may be the beginning of a stop string is held back.
+    """
+
+    def __init__(self, stops: Iterable[str]) -> None:
+        self._stops = tuple(stops)
+        self._longest = max(map(len, self._stops), default=0)
+        self._held = ""
+        self.stopped = False
+
+    def push(self, piece: str) -> str:
+        """The part of the text up to here that is certain to belong to the output; sets :attr:`stopped`."""
+        if self.stopped:
+            return ""
+        text = self._held + piece
+        start = self._first_stop(text)
+        if start is not None:
+            self.stopped = True
+            self._held = ""
+            return text[:start]
+        keep = self._possible_beginning(text)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """What was held back, when no more text comes."""
+        held, self._held = self._held, ""
+        return held
+
+    def _first_stop(self, text: str) -> int | None:
+        """Where the stop string begins that ends first."""
+        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        return min(found)[1] if found else None
+
+    def _possible_beginning(self, text: str) -> int:
+        """Length of the longest end of ``text`` with which a stop string begins."""
+        for length in range(min(len(text), self._longest - 1), 0, -1):
+            if any(stop.startswith(text[-length:]) for stop in self._stops):
+                return length
+        return 0

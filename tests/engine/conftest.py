@@ -1,0 +1,96 @@
+"""Small random models, and what transformers' own ``generate`` says of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+from transformers import Glm4Config, LlamaConfig, OPTConfig, PreTrainedConfig, Qwen2Config
+from transformers.models.auto import AutoModelForCausalLM
+
+from engine.attention import ATTENTION
+from engine.models import LoadedModel, load_model, loaded
+
+VOCAB = 512
+#: below this distance between the best two logits, two correct float32 computations may choose differently
+TIE = 1e-3
+
+
+class Reference(NamedTuple):
+    """A model, and the same weights under transformers' own attention."""
+
+    ours: LoadedModel
+    theirs: LoadedModel
+
+    def greedy(self, prompt: list[int], tokens: int) -> list[int]:
+        """Tokens of transformers' ``generate``, up to the first near-tie."""
+        model = self.theirs.model
+        output = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        chosen: list[int] = []
+        for token, logits in zip(output.sequences[0, len(prompt) :].tolist(), output.logits, strict=True):
+            best, second = logits[0].float().topk(2).values.tolist()
+            if best - second < TIE:
+                break
+            chosen.append(token)
+        return chosen
+
+
+def _configs() -> dict[str, PreTrainedConfig]:
+    common = {
+        "vocab_size": VOCAB,
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,
+        "pad_token_id": None,
+        "eos_token_id": None,
+        "bos_token_id": None,
+    }
+    opt = {key: value for key, value in common.items() if key not in ("intermediate_size", "num_key_value_heads")}
+    return {
+        "qwen2": Qwen2Config(**common),
+        "llama": LlamaConfig(**common),
+        "glm4": Glm4Config(head_dim=8, **common),
+        "opt": OPTConfig(ffn_dim=96, word_embed_proj_dim=48, init_std=0.2, **opt),
+    }
+
+
+@pytest.fixture(scope="session")
+def reference() -> Callable[[str], Reference]:
+    """A small random model by family, with its twin."""
+    made: dict[str, Reference] = {}
+
+    def make(family: str) -> Reference:
+        if family not in made:
+            config = _configs()[family]
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(7)
+                theirs = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+                ours = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=ATTENTION)
+            ours.load_state_dict(theirs.state_dict())
+            made[family] = Reference(loaded(f"small {family}", ours), loaded(f"small {family}", theirs))
+        return made[family]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Reference:
+    """The embedded model, with its twin."""
+    return Reference(
+        load_model(dtype="float32", device="cpu"), load_model(dtype="float32", device="cpu", attention="sdpa")
+    )
