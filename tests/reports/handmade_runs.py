@@ -80,7 +80,7 @@ def step(
         layout, kind, rows, rows, new, new_computed, pairs, columns, useful, longest, rows, rows
     )  # fmt: skip
     entry = DigestEntry(kind, rows, 1000 + index, 5000 + index, 1000 + index, len(ends))
-    plan = StepPlan(index, start * MS, len(ends), features, entry, 1 << 62, False, (), lambda: [], lambda _: [])
+    plan = StepPlan(index, start * MS, len(ends), features, entry, 1 << 62, False, (), list, lambda _: [])
     host = MS // 10 * len(ends)
     device = (ends[-1] - start) * MS - host
     return plan, StepOutcome(np.array(ends, np.int64) * MS, device, host)

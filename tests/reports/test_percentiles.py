@@ -31,7 +31,7 @@ def test_a_percentile_needs_one_value_beyond_it(percent: int, needed: int) -> No
     assert enough.percentiles[percent] is not None
 
 
-@given(st.integers(2, 2000), st.sampled_from(PERCENTILES))
+@given(st.integers(2, 150), st.sampled_from(PERCENTILES))
 def test_the_interval_covers_the_quantile_and_no_narrower_tail_would(n: int, percent: int) -> None:
     ranks = rank_interval(percent, n)
     if ranks is None:
@@ -61,4 +61,4 @@ def test_json_has_every_key_even_when_nothing_is_known() -> None:
 def test_wilson_interval_of_known_cases() -> None:
     assert wilson_interval(0, 10) == pytest.approx((0.0, 0.277533), abs=1e-6)
     assert wilson_interval(8, 10) == pytest.approx((0.490162, 0.943318), abs=1e-6)
-    assert wilson_interval(10, 10)[1] == 1.0
+    assert wilson_interval(10, 10)[1] == pytest.approx(1.0)
