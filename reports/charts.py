@@ -238,8 +238,8 @@ def timeline_chart(
             axes.set_ylim(0, 1.08 * max(_top(panel, line) for line in scale))
             axes.xaxis.set_major_locator(MaxNLocator(6))
             axes.yaxis.set_major_locator(MaxNLocator(4, integer=panel != "padding"))
-            if panel == "padding":
-                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+            unit = (lambda value, _: f"{100 * value:.0f} %") if panel == "padding" else (lambda value, _: _short(value))
+            axes.yaxis.set_major_formatter(FuncFormatter(unit))
             if index < len(panels) - 1:
                 axes.tick_params(labelbottom=False)
             else:
@@ -252,7 +252,7 @@ def _top(panel: str, line: Timeline) -> float:
     if panel == "requests":
         return max(1.0, float((line.waiting + line.running).max()))
     if panel == "rows":
-        return max(1.0, float(np.nanmax(line.rows, initial=0)))
+        return max(2.0, float(np.nanmax(line.rows, initial=0)))
     return max(0.05, float(np.nanmax(line.padding, initial=0)))
 
 
