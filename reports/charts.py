@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from reports.run import Run
 from reports.summary import latencies
@@ -109,12 +109,14 @@ def cdf_chart(name: str, title: str, key: str, series: Sequence[Series]) -> str 
         largest = max(values.max() for _, values, _ in curves)
         if np.isfinite(least) and largest / least > _LINEAR_RATIO:
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if largest / least > 1000 else (1.0, 2.0, 5.0)))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         else:
             axes.set_xlim(left=0)
             axes.xaxis.set_major_locator(MaxNLocator(6))
         in_seconds = largest >= 10_000
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value / (1000 if in_seconds else 1))))
-        axes.set_xlabel(f"{title} ({'s' if in_seconds else 'ms'})")
+        axes.set_xlabel("s" if in_seconds else "ms")
         axes.set_ylim(0, 1.02)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 0.9, 1], labels=["0", "25 %", "50 %", "75 %", "90 %", "100 %"])
         return _svg(figure, name, f"Cumulative distribution of {title}: {', '.join(one.label for one, _, _ in curves)}")
@@ -155,7 +157,7 @@ class Timeline:
     running: FloatArray
 
 
-def timeline(run: Run, pieces: int = _TIME_PIECES) -> Timeline | None:
+def timeline_of(run: Run, pieces: int = _TIME_PIECES) -> Timeline | None:
     """What happened when; ``None`` for a run without a step."""
     if not len(run.steps) or not len(run.requests):
         return None
@@ -208,33 +210,50 @@ def _count_up_to(times: npt.NDArray[np.int64], edges: FloatArray) -> FloatArray:
 #: what is drawn over time, by name
 PANELS = {"requests": "Requests waiting and running", "rows": "Rows of a decode step", "padding": "Padding"}
 
+Drawn = Sequence[tuple[Series, Timeline]]
 
-def timeline_chart(name: str, series: Sequence[Series], panels: Sequence[str] = tuple(PANELS)) -> str | None:
-    """Some of :data:`PANELS`, one below the other: a run, and its simulated twin as dashes. ``None`` without a step."""
-    drawn = [(one, line) for one in series if (line := timeline(one.run)) is not None]
-    if not drawn:
-        return None
-    panel_inches, gap_inches, foot_inches = (1.0, 0.3, 0.45) if len(panels) > 1 else (2.1, 0.3, 0.45)
+
+def timeline_chart(
+    name: str, drawn: Drawn, panels: Sequence[str], scale: Sequence[Timeline], width_inches: float = 4.3
+) -> str:
+    """Some of :data:`PANELS`, one below the other: a run, and its simulated twin as dashes.
+
+    The axes are as long as ``scale`` needs, so that charts with the same one can be compared. A single panel has no
+    title.
+    """
+    stacked = len(panels) > 1
+    panel_inches, gap_inches, foot_inches = (1.0, 0.3, 0.45) if stacked else (2.1, 0.1, 0.45)
     height = foot_inches + len(panels) * (panel_inches + gap_inches)
+    left, right = 0.47 / width_inches, 0.09 / width_inches
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(4.3, height))
+        figure = Figure(figsize=(width_inches, height))
         for index, panel in enumerate(panels):
             bottom = foot_inches + (len(panels) - 1 - index) * (panel_inches + gap_inches)
-            axes = figure.add_axes((0.115, bottom / height, 0.865, panel_inches / height))
+            axes = figure.add_axes((left, bottom / height, 1 - left - right, panel_inches / height))
             for one, line in drawn:
                 _DRAW[panel](axes, one, line)
-            axes.set_title(PANELS[panel], loc="left", fontsize=8.5, color=INK, pad=4)
-            axes.set_xlim(0, max(float(line.edges_s[-1]) for _, line in drawn))
-            axes.set_ylim(bottom=0)
+            if stacked:
+                axes.set_title(PANELS[panel], loc="left", fontsize=8.5, color=INK, pad=4)
+            axes.set_xlim(0, max(float(line.edges_s[-1]) for line in scale))
+            axes.set_ylim(0, 1.08 * max(_top(panel, line) for line in scale))
+            axes.xaxis.set_major_locator(MaxNLocator(6))
             axes.yaxis.set_major_locator(MaxNLocator(4, integer=panel != "padding"))
-            if panel == "padding":
-                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
-                axes.set_ylim(top=max(0.05, 1.1 * max(np.nanmax(line.padding, initial=0) for _, line in drawn)))
+            unit = (lambda value, _: f"{100 * value:.0f} %") if panel == "padding" else (lambda value, _: _short(value))
+            axes.yaxis.set_major_formatter(FuncFormatter(unit))
             if index < len(panels) - 1:
                 axes.tick_params(labelbottom=False)
             else:
                 axes.set_xlabel("seconds since the first arrival")
         return _svg(figure, name, f"Over time: {', '.join(one.label for one, _ in drawn)}")
+
+
+def _top(panel: str, line: Timeline) -> float:
+    """The largest value that a panel must show."""
+    if panel == "requests":
+        return max(1.0, float((line.waiting + line.running).max()))
+    if panel == "rows":
+        return max(2.0, float(np.nanmax(line.rows, initial=0)))
+    return max(0.05, float(np.nanmax(line.padding, initial=0)))
 
 
 def _draw_requests(axes: Axes, one: Series, line: Timeline) -> None:
@@ -247,7 +266,7 @@ def _draw_requests(axes: Axes, one: Series, line: Timeline) -> None:
 
 
 def _draw_pieces(axes: Axes, one: Series, edges_s: FloatArray, values: FloatArray) -> None:
-    axes.stairs(values, edges_s, color=one.stroke, linestyle=one.dashes, linewidth=1.3, baseline=None)
+    axes.stairs(values, edges_s, color=one.stroke, linestyle=one.dashes, linewidth=1.3, baseline=None, clip_on=False)
     if not one.dashed:
         axes.stairs(np.nan_to_num(values), edges_s, color=one.stroke, alpha=0.16, fill=True)
 

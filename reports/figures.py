@@ -222,8 +222,12 @@ def figure_at(path: str) -> Figure:
     latency = _LATENCY_BY_KEY.get(key)
     if latency is None or statistic not in STATISTICS:
         return _BY_PATH[path]
-    name = statistic.upper() if statistic.startswith("p") else statistic
-    return Figure(path, f"{latency.title} {name}", "ms", latency.formula, "lower")
+    return Figure(path, f"{latency.title} {statistic_title(statistic)}", "ms", latency.formula, "lower")
+
+
+def statistic_title(statistic: str) -> str:
+    """``P99`` for ``p99``."""
+    return statistic.upper() if statistic.startswith("p") else statistic
 
 
 def latency_paths() -> list[str]:
@@ -274,11 +278,32 @@ def quantity(value: float | None, unit: Unit) -> str:
     """A number with its unit as a table shows it; a dash for ``None``."""
     if value is None:
         return "–"
+    amount, name = _scaled(value, unit, value)
+    return f"{amount} {name}" if name else amount
+
+
+def interval_text(interval: tuple[float, float] | None, unit: Unit) -> str:
+    """An interval with its unit once; empty for ``None``."""
+    if interval is None:
+        return ""
+    low, high = interval
+    (first, _), (second, name) = _scaled(low, unit, high), _scaled(high, unit, high)
+    return f"{first} – {second} {name}".rstrip()
+
+
+def change_text(before: float | None, after: float | None, unit: Unit) -> str:
+    """``before → after`` with the unit once."""
+    if before is None or after is None:
+        return f"{quantity(before, unit)} → {quantity(after, unit)}"
+    (first, _), (second, name) = _scaled(before, unit, after), _scaled(after, unit, after)
+    return f"{first} → {second} {name}".rstrip()
+
+
+def _scaled(value: float, unit: Unit, largest: float) -> tuple[str, str]:
+    """A number and the name of its unit, as large a unit as suits ``largest``."""
     if unit == "share":
-        return f"{100 * value:.2f} %" if 0 < abs(value) < 0.1 else f"{100 * value:.1f} %"
-    if unit in ("count", "tokens", "rows", "ratio"):
-        return number(value)
-    if unit == "ms" and abs(value) >= 10_000:
-        return f"{number(value / 1000)} s"
+        return (f"{100 * value:.2f}" if 0 < abs(largest) < 0.1 else f"{100 * value:.1f}"), "%"
+    if unit == "ms" and abs(largest) >= 10_000:
+        return number(value / 1000), "s"
     names = {"us": "µs", "/s": "/s", "tokens/s": "tok/s", "ms": "ms", "s": "s"}
-    return f"{number(value)} {names[unit]}"
+    return number(value), names.get(unit, "")

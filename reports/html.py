@@ -10,19 +10,21 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from reports.agreement import Agreement, summary_line
-from reports.charts import PANELS, SERIES_COLOURS, Series, cdf_chart, timeline_chart
+from reports.agreement import Agreement, CounterCheck, summary_line
+from reports.charts import PANELS, SERIES_COLOURS, Series, cdf_chart, timeline_chart, timeline_of
 from reports.comparison import Compared, Comparison, labels
 from reports.figures import (
     FIGURES,
     LATENCIES,
     STATISTICS,
     Figure,
-    LatencyFigure,
+    change_text,
     figure_at,
     interval_at,
+    interval_text,
     number,
     quantity,
+    statistic_title,
     why_missing,
 )
 from reports.run import Run, look_up
@@ -33,7 +35,7 @@ GOOD_ERROR, FAIR_ERROR = 0.05, 0.15
 #: latencies that get a chart, in this order
 _CHARTED = ("ttft_ms", "e2e_ms", "tpot_ms")
 #: figures that a bar shows better than a number alone
-_BARRED = ("padding_waste.prefill", "padding_waste.decode", "padding_waste.time")
+_BARRED = ("padding_waste.prefill", "padding_waste.decode")
 
 
 def write_report(
@@ -73,6 +75,7 @@ def render_report(
         _latency_charts(series),
         _over_time(series),
         _agreements(agreements, series),
+        _all_latencies(series),
         _all_figures(series),
         _reproduce(series, command),
         _footer(),
@@ -149,11 +152,19 @@ def _number_cell(text: str, detail: str = "", kind: str = "") -> str:
 
 
 def _legend(series: Sequence[Series]) -> str:
-    def item(one: Series) -> str:
-        style = "dashed" if one.dashed else "dotted" if one.colour >= SERIES_COLOURS else ""
-        return f'<li><span class="key {style} {_class_of(one)}"></span>{escape(one.label)}</li>'
-
-    return f'<ul class="legend">{"".join(map(item, series))}</ul>' if len(series) > 1 else ""
+    """The colours of the runs, and what dashes mean where there are any; nothing for a single run."""
+    if len(series) == 1:
+        return ""
+    twins = any(one.dashed for one in series)
+    items = []
+    for one in series:
+        if not one.dashed:
+            style = "dotted" if one.colour >= SERIES_COLOURS else ""
+            items.append((f"{style} {_class_of(one)}", one.run.label if twins else one.label))
+    if twins:
+        items += [("", "real"), ("dashed", "simulated")]
+    keys = "".join(f'<li><span class="key {kind}"></span>{escape(text)}</li>' for kind, text in items)
+    return f'<ul class="legend">{keys}</ul>'
 
 
 def _tail(series: Sequence[Series], key: str) -> str:
@@ -191,7 +202,7 @@ def _paragraph(word: str, text: str) -> str:
 
 def _verdict(series: Sequence[Series], agreements: Sequence[Agreement]) -> str:
     """The run's own verdict; of several runs: agreement first, then every run that is not simply fine."""
-    boxes: dict[str, list[str]] = {"bad": [], "note": [], "good": []}
+    boxes: dict[str, list[str]] = {"bad": [], "note": [], "good": [], "plain": []}
     if agreements:
         kind = "good" if all(a.same_plans and a.counters_equal for a in agreements) else "note"
         boxes[kind].append(_paragraph("Simulation.", _agreement_verdict(agreements)))
@@ -215,7 +226,7 @@ def _verdict_kind(summary: Mapping[str, Any]) -> tuple[str, str]:
     saturated = look_up(summary, "load.saturated")
     if saturated:
         return "bad", "Saturated."
-    return ("note", "Service.") if saturated is None else ("good", "Stable.")
+    return ("plain", "Load.") if saturated is None else ("good", "Stable.")
 
 
 def _agreement_verdict(agreements: Sequence[Agreement]) -> str:
@@ -235,8 +246,8 @@ def _agreement_verdict(agreements: Sequence[Agreement]) -> str:
     if prediction is None or prediction.error is None:
         return text
     return (
-        f"{text} Predicted times are off by {100 * sum(means) / len(means):.1f} % on average, at most by "
-        f"{100 * prediction.error:+.1f} % ({figure_at(prediction.path).title} of {agreement.measured.label})."
+        f"{text} Predicted times and rates are off by {100 * sum(means) / len(means):.1f} % on average, the furthest "
+        f"by {_percent(prediction.error)} ({figure_at(prediction.path).title} of {agreement.measured.label})."
     )
 
 
@@ -277,7 +288,7 @@ def _tiles_of_one(one: Series) -> list[_Tile]:
         latency("tpot_ms", "TPOT"),
         latency("e2e_ms", "E2E"),
         _Tile("Decode waste", value("padding_waste.decode"), f"prefill {value('padding_waste.prefill')}"),
-        _Tile("Decode batch", value("mean_decode_batch"), f"{value('batch_occupancy')} of rows computed"),
+        _Tile("Decode batch", value("mean_decode_batch"), f"{value('batch_occupancy')} occupied"),
     ]
     if look_up(summary, "slo_attainment.share") is not None:
         tiles.append(_Tile("Goodput", value("goodput_per_s"), f"{value('slo_attainment.share')} meet all objectives"))
@@ -335,10 +346,10 @@ def _compared_policies(series: Sequence[Series]) -> str:
         f"e2e_ms.{tails['e2e_ms']}",
         "mean_decode_batch",
         *_BARRED,
-        "preemptions",
-        "starvation.longest_gap_s",
     )
     shown = [figure_at(p) for p in paths if any(look_up(one.run.summary, p) is not None for one in series)]
+    if any(look_up(one.run.summary, "preemptions") for one in series):
+        shown.append(figure_at("preemptions"))
     best = {figure.path: _best(_judged(series), figure) for figure in shown}
 
     def cell(one: Series, figure: Figure) -> str:
@@ -349,7 +360,11 @@ def _compared_policies(series: Sequence[Series]) -> str:
         return f'<td class="number {mark}" title="{why}">{bar}{escape(quantity(value, figure.unit))}</td>'
 
     rows = [
-        _row(_dot(one) + escape(one.label), [cell(one, figure) for figure in shown], "twin" if one.dashed else "")
+        _row(
+            _dot(one) + escape(_name_in_table(one, series)),
+            [cell(one, figure) for figure in shown],
+            "twin" if one.dashed else "",
+        )
         for one in series
     ]
     head = [("Run", "first"), *((figure.title, "number") for figure in shown)]
@@ -364,25 +379,29 @@ def _two_runs(comparison: Comparison) -> str:
 
     def cells(row: Compared) -> list[str]:
         def value(amount: float | None, interval: tuple[float, float] | None) -> str:
-            return _number_cell(quantity(amount, row.figure.unit), _interval_text(interval, row.figure))
+            return _number_cell(quantity(amount, row.figure.unit), interval_text(interval, row.figure.unit))
 
         difference = "–" if row.difference is None else _signed(row.difference, row.figure)
         ratio = "–" if row.ratio is None else f"× {row.ratio:.3f}"
         kind = {"better": "good", "worse": "bad"}.get(row.verdict, "plain")
-        apart = {True: "intervals apart", False: "intervals overlap", None: ""}[row.distinct]
+        apart = {True: "apart", False: "overlap", None: ""}[row.distinct]
         chip = _chip(row.verdict, kind if row.distinct is not False else "plain") if row.verdict else ""
         return [
             value(row.a, row.a_interval),
             value(row.b, row.b_interval),
             _number_cell(difference),
             _number_cell(ratio),
-            f'<td>{chip} <span class="formula">{apart}</span></td>',
-            f'<td class="formula">{escape(row.figure.formula)}</td>',
+            f"<td>{chip}</td>",
+            f'<td class="formula">{apart}</td>',
+            f'<td class="formula">{escape(row.figure.formula if row.figure.path in first else "")}</td>',
         ]
 
+    # a latency's formula stands beside the first of its statistics
+    first = {row.figure.path for row in comparison.rows if row.figure.unit != "ms"}
+    first |= set({row.figure.formula: row.figure.path for row in reversed(comparison.rows)}.values())
     rows = [_row(escape(row.figure.title), cells(row)) for row in comparison.rows]
     head = [("Figure", "first"), (f"A: {a}", "number"), (f"B: {b}", "number"), ("B − A", "number")]
-    head += [("B / A", "number"), ("B is", ""), ("Definition", "")]
+    head += [("B / A", "number"), ("B is", ""), ("Intervals", ""), ("Definition", "")]
     lead = (
         "A is the first run, B the second. Intervals (95 %) are those of the requests within each run: where they "
         "overlap, the difference may be chance, and where they are apart, another run may still differ."
@@ -414,33 +433,45 @@ def _chart_card(title: str, formula: str, chart: str) -> str:
 
 
 def _over_time(series: Sequence[Series]) -> str:
-    """One run: a chart a panel. Several: a card a run, with its twin as dashes."""
+    """One run: a card a panel. Several: a card a run, with its twin as dashes, all to one scale."""
+    drawn = [(one, line) for one in series if (line := timeline_of(one.run)) is not None]
+    scale = [line for _, line in drawn]
+    leading = [one for one, _ in drawn if not one.dashed]
     if len(series) == 1:
-        charts = [timeline_chart(f"time-{panel}", series, [panel]) for panel in PANELS]
-        cards = [f'<div class="card">{chart}</div>' for chart in charts if chart]
+        cards = [
+            _chart_card(title, "", timeline_chart(f"time-{panel}", drawn, [panel], scale))
+            for panel, title in PANELS.items()
+            if drawn
+        ]
     else:
+        width = 3.2 if len(leading) % 4 == 0 else 4.3
         cards = []
-        for one in series:
-            group = [other for other in series if other.colour == one.colour]
-            chart = None if one.dashed else timeline_chart(f"time-{one.colour}", group)
-            if chart:
-                legend = _legend(group) or f"<h3>{_dot(one)}{escape(one.label)}</h3>"
-                cards.append(f'<div class="card">{legend}{chart}</div>')
+        for one in leading:
+            group = [(other, line) for other, line in drawn if other.colour == one.colour]
+            chart = timeline_chart(f"time-{one.colour}", group, list(PANELS), scale, width)
+            label = one.run.label if len(group) > 1 else one.label
+            cards.append(f'<div class="card"><h3>{_dot(one)}{escape(label)}</h3>{chart}</div>')
     lead = (
-        "Requests in the system: those that run dark, those that wait light. Rows: mean over the decode steps. "
-        "Padding: share of a step's slots that are padding (prefill: linear, decode: attention), weighted by time."
+        "Requests: those that run dark, those that wait light. Rows: mean over the decode steps. Padding: share of a "
+        "step's slots that are padding (prefill: linear, decode: attention), weighted by time."
     )
-    content = f'<div class="charts">{"".join(cards)}</div>' if cards else '<p class="absent">no step was run</p>'
+    if any(one.dashed for one in series):
+        lead += " Dashes: simulated."
+    kind = "charts four" if len(leading) % 4 == 0 else "charts"
+    content = f'<div class="{kind}">{"".join(cards)}</div>' if cards else '<p class="absent">no step was run</p>'
     return _section("Batch and padding over time", lead, content)
 
 
 def _error_cell(error: float | None, detail: str) -> str:
     if error is None:
-        return _number_cell("–", detail, "missing")
+        return _number_cell("–", kind="missing")
     size = abs(error)
     kind = "good" if size <= GOOD_ERROR else "note" if size <= FAIR_ERROR else "bad"
-    chip = _chip(f"{100 * error:+.1f} %", kind)
-    return f'<td class="number">{chip}<span class="interval">{escape(detail)}</span></td>'
+    return _chips(f'<span class="aside">{escape(detail)}</span>{_chip(_percent(error), kind)}')
+
+
+def _percent(error: float) -> str:
+    return f"{100 * error:+.1f} %".replace("-", "−")
 
 
 def _agreements(agreements: Sequence[Agreement], series: Sequence[Series]) -> str:
@@ -451,7 +482,7 @@ def _agreements(agreements: Sequence[Agreement], series: Sequence[Series]) -> st
     head = [("", "first"), *((one.run.label, "number") for one in pairs)]
     lead = (
         "Both worlds drive the same scheduler. Counters and plans must be equal; times are predicted, with error = "
-        "(simulated − measured) / measured. Below each error: measured → simulated."
+        "(simulated − measured) / measured. Beside each error: measured → simulated."
     )
     rows = [
         _row("Plans", [_chips(_yes_no(a.same_plans, "same", "differ", "")) for a in agreements]),
@@ -478,8 +509,7 @@ def _prediction_rows(agreements: Sequence[Agreement]) -> list[str]:
             if found is None:
                 cells.append(_number_cell("–", kind="missing"))
                 continue
-            detail = f"{quantity(found.measured, figure.unit)} → {quantity(found.simulated, figure.unit)}"
-            cells.append(_error_cell(found.error, detail))
+            cells.append(_error_cell(found.error, change_text(found.measured, found.simulated, figure.unit)))
         rows.append(_row(escape(figure.title), cells))
     return rows
 
@@ -487,19 +517,18 @@ def _prediction_rows(agreements: Sequence[Agreement]) -> list[str]:
 def _counter_rows(agreements: Sequence[Agreement]) -> list[str]:
     rows = []
     for path in _paths_of([[c.path for c in a.counters] for a in agreements]):
-        figure = figure_at(path)
-        cells = []
-        for agreement in agreements:
-            check = next((check for check in agreement.counters if check.path == path), None)
-            if check is None:
-                cells.append(_number_cell("–", kind="missing"))
-            elif check.equal:
-                cells.append(_chips(f"{escape(quantity(check.measured, figure.unit))} {_chip('equal', 'good')}"))
-            else:
-                both = f"{quantity(check.measured, figure.unit)} → {quantity(check.simulated, figure.unit)}"
-                cells.append(_chips(f"{escape(both)} {_chip('differs', 'bad')}"))
-        rows.append(_row(escape(figure.title), cells))
+        cells = [_counter_cell(next((c for c in a.counters if c.path == path), None)) for a in agreements]
+        rows.append(_row(escape(figure_at(path).title), cells))
     return rows
+
+
+def _counter_cell(check: CounterCheck | None) -> str:
+    if check is None:
+        return _number_cell("–", kind="missing")
+    unit = figure_at(check.path).unit
+    equal = check.equal
+    detail = quantity(check.measured, unit) if equal else change_text(check.measured, check.simulated, unit)
+    return _chips(f'<span class="aside">{escape(detail)}</span>{_yes_no(equal, "equal", "differs", "")}')
 
 
 def _paths_of(lists: Sequence[Sequence[str]]) -> list[str]:
@@ -507,47 +536,52 @@ def _paths_of(lists: Sequence[Sequence[str]]) -> list[str]:
     return list(dict.fromkeys(path for paths in lists for path in paths))
 
 
-def _interval_text(interval: tuple[float, float] | None, figure: Figure) -> str:
-    if interval is None:
-        return ""
-    scale = 100 if figure.unit == "share" else 1
-    return f"{number(scale * interval[0])} – {number(scale * interval[1])}"
+def _all_latencies(series: Sequence[Series]) -> str:
+    """A row for each latency of a single run; of several runs, a group for each latency with a row for each run."""
+    head = [("Latency", "first"), *((statistic_title(s), "number") for s in STATISTICS), ("n", "number")]
+    rows: list[str] = []
+    for latency in LATENCIES:
+        if len(series) > 1:
+            title = f"{escape(latency.title)} <i>{escape(latency.formula)}</i>"
+            rows.append(f'<tr class="group"><th class="first" colspan="{len(head)}">{title}</th></tr>')
+        for one in series:
+            cells = [_figure_cell(one, figure_at(f"{latency.key}.{statistic}")) for statistic in STATISTICS]
+            cells.append(_number_cell(number(look_up(one.run.summary, f"{latency.key}.n"))))
+            if len(series) == 1:
+                name = f'{escape(latency.title)}<span class="interval">{escape(latency.formula)}</span>'
+            else:
+                name = _dot(one) + escape(_name_in_table(one, series))
+            rows.append(_row(name, cells, "twin" if one.dashed else ""))
+    lead = (
+        "Percentiles are nearest ranks, with the 95 % interval of their order statistics below. A percentile that too "
+        "few requests stand behind is not given."
+    )
+    return _section("All latencies", lead, _table(head, rows))
+
+
+def _name_in_table(one: Series, series: Sequence[Series]) -> str:
+    """A twin stands right below its run, so that its world is enough; and its run needs none."""
+    if one.dashed:
+        return one.run.world
+    has_twin = any(other.dashed and other.colour == one.colour for other in series)
+    return one.run.label if has_twin else one.label
 
 
 def _all_figures(series: Sequence[Series]) -> str:
     head = [("Figure", "first"), *((one.label, "number") for one in series), ("Definition", "")]
-    rows: list[str] = []
-    for latency in LATENCIES:
-        rows += _latency_rows(latency, series)
-    rows.append(
-        f'<tr class="group"><th class="first" colspan="{len(series) + 2}">Throughput, batch and memory</th></tr>'
-    )
+    rows = []
     for figure in FIGURES:
         cells = [_figure_cell(one, figure) for one in series]
         rows.append(_row(escape(figure.title), [*cells, f'<td class="formula">{escape(figure.formula)}</td>']))
-    lead = (
-        "Percentiles are nearest ranks, with the 95 % interval of their order statistics below. "
-        "What could not be computed says so; 0 means zero."
-    )
-    return _section("All figures", lead, _table(head, rows) + _reasons(series))
-
-
-def _latency_rows(latency: LatencyFigure, series: Sequence[Series]) -> list[str]:
-    counts = ", ".join(dict.fromkeys(f"n = {number(look_up(one.run.summary, f'{latency.key}.n'))}" for one in series))
-    rows = []
-    for index, statistic in enumerate(STATISTICS):
-        figure = figure_at(f"{latency.key}.{statistic}")
-        formula = [latency.formula, counts][index] if index < 2 else ""
-        cells = [_figure_cell(one, figure) for one in series]
-        rows.append(_row(escape(figure.title), [*cells, f'<td class="formula">{escape(formula)}</td>']))
-    return rows
+    lead = "What could not be computed says so; 0 means zero."
+    return _section("All other figures", lead, _table(head, rows) + _reasons(series))
 
 
 def _figure_cell(one: Series, figure: Figure) -> str:
     summary = one.run.summary
     value = look_up(summary, figure.path)
     if value is not None:
-        return _number_cell(quantity(value, figure.unit), _interval_text(interval_at(summary, figure.path), figure))
+        return _number_cell(quantity(value, figure.unit), interval_text(interval_at(summary, figure.path), figure.unit))
     why = why_missing(summary, figure.path)
     text = "n too small" if why.startswith("n too small") else "not available"
     return f'<td class="number missing" title="{escape(why)}">{text}</td>'

@@ -85,20 +85,21 @@ class RunWriter:
 
     def stepped(self, plan: StepPlan, steps: int, outcome: StepOutcome) -> None:
         """Write the row of a plan of which ``steps`` steps were run."""
-        with _writing(self.folder):
-            self._write_step(
-                (
-                    plan.index,
-                    plan.now_ns,
-                    int(outcome.ends_ns[-1]),
-                    steps,
-                    *plan.features,
-                    outcome.device_ns,
-                    outcome.host_ns,
-                    digest_text(plan.digest_entry, steps),
-                )
-            )
+        row = (
+            plan.index,
+            plan.now_ns,
+            int(outcome.ends_ns[-1]),
+            steps,
+            *plan.features,
+            outcome.device_ns,
+            outcome.host_ns,
+            digest_text(plan.digest_entry, steps),
+        )
+        try:
+            self._write_step(row)
             self._flush_if_due()
+        except OSError as error:
+            raise _cannot_write(self.folder, error) from error
 
     def gaps(self, gap_ns: npt.NDArray[np.int64], weight: int) -> None:
         """Count gaps between output tokens."""
@@ -107,26 +108,27 @@ class RunWriter:
 
     def ended(self, sequence: Sequence) -> None:
         """Write the row of a request that finished, was rejected or was aborted."""
-        with _writing(self.folder):
-            self._write_request(
-                (
-                    sequence.id,
-                    sequence.number,
-                    sequence.request.tenant,
-                    sequence.arrival_ns,
-                    _if_set(sequence.first_scheduled_ns),
-                    _if_set(sequence.first_token_ns),
-                    _if_set(sequence.finish_ns),
-                    sequence.prompt_tokens,
-                    sequence.request.max_tokens,
-                    sequence.output_tokens,
-                    sequence.preemptions,
-                    sequence.recomputed_tokens,
-                    sequence.state,
-                    sequence.reason,
-                )
-            )
+        row = (
+            sequence.id,
+            sequence.number,
+            sequence.request.tenant,
+            sequence.arrival_ns,
+            _if_set(sequence.first_scheduled_ns),
+            _if_set(sequence.first_token_ns),
+            _if_set(sequence.finish_ns),
+            sequence.prompt_tokens,
+            sequence.request.max_tokens,
+            sequence.output_tokens,
+            sequence.preemptions,
+            sequence.recomputed_tokens,
+            sequence.state,
+            sequence.reason,
+        )
+        try:
+            self._write_request(row)
             self._flush_if_due()
+        except OSError as error:
+            raise _cannot_write(self.folder, error) from error
 
     # -- how rows get to the disk
 
@@ -238,8 +240,11 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        path = error.filename or folder
-        raise RunFolderError(f"cannot write {path}: {error.strerror or error}") from error
+        raise _cannot_write(folder, error) from error
+
+
+def _cannot_write(folder: Path, error: OSError) -> RunFolderError:
+    return RunFolderError(f"cannot write {error.filename or folder}: {error.strerror or error}")
 
 
 def _if_set(time_ns: int) -> int | None:

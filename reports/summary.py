@@ -367,5 +367,5 @@ def verdict(summary: Mapping[str, Any]) -> str:
             f"({rate:.3g} arrive). Latencies describe this run's length, not a stable service."
         )
     if load["saturated"] is None:
-        return f"{counted}. Stability under this load cannot be told: {load['note']}."
+        return f"{counted}. Whether the hardware can carry this load for long is not told: {load['note']}."
     return f"{counted}. The hardware carries this load: the queue does not grow while requests arrive."

@@ -96,42 +96,52 @@ def time_waste(steps: pd.DataFrame, costs: CostModel) -> float | None:
     The useful step has the same sequences and no padded slot. A row costs its repeat times the mean of its first and
     last step, which is exact where the model is linear in the features. ``None`` without steps.
     """
-    useful = computed = 0.0
-    for group in _alike(steps):
-        repeat = column(group, "repeat")
+    columns = {name: column(steps, name) for name in _COST_COLUMNS}
+    columns["padded"] = (steps["layout"] == "padded").to_numpy().astype(np.int64)
+    columns["decode"] = (steps["kind"] == "decode").to_numpy().astype(np.int64)
+    useful = computed = 0
+    for rows in _alike(columns):
+        group = {name: values[rows] for name, values in columns.items()}
+        repeat = group["repeat"]
         for offset in (np.zeros_like(repeat), repeat - 1):
-            computed += float(np.dot(repeat, costs.device_ns(_columns(group, offset, padding=True)))) / 2
-            useful += float(np.dot(repeat, costs.device_ns(_columns(group, offset, padding=False)))) / 2
+            computed += int(np.sum(repeat * costs.device_ns(_columns(group, offset, padding=True))))
+            useful += int(np.sum(repeat * costs.device_ns(_columns(group, offset, padding=False))))
     return 1 - useful / computed if computed else None
 
 
-def _alike(steps: pd.DataFrame) -> list[pd.DataFrame]:
-    """The rows grouped by everything that is the same in all steps of a stretch, so that a group can be given to a cost
-    model at once."""
-    same = ["layout", "kind", "rows", "rows_computed", "new_tokens", "new_tokens_computed", "sampled_rows"]
-    return [group for _, group in steps.groupby(same, sort=True)]
+#: what is the same in all steps of a stretch, and what grows with each
+_FIXED = ("padded", "decode", "rows", "rows_computed", "new_tokens", "new_tokens_computed", "sampled_rows")
+_GROWING = ("context_tokens", "kv_columns_computed", "kv_tokens_read", "longest_context")
+_COST_COLUMNS = ("repeat", *_FIXED[2:], *_GROWING)
 
 
-def _columns(group: pd.DataFrame, offset: IntArray, *, padding: bool) -> StepColumns:
+def _alike(columns: dict[str, IntArray]) -> list[npt.NDArray[np.intp]]:
+    """Indices of the rows that differ only in what grows, so that a cost model can take a group at once."""
+    keys = np.column_stack([columns[name] for name in _FIXED])
+    order = np.lexsort(keys.T)
+    changes = np.flatnonzero(np.any(np.diff(keys[order], axis=0) != 0, axis=1)) + 1
+    return [rows for rows in np.split(order, changes) if len(rows)]
+
+
+def _columns(group: dict[str, IntArray], offset: IntArray, *, padding: bool) -> StepColumns:
     """The steps ``offset`` after the first of each row; without padding: useful slots only."""
-    first = group.iloc[0]
-    layout: Layout = "padded" if first["layout"] == "padded" else "paged"
-    kind: Kind = "decode" if first["kind"] == "decode" else "prefill"
-    rows, rows_computed = int(first["rows"]), int(first["rows_computed"])
-    context = column(group, "context_tokens") + rows * offset
-    read = column(group, "kv_tokens_read") + rows * offset
+    layout: Layout = "padded" if group["padded"][0] else "paged"
+    kind: Kind = "decode" if group["decode"][0] else "prefill"
+    rows, rows_computed = int(group["rows"][0]), int(group["rows_computed"][0])
+    context = group["context_tokens"] + rows * offset
+    read = group["kv_tokens_read"] + rows * offset
     growth = (rows_computed if layout == "padded" else rows) * offset
     return StepColumns(
         layout=layout,
         kind=kind,
-        repeat=len(group),
+        repeat=len(offset),
         rows=rows,
         rows_computed=rows_computed if padding else rows,
-        new_tokens=int(first["new_tokens"]),
-        new_tokens_computed=int(first["new_tokens_computed"] if padding else first["new_tokens"]),
+        new_tokens=int(group["new_tokens"][0]),
+        new_tokens_computed=int(group["new_tokens_computed" if padding else "new_tokens"][0]),
         context_tokens=context,
-        kv_columns_computed=column(group, "kv_columns_computed") + growth if padding else context,
+        kv_columns_computed=group["kv_columns_computed"] + growth if padding else context,
         kv_tokens_read=read,
-        longest_context=column(group, "longest_context") + offset if padding else -(-read // rows),
-        sampled_rows=int(first["sampled_rows"]),
+        longest_context=group["longest_context"] + offset if padding else -(-read // rows),
+        sampled_rows=int(group["sampled_rows"][0]),
     )

@@ -1,0 +1,144 @@
+"""What a run says on the terminal when it is over: the verdict and a table, plain where nobody can see colours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from reports.agreement import Agreement, summary_line
+from reports.comparison import Compared, Comparison, labels
+from reports.figures import figure_at, interval_text, quantity, why_missing
+from reports.run import Run, look_up
+from reports.summary import verdict
+
+#: width of what goes into a file or a pipe
+_PLAIN_WIDTH = 120
+
+_RUN_FIGURES = (
+    "output_tokens_per_s",
+    "requests_per_s",
+    "makespan_s",
+    "mean_decode_batch",
+    "padding_waste.prefill",
+    "padding_waste.decode",
+    "padding_waste.time",
+    "preemptions",
+    "goodput_per_s",
+    "slo_attainment.share",
+    "starvation.longest_gap_s",
+    "scheduler_us_per_step",
+)
+_RUN_LATENCIES = ("ttft_ms", "tpot_ms", "itl_ms", "e2e_ms", "queue_ms")
+_LATENCY_COLUMNS = ("mean", "p50", "p90", "p99", "max")
+#: with short headers, so that a row fits a line
+_POLICY_FIGURES = {
+    "output_tokens_per_s": "tok/s",
+    "ttft_ms.p50": "TTFT P50",
+    "tpot_ms.p50": "TPOT P50",
+    "e2e_ms.p50": "E2E P50",
+    "e2e_ms.max": "E2E max",
+    "mean_decode_batch": "batch",
+    "padding_waste.prefill": "prefill waste",
+    "padding_waste.decode": "decode waste",
+}
+
+
+def terminal(quiet: bool = False, console: Console | None = None) -> Console:
+    """Where the tables go: ``console`` or standard output; nowhere if ``quiet``."""
+    if quiet:
+        return Console(quiet=True)
+    if console is not None:
+        return console
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
+
+
+def print_run(run: Run, *, quiet: bool = False, console: Console | None = None) -> None:
+    """The key figures of a run, then its verdict and where its folder is."""
+    out = terminal(quiet, console)
+    latencies = _table(out, f"{run.label} ({run.world})", ["Latency", *_LATENCY_COLUMNS, "n"])
+    for key in _RUN_LATENCIES:
+        paths = [f"{key}.{statistic}" for statistic in _LATENCY_COLUMNS]
+        cells = [_value(run, path) for path in paths]
+        latencies.add_row(
+            figure_at(paths[0]).title.removesuffix(" mean"), *cells, f"{look_up(run.summary, key)['n']:,}"
+        )
+    out.print(latencies)
+    figures = _table(out, None, ["Figure", "value", "95 % interval"])
+    for path in _RUN_FIGURES:
+        if look_up(run.summary, path) is not None:
+            figure = figure_at(path)
+            interval = look_up(run.summary, "slo_attainment.ci") if path == "slo_attainment.share" else None
+            text = interval_text(tuple(interval), figure.unit) if interval else ""
+            figures.add_row(figure.title, _value(run, path), text)
+    out.print(figures)
+    out.print(_verdict(run))
+    if run.folder is not None:
+        out.print(f"Run folder: {run.folder}", soft_wrap=True)
+
+
+def print_runs(runs: Sequence[Run], *, quiet: bool = False, console: Console | None = None) -> None:
+    """Several runs beside each other, a row each, then the verdicts that differ."""
+    out = terminal(quiet, console)
+    table = _table(out, "Policies compared", ["Run", *_POLICY_FIGURES.values()])
+    for label, run in zip(labels(list(runs)), runs, strict=True):
+        cells = [_value(run, path).removesuffix(" tok/s") for path in _POLICY_FIGURES]
+        table.add_row(label.replace("(simulated)", "(sim)"), *cells)
+    out.print(table)
+    for text in dict.fromkeys(str(_verdict(run)) for run in runs):
+        out.print(text)
+
+
+def print_agreements(agreements: Sequence[Agreement], *, quiet: bool = False, console: Console | None = None) -> None:
+    """How far each simulation agrees with its real run, a line each."""
+    out = terminal(quiet, console)
+    for agreement in agreements:
+        good = agreement.same_plans and agreement.counters_equal and agreement.replayed is not False
+        mark = Text("agrees ", style="bold green") if good else Text("differs", style="bold red")
+        out.print(Text.assemble(mark, f" {agreement.measured.label}: {summary_line(agreement)}"))
+
+
+def print_comparison(comparison: Comparison, *, quiet: bool = False, console: Console | None = None) -> None:
+    """Every figure of run A and run B, with difference, ratio, and whether the intervals are apart."""
+    out = terminal(quiet, console)
+    a, b = labels([comparison.a, comparison.b])
+    table = _table(out, None, ["Figure", f"A: {a}", f"B: {b}", "B / A", "B is", "95 % intervals"])
+    for row in comparison.rows:
+        ratio = "–" if row.ratio is None else f"{row.ratio:.3f}"
+        apart = {True: "apart", False: "overlap", None: ""}[row.distinct]
+        cells = (quantity(value, row.figure.unit) for value in (row.a, row.b))
+        table.add_row(row.figure.title, *cells, ratio, _judgement(row), apart)
+    out.print(table)
+    for name, run in (("A", comparison.a), ("B", comparison.b)):
+        out.print(Text.assemble((f"{name}: ", "bold"), _verdict(run)))
+
+
+def _table(out: Console, title: str | None, columns: Sequence[str]) -> Table:
+    """A table whose first column is text and whose others are numbers."""
+    shape = box.SIMPLE_HEAD if out.is_terminal else box.ASCII2
+    table = Table(title=title, title_justify="left", title_style="bold", box=shape, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", no_wrap=not index)
+    return table
+
+
+def _value(run: Run, path: str) -> str:
+    value = look_up(run.summary, path)
+    if value is not None:
+        return quantity(value, figure_at(path).unit)
+    return "n too small" if why_missing(run.summary, path).startswith("n too small") else "n/a"
+
+
+def _judgement(row: Compared) -> Text:
+    """Coloured only where the intervals do not speak against it."""
+    style = {"better": "green", "worse": "red"}.get(row.verdict, "") if row.distinct is not False else ""
+    return Text(row.verdict, style=style)
+
+
+def _verdict(run: Run) -> Text:
+    saturated = look_up(run.summary, "load.saturated")
+    return Text(verdict(run.summary), style="bold red" if saturated else "bold" if run.partial else "")

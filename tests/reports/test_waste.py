@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from handmade_runs import HandMade, four_requests
+
+from reports.rows import read_steps
+from reports.waste import counters_from_rows, digest_from_rows, time_waste
+from scheduler.counters import RunCounters
+from scheduler.plan import StepColumns
+
+
+class Linear:
+    """A nanosecond for each linear slot, two for each attention slot; sees only what a stretch's steps look like."""
+
+    name, kv_tokens, context_tokens = "linear", None, None
+
+    def device_ns(self, columns: StepColumns) -> np.ndarray:
+        attention = 2 * np.asarray(columns.kv_columns_computed)
+        return np.broadcast_to(columns.new_tokens_computed + attention, (columns.repeat,)).astype(np.int64)
+
+    def host_ns(self, columns: StepColumns) -> np.ndarray:
+        return np.zeros(columns.repeat, np.int64)
+
+
+def test_counters_of_the_rows_are_those_of_the_scheduler(tmp_path: Path) -> None:
+    made = four_requests(tmp_path / "run")
+    made.step(2, 300, [310], layout="paged", rows=5, longest=20, shorter=3)
+    run = made.close(report=False)
+    rebuilt = counters_from_rows(run.requests, run.steps)
+    for name in RunCounters.__dataclass_fields__:
+        if not name.startswith(("kv_", "longest_")):
+            assert getattr(rebuilt, name) == getattr(made.counters, name), name
+
+
+def test_the_plan_digest_can_be_rebuilt_from_the_rows(tmp_path: Path) -> None:
+    made = four_requests(tmp_path / "run")
+    made.writer.flush()
+    assert digest_from_rows(read_steps(made.writer.folder)) == made.digest.hexdigest()
+
+
+def test_waste_in_time_is_exact_for_a_linear_model(tmp_path: Path) -> None:
+    made = four_requests(tmp_path / "run")
+    made.step(2, 300, [400, 500, 600, 700], rows=3, longest=12, shorter=5)
+    made.writer.flush()
+    counters = made.counters
+    linear = (
+        counters.linear_useful_prefill + counters.linear_useful_decode,
+        counters.linear_computed_prefill + counters.linear_computed_decode,
+    )
+    attention = (
+        counters.attention_useful_prefill + counters.attention_useful_decode,
+        counters.attention_computed_prefill + counters.attention_computed_decode,
+    )
+    expected = 1 - (linear[0] + 2 * attention[0]) / (linear[1] + 2 * attention[1])
+    assert time_waste(read_steps(made.writer.folder), Linear()) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_paged_run_wastes_no_time(tmp_path: Path) -> None:
+    made = HandMade(tmp_path / "run")
+    made.step(0, 0, [1, 2, 3], layout="paged", rows=3, longest=12, shorter=5)
+    made.writer.flush()
+    assert time_waste(read_steps(made.writer.folder), Linear()) == 0
+
+
+def test_no_step_has_no_waste(tmp_path: Path) -> None:
+    made = HandMade(tmp_path / "run")
+    assert time_waste(read_steps(made.writer.folder), Linear()) is None
