@@ -224,7 +224,7 @@ class Scheduler:
         return wakeup is not None and self.now_ns < wakeup
 
     def _admit(self) -> list[Sequence]:
-        """Admit waiting requests in the policy's order, while slots, KV and the token budget allow."""
+        """Admit waiting requests in the policy's order, while slots, rows, KV and the token budget allow."""
         budget = self.config.max_prefill_tokens
         waiting = self._waiting
         leader = self._aged(waiting)
@@ -232,7 +232,7 @@ class Scheduler:
         admitted: list[Sequence] = []
         evicted: set[int] = set()
         total = 0
-        while total < budget and self._residents.count + len(admitted) <= self.config.max_running:
+        while total < budget and len(admitted) < self.config.rows:
             sequence = lane.head if leader is None or admitted else leader
             if admitted and total + sequence.known > budget:
                 break
