@@ -93,7 +93,7 @@ class Scheduler:
         self._flight: Flight | None = None
         self._aborts: list[str] = []
         self._released: list[int] = []
-        #: rows of the closed batch of a run-to-completion policy; 0 while it fills
+        #: rows of the first decode step of a run-to-completion policy's closed batch; 0 while it fills
         self._batch_rows = 0
         self._starvation_ns = round(config.starvation_s * 1e9)
 
@@ -348,7 +348,7 @@ class Scheduler:
             self._evict(self._victim())
             evicted = True
         if self.policy.mode == "run-to-completion" and not self._batch_rows:
-            self._batch_rows = residents.count
+            self._batch_rows = min(residents.count, self.config.rows)
         features, entry = self._decode_features(cohorts, rows, steps)
 
         def chunks() -> list[Chunk]:
