@@ -464,7 +464,8 @@ class Scheduler:
             features=features,
             digest_entry=entry,
             until_ns=until_ns,
-            arrival_matters=slot_free or self.policy.urgency is not None,
+            # what free pieces are too small for depends on who waits
+            arrival_matters=slot_free or self.policy.urgency is not None or not self.pool.grows,
             released=released,
             _chunks=chunks,
             _block_table=self._block_table,
