@@ -98,9 +98,10 @@ def replay(lines: Iterable[str], observer: Observer | None = None, world: type[S
     """
     entries = _parse(lines)
     number, header = next(entries, (1, {}))
-    if header.get("e") != "header" or header.get("schema") != SCHEMA:
+    config = header.get("config")
+    if header.get("e") != "header" or header.get("schema") != SCHEMA or not isinstance(config, dict):
         raise JournalError(f"line {number}: no journal header of schema {SCHEMA}")
-    scheduler = world(SchedulerConfig.from_dict(header["config"]), observer)
+    scheduler = world(SchedulerConfig.from_dict(config), observer)
     plan: StepPlan | None = None
     plans = 0
     for number, entry in entries:
@@ -114,11 +115,13 @@ def replay(lines: Iterable[str], observer: Observer | None = None, world: type[S
                 if planned != entry.get("run"):
                     where = f"line {number}: planned {planned}, recorded {entry.get('run')}"
                     return Replay(scheduler, plans, where)
-            elif plan is not None:
+            elif entry["e"] == "complete" and plan is not None:
                 stops = dict(entry.get("stops", ()))
                 outcome = StepOutcome(entry["ends"], entry["device_ns"], entry["host_ns"], stops)
                 scheduler.complete(plan, outcome, entry["now"])
-        except (KeyError, TypeError, IndexError) as error:
+            else:
+                raise ValueError(f"{entry['e']!r} where a plan was expected")
+        except (KeyError, TypeError, IndexError, ValueError, RuntimeError) as error:
             raise JournalError(f"line {number}: malformed entry ({error!r})") from error
     return Replay(scheduler, plans, None)
 

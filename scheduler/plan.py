@@ -86,9 +86,10 @@ class StepPlan:
     """One step, or a stretch of ``repeat`` steps in which the same sequences each go one token further.
 
     ``until_ns``: the first time at which a decision may change by time alone; ``arrival_matters``: whether a new
-    request may change the next decision. A world that runs a stretch ends it with the first step that ends at or after
-    ``until_ns`` (or at or after such an arrival). ``released``: numbers of the sequences whose memory was given back
-    since the plan before (finished, evicted or aborted): an executor drops what it holds for them.
+    request may change the next decision, or what is counted until then. A world that runs a stretch ends it with the
+    first step that ends at or after ``until_ns`` (or at or after such an arrival). ``released``: numbers of the
+    sequences whose memory was given back since the plan before (finished, evicted or aborted): an executor drops what
+    it holds for them.
     """
 
     index: int

@@ -93,7 +93,7 @@ class Scheduler:
         self._flight: Flight | None = None
         self._aborts: list[str] = []
         self._released: list[int] = []
-        #: rows of the closed batch of a run-to-completion policy; 0 while it fills
+        #: rows of the first decode step of a run-to-completion policy's closed batch; 0 while it fills
         self._batch_rows = 0
         self._starvation_ns = round(config.starvation_s * 1e9)
 
@@ -228,7 +228,7 @@ class Scheduler:
         return wakeup is not None and self.now_ns < wakeup
 
     def _admit(self) -> list[Sequence]:
-        """Admit waiting requests in the policy's order, while slots, KV and the token budget allow."""
+        """Admit waiting requests in the policy's order, while slots, rows, KV and the token budget allow."""
         budget = self.config.max_prefill_tokens
         waiting = self._waiting
         leader = self._aged(waiting)
@@ -236,7 +236,7 @@ class Scheduler:
         admitted: list[Sequence] = []
         evicted: set[int] = set()
         total = 0
-        while total < budget and self._residents.count + len(admitted) <= self.config.max_running:
+        while total < budget and len(admitted) < self.config.rows:
             sequence = lane.head if leader is None or admitted else leader
             if admitted and total + sequence.known > budget:
                 break
@@ -352,7 +352,7 @@ class Scheduler:
             self._evict(self._victim())
             evicted = True
         if self.policy.mode == "run-to-completion" and not self._batch_rows:
-            self._batch_rows = residents.count
+            self._batch_rows = min(residents.count, self.config.rows)
         features, entry = self._decode_features(cohorts, rows, steps)
 
         def chunks() -> list[Chunk]:
@@ -468,7 +468,8 @@ class Scheduler:
             features=features,
             digest_entry=entry,
             until_ns=until_ns,
-            arrival_matters=slot_free or self.policy.urgency is not None,
+            # what free pieces are too small for depends on who waits
+            arrival_matters=slot_free or self.policy.urgency is not None or not self.pool.grows,
             released=released,
             _chunks=chunks,
             _block_table=self._block_table,

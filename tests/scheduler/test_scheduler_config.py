@@ -1,0 +1,118 @@
+"""Settings: what they come to, and one clear line for those that cannot be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from scheduler.config import ConfigError, SchedulerConfig
+from scheduler.policies import ALIASES, POLICIES, POLICY_SETTINGS, build_policy, policy_name
+from scheduler.scheduler import Scheduler
+
+
+@pytest.mark.parametrize(
+    "name", ["max_running", "max_rows", "max_prefill_tokens", "kv_tokens", "block_tokens", "context_tokens", "bucket",
+             "min_batch"]
+)  # fmt: skip
+@pytest.mark.parametrize("value", [0, -3])
+def test_counts_are_at_least_1(name: str, value: int) -> None:
+    settings: dict[str, Any] = {name: value}
+    with pytest.raises(ConfigError, match=rf"^{name} is {value}; must be >= 1$"):
+        SchedulerConfig(**settings)
+
+
+@pytest.mark.parametrize("name", ["starvation_s", "aging_s", "quantum", "min_rows", "max_wait_s"])
+@pytest.mark.parametrize("value", [-1, float("nan")])
+def test_times_and_thresholds_are_not_negative(name: str, value: float) -> None:
+    settings: dict[str, Any] = {name: value}
+    with pytest.raises(ConfigError, match=rf"^{name} is {value}; must be >= 0$"):
+        SchedulerConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"policy": "sjf-buckets"}, "unknown policy 'sjf-buckets'; did you mean sjf-bucket?"),
+        ({"policy": "fcsf"}, "unknown policy 'fcsf'; did you mean fcfs?"),
+        ({"policy": "orka"}, "unknown policy 'orka'; did you mean orca?"),
+        ({"policy": "zzz"}, "unknown policy 'zzz' (valid: fcfs, static, sjf, sjf-bucket, sjf-aging, srpt, orca)"),
+        ({"layout": "padd"}, "unknown layout 'padd'; did you mean padded?"),
+        ({"kv_pool": "pages"}, "unknown KV pool 'pages'; did you mean paged?"),
+        ({"policy": "sjf-bucket", "bucket_order": "fuller"}, "unknown bucket order 'fuller'; did you mean fullest?"),
+        ({"policy": "srpt", "oracle": "ture"}, "unknown oracle 'ture'; did you mean true?"),
+        ({"kv_tokens": 10}, "kv_tokens is 10, less than one block of 16 tokens"),
+        ({"policy": "fcfs", "bucket": 8}, "policy fcfs takes no bucket (it belongs to sjf-bucket)"),
+        ({"policy": "sjf", "aging_s": 3.0}, "policy sjf takes no aging_s (it belongs to sjf-aging)"),
+        ({"policy": "orca", "min_rows": 3}, "policy srpt takes no min_rows (it belongs to sjf, sjf-bucket, sjf-aging)"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Scheduler(SchedulerConfig(**settings))
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_keys_name_the_nearest_setting() -> None:
+    with pytest.raises(ConfigError, match=r"unknown scheduler setting 'max_runing'; did you mean max_running\?"):
+        SchedulerConfig.from_dict({"max_runing": 3})
+
+
+def test_settings_survive_a_manifest() -> None:
+    config = SchedulerConfig(policy="sjf-bucket", bucket=8, layout="padded", max_rows=3)
+    assert SchedulerConfig.from_dict(config.as_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "pool", "capacity"),
+    [
+        ({}, "paged", 96),
+        ({"layout": "padded"}, "contiguous", 100),
+        ({"layout": "padded", "kv_pool": "paged"}, "paged", 96),
+        ({"kv_pool": "contiguous"}, "contiguous", 100),
+    ],
+)
+def test_the_pool_follows_the_layout_unless_named(settings: dict[str, Any], pool: str, capacity: int) -> None:
+    config = SchedulerConfig(kv_tokens=100, **settings)
+    assert (config.pool, config.capacity_tokens) == (pool, capacity)
+
+
+def test_rows_default_to_all_that_are_resident() -> None:
+    assert SchedulerConfig(max_running=7).rows == 7
+    assert SchedulerConfig(max_running=7, max_rows=3).rows == 3
+
+
+def test_orca_is_the_seeds_name_for_srpt() -> None:
+    assert policy_name("orca") == "srpt" == ALIASES["orca"]
+    assert Scheduler(SchedulerConfig(policy="orca", quantum=3)).policy.quantum == 3
+
+
+def test_every_setting_of_every_policy_is_a_setting_and_reaches_it() -> None:
+    values = {"bucket": 7, "bucket_order": "oldest", "min_rows": 3, "aging_s": 2.5, "oracle": "none", "quantum": 9,
+              "min_batch": 4, "max_wait_s": 1.5}  # fmt: skip
+    assert set(values) == set(POLICY_SETTINGS)
+    for name, entry in POLICIES.items():
+        own = {setting: values[setting] for setting in entry.settings}
+        policy = build_policy(SchedulerConfig.from_dict({"policy": name, **own}))
+        reached = {
+            "bucket": getattr(policy.resident, "width", None),
+            "bucket_order": getattr(policy.resident, "pick", None),
+            "min_rows": policy.resident.min_rows,
+            "aging_s": policy.ageing and policy.ageing.threshold_ns / 1e9,
+            "quantum": policy.quantum,
+            "min_batch": policy.min_batch,
+            "max_wait_s": policy.max_wait_ns / 1e9,
+            "oracle": "none",
+        }
+        for setting in entry.settings:
+            assert reached[setting] == values[setting], (name, setting)
+
+
+def test_the_seeds_defaults() -> None:
+    """Ageing from 60 s on, buckets of 32, at most 2,048 prefill tokens."""
+    ageing = build_policy(SchedulerConfig(policy="sjf-aging")).ageing
+    assert ageing is not None
+    assert ageing.threshold_ns == 60_000_000_000
+    assert getattr(build_policy(SchedulerConfig(policy="sjf-bucket")).resident, "width", 0) == 32
+    assert SchedulerConfig().max_prefill_tokens == 2048

@@ -1,0 +1,76 @@
+"""The scheduler against a slow second writing of its semantics: step by step and in stretches, to the last integer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pytest
+from hypothesis import given
+from random_runs import POLICY_SETTINGS, Recorder, Run, examples, runs, times_of
+from slow_reference import Job, Reference
+
+from scheduler.config import SchedulerConfig
+from scheduler.request import Request
+from scheduler.scheduler import Scheduler
+from scheduler.sequence import Sequence
+from simulator.replica import ANY, simulate
+
+
+class Remembering(Scheduler):
+    """A scheduler that keeps all sequences, the ended ones too."""
+
+    def __init__(self, config: SchedulerConfig, observer: Recorder) -> None:
+        super().__init__(config, observer)
+        self.all: list[Sequence] = []
+
+    def submit(self, request: Request, now_ns: int) -> Sequence:
+        self.all.append(super().submit(request, now_ns))
+        return self.all[-1]
+
+
+def simulated(run: Run, max_repeat: int) -> tuple[Remembering, Recorder]:
+    recorder = Recorder()
+    scheduler = Remembering(run.config, recorder)
+    simulate(run.requests, scheduler, run.costs, max_repeat=max_repeat, aborted=run.aborts)
+    return scheduler, recorder
+
+
+def job_times(job: Job) -> tuple[object, ...]:
+    first = job.token_times[0] if job.token_times else -1
+    return (
+        job.request.id, job.state, job.known - job.request.prompt_tokens, job.first_scheduled, first, job.finish,
+        job.preemptions, job.recomputed, job.starved,
+    )  # fmt: skip
+
+
+def check(run: Run) -> None:
+    slow = Reference(run.config, run.costs, run.requests, run.aborts).run()
+    stepped, steps = simulated(run, 1)
+    forwarded, stretches = simulated(run, ANY)
+
+    assert [times_of(s) for s in stepped.all] == [job_times(job) for job in slow.jobs]
+    assert asdict(stepped.counters) == asdict(slow.counters)
+    assert [row[1:] for row in steps.steps] == [tuple(slow.columns(f)) for f in slow.features]
+    assert stepped.digest.hexdigest() == slow.hexdigest()
+    assert steps.gap_counts == slow.gaps
+
+    assert [times_of(s) for s in forwarded.all] == [times_of(s) for s in stepped.all]
+    assert asdict(forwarded.counters) == asdict(stepped.counters)
+    assert stretches.steps == steps.steps
+    assert forwarded.digest.hexdigest() == stepped.digest.hexdigest()
+    assert stretches.gap_counts == steps.gap_counts
+    # who is rejected in the middle of a stretch is told so at its end
+    rejected = {s.id for s in stepped.all if s.state == "rejected"}
+    assert [i for i in stretches.ended_ids if i not in rejected] == [i for i in steps.ended_ids if i not in rejected]
+    assert sorted(stretches.ended_ids) == sorted(steps.ended_ids)
+    assert stretches.plans <= steps.plans
+
+
+@pytest.mark.parametrize("policy", POLICY_SETTINGS)
+def test_slow_reference_single_steps_and_stretches_agree(policy: str) -> None:
+    @examples(45)
+    @given(runs(policies=(policy,)))
+    def agree(run: Run) -> None:
+        check(run)
+
+    agree()
