@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from core.arguments import UsageError, parse_arguments
 from core.runs import (
@@ -26,7 +27,7 @@ from core.runs import (
 from reports import gate, terminal
 from reports.agreement import Agreement, agree
 from reports.comparison import compare
-from reports.html import write_report
+from reports.html import write_report as write_html
 from reports.rows import RunFolderError
 from reports.run import Run
 from reports.run_folder import REPORT_FILE, load_run
@@ -203,7 +204,7 @@ def _record_costs(session: Session, case: Case, folder: Path) -> CostModel:
 
 
 def report(args: argparse.Namespace, command: str) -> int:
-    """``--mode report``: make a report again, or compare two runs."""
+    """``--mode report``: make a report again, or compare two runs. ``--out`` is then the HTML file."""
     if not args.runs:
         raise UsageError("--mode report needs a run folder, or two to compare")
     folders = [folder for given in args.runs for folder in experiment_folders(given)]
@@ -212,12 +213,11 @@ def report(args: argparse.Namespace, command: str) -> int:
     if len(args.runs) == 2 and len(runs) == 2:
         comparison = compare(*runs)
         write_report(out, runs, comparison=comparison, title="Two runs compared", command=command)
-        if not args.quiet:
-            terminal.show_comparison(comparison)
+        terminal.print_comparison(comparison, quiet=args.quiet)
     else:
-        write_report(out, runs, _agreements(runs), command=command)
-        if not args.quiet:
-            terminal.show_runs(runs, _agreements(runs))
+        agreements = _agreements(runs)
+        write_report(out, runs, agreements, command=command)
+        _show(args, runs, agreements)
     print(f"report: {out}")
     return OK
 
@@ -229,7 +229,7 @@ def gated(args: argparse.Namespace, command: str) -> int:
         print(f"{len(gate.update(baseline))} cases recorded in {baseline}")
         return OK
     result = gate.check(baseline)
-    terminal.show_gate(result)
+    terminal.print_gate(result, baseline, quiet=args.quiet)
     return OK if result.passed else FAILED
 
 
@@ -270,10 +270,25 @@ def _finish(args: argparse.Namespace, command: str, folder: Path, runs: list[Run
     if agreements or len(runs) > 1:
         write_experiment(folder, command, runs)
         write_report(path, runs, agreements, command=command)
-    if not args.quiet:
-        terminal.show_runs(runs, agreements)
+    _show(args, runs, agreements)
     print(f"report: {path}")
     return OK
+
+
+def _show(args: argparse.Namespace, runs: list[Run], agreements: list[Agreement]) -> None:
+    if len(runs) == 1:
+        terminal.print_run(runs[0], quiet=args.quiet)
+    else:
+        terminal.print_runs(runs, quiet=args.quiet)
+        terminal.print_agreements(agreements, quiet=args.quiet)
+
+
+def write_report(path: Path, runs: list[Run], agreements: Sequence[Agreement] = (), **options: Any) -> None:
+    """Write the HTML; a disk that does not take it is the user's to know, in a line."""
+    try:
+        write_html(path, runs, agreements, **options)
+    except OSError as error:
+        raise RunFolderError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _interrupted(folder: Path) -> int:

@@ -228,7 +228,6 @@ class Session:
     # -- what is written down
 
     def _manifest(self, world: str, case: Case, config: SchedulerConfig, notes: dict[str, Any]) -> dict[str, Any]:
-        summary = self.workload.summary()
         return {
             "name": self.args.name or f"{world}-{self.workload.name}-{case}",
             "world": world,
@@ -237,12 +236,7 @@ class Session:
             "started_at": datetime.now().astimezone().isoformat(timespec="seconds"),
             "seed": self.args.seed,
             "config": config.as_dict(),
-            "workload": {
-                "name": self.workload.name,
-                "source": self.workload.source,
-                "requests": summary.requests,
-                "arrival_rate_per_s": summary.rate_per_s,
-            },
+            "workload": self.workload.source,
             **notes,
             "slo": dict(self.slo.limits_ms) if self.slo else None,
             "versions": _versions(),

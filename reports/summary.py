@@ -22,7 +22,7 @@ from reports.percentiles import Distribution, describe, missing, wilson_interval
 from reports.slo import Slo
 from reports.waste import column, time_waste
 from scheduler.counters import RunCounters
-from simulator.costs import CostModel
+from simulator.costs import CostError, CostModel
 
 SCHEMA_VERSION = 1
 
@@ -218,9 +218,17 @@ def _padding_waste(
             return None
         return 1 - useful / computed
 
-    in_time = None if costs is None else time_waste(steps, costs)
-    if in_time is None:
-        absent["padding_waste.time"] = "no cost model was given" if costs is None else "no step was run"
+    in_time: float | None = None
+    if costs is None:
+        absent["padding_waste.time"] = "no cost model was given"
+    else:
+        try:
+            in_time = time_waste(steps, costs)
+        except CostError as error:
+            absent["padding_waste.time"] = str(error)
+        else:
+            if in_time is None:
+                absent["padding_waste.time"] = "no step was run"
     absent["padding_waste.graph"] = "steps were not run as graphs of fixed sizes"
     return {
         "prefill": waste(counters.linear_useful_prefill, counters.linear_computed_prefill, "prefill"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.text import Text
 from reports.agreement import Agreement, summary_line
 from reports.comparison import Compared, Comparison, labels
 from reports.figures import figure_at, interval_text, quantity, why_missing
+from reports.gate import GateResult
 from reports.run import Run, look_up
 from reports.summary import verdict
 
@@ -115,6 +117,29 @@ def print_comparison(comparison: Comparison, *, quiet: bool = False, console: Co
     out.print(table)
     for name, run in (("A", comparison.a), ("B", comparison.b)):
         out.print(Text.assemble((f"{name}: ", "bold"), _verdict(run)))
+
+
+def print_gate(result: GateResult, baseline: Path, *, quiet: bool = False, console: Console | None = None) -> None:
+    """What the padding-waste gate found: every difference, and why a comparison could not be made."""
+    out = terminal(quiet, console)
+    if result.differences:
+        table = _table(out, "Counters that are not the baseline's", ["Case", "counter", "baseline", "now", "change"])
+        for row in result.differences:
+            change = "" if row.baseline is None or row.now is None else f"{row.now - row.baseline:+,}"
+            table.add_row(row.case, row.counter, _count(row.baseline), _count(row.now), change)
+        out.print(table)
+    for reason in result.stale:
+        out.print(Text(f"stale: {reason}", style="yellow"))
+    if result.passed:
+        out.print(Text(f"padding-waste gate passed: {len(result.cases)} cases equal to {baseline}", style="bold green"))
+    else:
+        advice = "if this is meant: python bench.py --mode gate --update-baseline, and commit the file"
+        found = f"{len(result.differences)} counters differ, {len(result.stale)} cases are stale"
+        out.print(Text(f"padding-waste gate FAILED: {found}; {advice}", style="bold red"))
+
+
+def _count(value: int | None) -> str:
+    return "–" if value is None else f"{value:,}"
 
 
 def _table(out: Console, title: str | None, columns: Sequence[str]) -> Table:
