@@ -18,6 +18,9 @@ StopReason = Literal["length", "eos", "stop", "error"]
 #: later than every time: "never"
 NEVER = 1 << 62
 
+#: 0, 1, 2, ...: most stretches are shorter than this
+_STEPS = np.arange(2048, dtype=np.int64)
+
 
 class Chunk(NamedTuple):
     """``tokens`` tokens of ``sequence`` from position ``start`` on are computed by a step."""
@@ -131,7 +134,7 @@ class StepPlan:
             return StepColumns(f.layout, f.kind, 1, f.rows, f.rows_computed, f.new_tokens, f.new_tokens_computed,
                                f.context_tokens, f.kv_columns_computed, f.kv_tokens_read, f.longest_context,
                                f.sampled_rows)  # fmt: skip
-        step = np.arange(start, stop, dtype=np.int64)
+        step = _STEPS[start:stop] if stop <= len(_STEPS) else np.arange(start, stop, dtype=np.int64)
         tokens = f.kv_tokens_read + f.rows * step
         padded = f.layout == "padded"
         columns = f.kv_columns_computed + f.rows_computed * step if padded else tokens

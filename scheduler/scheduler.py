@@ -414,13 +414,17 @@ class Scheduler:
         self, cohorts: list[Cohort], rows: list[Sequence], steps: int
     ) -> tuple[StepFeatures, DigestEntry]:
         layout = self.config.layout
-        count = sum(cohort.count for cohort in cohorts) + len(rows)
-        tokens = sum(cohort.tokens for cohort in cohorts) + sum(s.known for s in rows)
-        longest = max([cohort.longest for cohort in cohorts] + [s.known for s in rows])
-        if self.pool.grows:
-            blocks = sum(cohort.blocks for cohort in cohorts) + sum(self.pool.blocks_for(s.known) for s in rows)
+        if len(cohorts) == 1 and not rows:
+            (cohort,) = cohorts
+            count, tokens, longest, blocks = cohort.count, cohort.tokens, cohort.longest, cohort.blocks
+            ids, starts = cohort.ids, cohort.starts
         else:
-            blocks = count
+            count = sum(cohort.count for cohort in cohorts) + len(rows)
+            tokens = sum(cohort.tokens for cohort in cohorts) + sum(s.known for s in rows)
+            longest = max([cohort.longest for cohort in cohorts] + [s.known for s in rows])
+            blocks = sum(cohort.blocks for cohort in cohorts) + sum(self.pool.blocks_for(s.known) for s in rows)
+            ids = (sum(cohort.ids for cohort in cohorts) + sum(s.hash64 for s in rows)) & MASK64
+            starts = (sum(cohort.starts for cohort in cohorts) + sum(s.hash64 * (s.known - 1) for s in rows)) & MASK64
         padded = layout == "padded"
         computed = max(count, self._batch_rows) if padded else count
         features = StepFeatures(
@@ -434,11 +438,9 @@ class Scheduler:
             kv_columns_computed=computed * longest if padded else tokens,
             kv_tokens_read=tokens,
             longest_context=longest,
-            blocks_touched=blocks,
+            blocks_touched=blocks if self.pool.grows else count,
             sampled_rows=count,
         )
-        ids = (sum(cohort.ids for cohort in cohorts) + sum(s.hash64 for s in rows)) & MASK64
-        starts = (sum(cohort.starts for cohort in cohorts) + sum(s.hash64 * (s.known - 1) for s in rows)) & MASK64
         return features, DigestEntry("decode", count, ids, starts, ids, steps)
 
     def _until(self) -> int:
@@ -572,17 +574,18 @@ class Scheduler:
         others = cohort.count - len(fresh)
         if others:
             self._saw_gap((s for n, s in cohort.members.items() if n not in cohort.fresh), first - cohort.served_ns)
-        between = np.diff(ends_ns)
-        if len(between):
+        observer = self._observer
+        if observer is not None:
+            if fresh:
+                observer.gaps(np.array(fresh, dtype=np.int64), 1)
+            if others:
+                observer.gaps(np.array([first - cohort.served_ns], dtype=np.int64), others)
+        if len(ends_ns) > 1:
+            ends = np.asarray(ends_ns, dtype=np.int64)
+            between = ends[1:] - ends[:-1]
             self._saw_gap(cohort.members.values(), int(between.max()))
-        if self._observer is None:
-            return
-        if fresh:
-            self._observer.gaps(np.array(fresh, dtype=np.int64), 1)
-        if others:
-            self._observer.gaps(np.array([first - cohort.served_ns], dtype=np.int64), others)
-        if len(between):
-            self._observer.gaps(between, cohort.count)
+            if observer is not None:
+                observer.gaps(between, cohort.count)
 
     def _count_gaps_of_row(self, sequence: Sequence, end_ns: int) -> None:
         gap = end_ns - self._residents.last_served_ns(sequence)

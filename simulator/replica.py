@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+import gc
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from simpy.events import NORMAL, EventPriority
 from scheduler.plan import StepOutcome, StepPlan
 from scheduler.request import Request
 from scheduler.scheduler import Scheduler
-from simulator.costs import CostModel, PerStep
+from simulator.costs import CostModel
 
 #: after everything else that happens at the same time: what arrives as a step ends is seen by the next plan
 LATE = EventPriority(NORMAL + 1)
@@ -114,34 +116,35 @@ class Replica:
         return self._arrival | self._env.timeout(wakeup - self.now_ns)
 
     def _execute(self, plan: StepPlan) -> Process:
-        env = self._env
+        env, start_ns = self._env, self.now_ns
         columns = plan.columns()
         device, host = self._costs.device_ns(columns), self._costs.host_ns(columns)
         if plan.repeat == 1:
             yield StepEnd(env, int(device + host))
             outcome = StepOutcome([self.now_ns], int(device), int(host))
         else:
-            self._ends = self.now_ns + np.cumsum(np.broadcast_to(device + host, plan.repeat), dtype=np.int64)
+            period = device + host
+            if isinstance(period, int):
+                period = np.full(plan.repeat, period, np.int64)
+            self._ends = period.cumsum()
+            self._ends += start_ns
             if plan.until_ns <= self._ends[-1]:
                 self._ends = self._ends[: self._first_end_at(plan.until_ns)]
             self._stretch = plan
-            yield from self._stretch_end()
+            yield from self._stretch_end(start_ns)
             self._stretch = None
-            outcome = StepOutcome(self._ends, self._total(device), self._total(host))
+            steps = len(self._ends)
+            host_ns = host * steps if isinstance(host, int) else int(host[:steps].sum())
+            outcome = StepOutcome(self._ends, self.now_ns - start_ns - host_ns, host_ns)
         self.scheduler.complete(plan, outcome, self.now_ns)
 
-    def _stretch_end(self) -> Process:
+    def _stretch_end(self, now_ns: int) -> Process:
         while True:
             try:
-                yield StepEnd(self._env, int(self._ends[-1]) - self.now_ns)
+                yield StepEnd(self._env, int(self._ends[-1]) - now_ns)
                 return
             except simpy.Interrupt:
-                continue
-
-    def _total(self, per_step: PerStep) -> int:
-        """Sum over the steps that the stretch came to."""
-        steps = len(self._ends)
-        return per_step * steps if isinstance(per_step, int) else int(per_step[:steps].sum())
+                now_ns = self.now_ns
 
 
 def arrivals(env: simpy.Environment, replica: Replica, requests: Iterable[Request]) -> Process:
@@ -160,6 +163,17 @@ def aborts(env: simpy.Environment, replica: Replica, times: Iterable[tuple[int, 
         replica.abort(request_id)
 
 
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Python's garbage collector looks at every live request again and again; a simulation makes little garbage."""
+    thresholds = gc.get_threshold()
+    gc.set_threshold(100_000, 50, 1_000)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+
+
 def simulate(
     requests: Iterable[Request],
     scheduler: Scheduler,
@@ -173,7 +187,8 @@ def simulate(
     replica = Replica(env, scheduler, costs, max_repeat)
     env.process(arrivals(env, replica, requests))
     env.process(aborts(env, replica, aborted))
-    env.run()
+    with _rare_collections():
+        env.run()
     if not scheduler.idle:
         raise RuntimeError(f"the simulation stopped with {scheduler.waiting} waiting, {scheduler.resident} resident")
     return scheduler

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -48,15 +50,26 @@ class RooflineCosts:
         sampled = columns.rows_computed if columns.sampled_rows else 0
         products_s = columns.new_tokens_computed * self._token_s + sampled * self._sampled_row_s
         linear_s = max(self._weights_s, products_s)
-        read = columns.rows_computed * columns.longest_context if columns.layout == "padded" else columns.kv_tokens_read
-        read_s, pairs_s = read * self._kv_token_s, columns.kv_columns_computed * self._pair_s
-        if isinstance(read_s, np.ndarray):
-            ns: npt.NDArray[np.int64] = np.rint((linear_s + np.maximum(read_s, pairs_s)) * 1e9).astype(np.int64)
+        if columns.kind == "decode":
+            # a row reads as many columns as it multiplies by
+            attention_s = columns.kv_columns_computed * max(self._kv_token_s, self._pair_s)
+        else:
+            padded = columns.layout == "padded"
+            read = columns.rows_computed * columns.longest_context if padded else columns.kv_tokens_read
+            attention_s = _larger(read * self._kv_token_s, columns.kv_columns_computed * self._pair_s)
+        seconds = linear_s + attention_s
+        if isinstance(seconds, np.ndarray):
+            ns: npt.NDArray[np.int64] = np.rint(seconds * 1e9).astype(np.int64)
             return ns
-        return round((linear_s + max(read_s, float(pairs_s))) * 1e9)
+        return round(seconds * 1e9)
 
     def host_ns(self, columns: StepColumns) -> PerStep:
         return self.host_ns_per_step
+
+
+def _larger(a: Any, b: Any) -> Any:
+    """The larger of two numbers, or of two arrays element by element."""
+    return max(a, b) if isinstance(a, float) and isinstance(b, float) else np.maximum(a, b)
 
 
 def roofline(gpu: str, model: str, dtype: str = "bfloat16") -> RooflineCosts:
