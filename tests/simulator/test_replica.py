@@ -104,7 +104,7 @@ def test_an_arrival_that_may_evict_cuts_a_stretch() -> None:
 
 
 def test_a_stretch_ends_when_somebody_ages() -> None:
-    """b waits while a slot is free but its memory is not; a is stepped until it ages, in a stretch of its own."""
+    """The stretch ends with the first step that ends at the threshold or later."""
     log, _ = run([request("a", 0, 20)], policy="sjf-aging", aging_s=4.5e-6)
     assert log.plans == [(0, "prefill", 1, 1), (1000, "decode", 1, 4), (5000, "decode", 1, 15)]
 
