@@ -103,6 +103,11 @@ def _read_steps(folder: Path) -> pd.DataFrame:
     missing = [c for c in ("layout", "kind", "repeat", "device_ns", "host_ns", *TERMS) if c not in steps.columns]
     if missing:
         raise CostError(f"{path} lacks the column {missing[0]} (found: {', '.join(steps.columns)})")
+    for column in ("repeat", "device_ns", "host_ns", *TERMS):
+        numbers = pd.to_numeric(steps[column], errors="coerce")
+        wrong = steps.loc[numbers.isna() & steps[column].notna(), column]
+        if len(wrong):
+            raise CostError(f"{path}: {column} is {wrong.iloc[0]!r}; must be a number")
     if (steps["repeat"] > 1).any():
         raise CostError(f"{path} was simulated, not recorded: costs must come from a run of the engine")
     return steps.dropna(subset=["device_ns", "host_ns", *TERMS])
@@ -113,7 +118,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads((folder / "manifest.json").read_text())
     except (OSError, ValueError) as error:
         raise CostError(f"{folder / 'manifest.json'} cannot be read: {error}") from error
-    return dict(manifest)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("scheduler", {}), dict):
+        raise CostError(f"{folder / 'manifest.json'} is no run's manifest: it has no settings of a scheduler")
+    return manifest
 
 
 def _fit(steps: pd.DataFrame, target: str) -> LinearCost:

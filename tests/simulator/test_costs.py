@@ -1,0 +1,144 @@
+"""Cost models: integers that can be worked out by hand, and a roofline that is near what was measured."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from scheduler.plan import Layout, StepColumns
+from simulator.costs import CostError, IntegerCosts
+from simulator.gpus import GPUS
+from simulator.roofline import RooflineCosts, roofline
+
+
+def decode(rows: int, context: int, layout: Layout = "paged", repeat: int = 1) -> StepColumns:
+    """``repeat`` decode steps of equally long sequences, the first of ``context`` tokens."""
+    longest = context if repeat == 1 else context + np.arange(repeat, dtype=np.int64)
+    read = rows * longest
+    return StepColumns(layout, "decode", repeat, rows, rows, rows, rows, read, read, read, longest, rows)
+
+
+def prefill(rows: int, tokens: int, layout: Layout = "paged", sampled: bool = True) -> StepColumns:
+    new, pairs = rows * tokens, rows * tokens * (tokens + 1) // 2
+    computed = new * tokens if layout == "padded" else pairs
+    return StepColumns(layout, "prefill", 1, rows, rows, new, new, pairs, computed, new, tokens, rows * sampled)
+
+
+# -- integers
+
+
+def test_integer_costs_by_hand() -> None:
+    costs = IntegerCosts(step_ns=1000, row_ns=10, token_ns=7, column_ns=2)
+    assert costs.device_ns(decode(3, 50)) == 1000 + 30 + 2 * 150
+    assert costs.device_ns(prefill(2, 50)) == 1000 + 7 * 100 + 2 * 100
+    assert costs.host_ns(decode(3, 50)) == 0
+
+
+def test_integer_costs_of_a_padded_step_are_those_of_what_it_computes() -> None:
+    costs = IntegerCosts(step_ns=1000, row_ns=10, token_ns=7, column_ns=2)
+    # two of four rows alive, of 5 and 9 tokens
+    dead = StepColumns("padded", "decode", 1, 2, 4, 2, 4, 14, 36, 14, 9, 2)
+    assert costs.device_ns(dead) == 1000 + 40 + 2 * 36
+
+
+def test_integer_costs_of_a_stretch_are_those_of_its_steps() -> None:
+    costs = IntegerCosts()
+    stretch = costs.device_ns(decode(3, 50, repeat=20))
+    assert isinstance(stretch, np.ndarray)
+    assert stretch.dtype == np.int64
+    assert stretch.tolist() == [costs.device_ns(decode(3, 50 + step)) for step in range(20)]
+
+
+# -- the roofline
+
+#: Milliseconds of one step of Llama-2-7B's shape on an A100 80 GB, without the host and without the output head: sums
+#: of the per-operator measurements that the Vidur simulator publishes (Agrawal et al., MLSys 2024).
+MEASURED_DECODE_MS = {
+    (1, 512): 10.1, (1, 1024): 10.2, (1, 2048): 10.5,
+    (32, 512): 15.3, (32, 1024): 20.0, (32, 2048): 29.6,
+    (64, 512): 19.9, (64, 1024): 29.9, (64, 2048): 48.7,
+    (128, 512): 32.4, (128, 1024): 51.0, (128, 2048): 88.7,
+}  # fmt: skip
+MEASURED_PREFILL_MS = {512: 48.5, 1024: 99.6, 2048: 199.6}
+
+
+def milliseconds(costs: RooflineCosts, columns: StepColumns) -> float:
+    return float(np.sum(costs.device_ns(columns))) / 1e6
+
+
+@pytest.mark.parametrize(("batch", "context"), MEASURED_DECODE_MS)
+def test_decode_is_within_a_quarter_of_what_was_measured(batch: int, context: int) -> None:
+    projected = milliseconds(roofline("a100-80gb", "llama-2-7b"), decode(batch, context))
+    assert projected == pytest.approx(MEASURED_DECODE_MS[batch, context], rel=0.25)
+
+
+@pytest.mark.parametrize("tokens", MEASURED_PREFILL_MS)
+def test_prefill_is_within_a_quarter_of_what_was_measured(tokens: int) -> None:
+    projected = milliseconds(roofline("a100-80gb", "llama-2-7b"), prefill(1, tokens))
+    assert projected == pytest.approx(MEASURED_PREFILL_MS[tokens], rel=0.25)
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_more_rows_and_more_context_never_cost_less(gpu: str) -> None:
+    costs = roofline(gpu, "qwen2.5-0.5b", "float16")
+    by_rows = [milliseconds(costs, decode(rows, 700)) for rows in (1, 2, 8, 64, 512)]
+    by_context = [milliseconds(costs, decode(8, context)) for context in (1, 100, 1000, 10_000)]
+    by_tokens = [milliseconds(costs, prefill(1, tokens)) for tokens in (1, 16, 256, 4096)]
+    for times in (by_rows, by_context, by_tokens):
+        assert times == sorted(times)
+        assert times[0] < times[-1]
+
+
+def test_a_padded_step_costs_what_its_longest_row_makes_of_it() -> None:
+    costs = roofline("a100-80gb", "llama-2-7b")
+    # rows of 1,000 and 200 tokens
+    paged = StepColumns("paged", "decode", 1, 2, 2, 2, 2, 1200, 1200, 1200, 1000, 2)
+    padded = StepColumns("padded", "decode", 1, 2, 2, 2, 2, 1200, 2000, 1200, 1000, 2)
+    assert milliseconds(costs, paged) < milliseconds(costs, padded) == milliseconds(costs, decode(2, 1000))
+
+
+def test_a_stretch_is_rounded_step_by_step() -> None:
+    costs = roofline("a100-80gb", "llama-2-7b")
+    for layout in ("paged", "padded"):
+        stretch = costs.device_ns(decode(5, 300, layout, repeat=50))
+        assert isinstance(stretch, np.ndarray)
+        assert stretch.tolist() == [costs.device_ns(decode(5, 300 + step, layout)) for step in range(50)]
+
+
+def test_only_sampled_rows_go_through_the_output_head() -> None:
+    costs = roofline("a100-80gb", "llama-2-7b")
+    head = milliseconds(costs, prefill(64, 64)) - milliseconds(costs, prefill(64, 64, sampled=False))
+    assert head > 0
+
+
+def test_faster_hardware_is_faster() -> None:
+    by_speed = [roofline(gpu, "llama-3-8b") for gpu in ("l4", "a100-80gb", "h100")]
+    decodes = [milliseconds(costs, decode(16, 1000)) for costs in by_speed]
+    prefills = [milliseconds(costs, prefill(1, 2048)) for costs in by_speed]
+    assert decodes == sorted(decodes, reverse=True)
+    assert prefills == sorted(prefills, reverse=True)
+
+
+def test_capacity_is_what_fits_beside_the_weights() -> None:
+    """A100 80 GB: 0.9 of the memory, less 13.5 GB of weights and 1 GiB of workspace, at 512 KiB a token."""
+    costs = roofline("a100-80gb", "llama-2-7b")
+    assert costs.kv_tokens is not None
+    weights = 2 * 6_738_415_616
+    expected = (0.9 * (80 << 30) - weights - (1 << 30)) / (512 << 10)
+    assert costs.kv_tokens == pytest.approx(expected, rel=1e-3)
+    assert costs.context_tokens == 4096
+    assert costs.name == "roofline:a100-80gb:llama-2-7b"
+    assert costs.host_ns(decode(1, 1)) > 0
+
+
+@pytest.mark.parametrize(
+    ("gpu", "model", "message"),
+    [
+        ("a100-80", "llama-2-7b", r"unknown GPU 'a100-80'; did you mean a100-80gb\?"),
+        ("h100", "lama-2-7b", r"unknown model shape 'lama-2-7b'; did you mean llama-2-7b\?"),
+        ("t4", "llama-2-70b", r"llama-2-70b in bfloat16 leaves no room for KV on a NVIDIA T4 16 GB; take a smaller"),
+    ],
+)
+def test_what_cannot_be_projected_is_said_in_one_line(gpu: str, model: str, message: str) -> None:
+    with pytest.raises(CostError, match=message):
+        roofline(gpu, model)

@@ -1,0 +1,189 @@
+"""Costs fitted to recorded steps: known weights come back, and what is no recording is said to be none."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scheduler.plan import Kind, Layout, StepColumns, StepFeatures
+from simulator.costs import CostError
+from simulator.recorded import FEWEST_STEPS, recorded_costs
+
+#: nanoseconds by (layout, kind): a constant, and a weight for each linear slot and each KV column
+KNOWN: dict[tuple[Layout, Kind], tuple[int, int, int]] = {
+    ("paged", "prefill"): (4_000_000, 90_000, 40),
+    ("paged", "decode"): (9_000_000, 30_000, 310),
+    ("padded", "decode"): (11_000_000, 50_000, 420),
+}
+HOST_NS = 250_000
+
+
+def steps(layout: Layout, kind: Kind, count: int = 60) -> Iterator[dict[str, Any]]:
+    """Recorded steps whose times are exactly linear."""
+    rng = Random(f"{layout} {kind}")
+    constant, per_token, per_column = KNOWN[layout, kind]
+    for _ in range(count):
+        rows = rng.randint(1, 16)
+        tokens = rows if kind == "decode" else rows * rng.randint(5, 100)
+        columns = tokens * rng.randint(20, 900)
+        features = StepFeatures(layout, kind, rows, rows, tokens, tokens, columns, columns, columns, 900, rows, rows)
+        device = constant + per_token * tokens + per_column * columns
+        yield {**features._asdict(), "repeat": 1, "device_ns": device, "host_ns": HOST_NS}
+
+
+def write(folder: Path, rows: list[dict[str, Any]], manifest: Any = None) -> Path:
+    folder.mkdir(exist_ok=True)
+    with (folder / "steps.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    config = {"scheduler": {"kv_tokens": 4096, "context_tokens": 2048}} if manifest is None else manifest
+    (folder / "manifest.json").write_text(json.dumps(config))
+    return folder
+
+
+def columns_of(row: dict[str, Any]) -> StepColumns:
+    return StepColumns(**{name: row[name] for name in StepColumns._fields})
+
+
+@pytest.fixture
+def rows() -> list[dict[str, Any]]:
+    return [row for layout, kind in KNOWN for row in steps(layout, kind)]
+
+
+def test_known_weights_come_back(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    costs = recorded_costs(write(tmp_path, rows))
+    assert (costs.kv_tokens, costs.context_tokens) == (4096, 2048)
+    assert set(costs.device) == set(KNOWN)
+    for row in rows:
+        columns = columns_of(row)
+        assert costs.device_ns(columns) == pytest.approx(row["device_ns"], rel=1e-6)
+        assert costs.host_ns(columns) == pytest.approx(HOST_NS, rel=1e-6)
+    for fit in costs.device.values():
+        assert fit.steps == 60
+        assert fit.error < 1e-6
+
+
+def test_a_decode_that_was_not_recorded_is_extrapolated(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    costs = recorded_costs(write(tmp_path, rows))
+    constant, per_row, per_column = KNOWN["paged", "decode"]
+    far = StepColumns("paged", "decode", 1, 64, 64, 64, 64, 100_000, 100_000, 100_000, 4000, 64)
+    assert costs.device_ns(far) == pytest.approx(constant + 64 * per_row + 100_000 * per_column, rel=1e-5)
+
+
+def test_a_stretch_costs_what_its_steps_cost(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    costs = recorded_costs(write(tmp_path, rows))
+    read = 2000 + 4 * np.arange(30, dtype=np.int64)
+    longest = 500 + np.arange(30, dtype=np.int64)
+    stretch = costs.device_ns(StepColumns("paged", "decode", 30, 4, 4, 4, 4, read, read, read, longest, 4))
+    assert isinstance(stretch, np.ndarray)
+    assert stretch.dtype == np.int64
+    for step in range(30):
+        now, end = int(read[step]), int(longest[step])
+        alone = costs.device_ns(StepColumns("paged", "decode", 1, 4, 4, 4, 4, now, now, now, end, 4))
+        assert stretch[step] == alone
+    host = costs.host_ns(StepColumns("paged", "decode", 30, 4, 4, 4, 4, read, read, read, longest, 4))
+    assert np.sum(np.broadcast_to(host, 30)) == pytest.approx(30 * HOST_NS, rel=1e-6)
+
+
+def test_noise_is_averaged_and_told(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    rng = Random(1)
+    noisy = [row | {"device_ns": round(row["device_ns"] * rng.uniform(0.9, 1.1))} for row in rows]
+    costs = recorded_costs(write(tmp_path, noisy))
+    for key in KNOWN:
+        of_kind = [row for row in rows if (row["layout"], row["kind"]) == key]
+        predicted = sum(int(np.sum(costs.device_ns(columns_of(row)))) for row in of_kind)
+        assert predicted == pytest.approx(sum(row["device_ns"] for row in of_kind), rel=0.03)
+    assert all(0.01 < fit.error < 0.1 for fit in costs.device.values())
+
+
+def test_no_term_is_negative(tmp_path: Path) -> None:
+    """Steps that get faster with more columns: a fit says the columns cost nothing, not less than nothing."""
+    rows = [row | {"device_ns": 10**9 - 1000 * row["kv_columns_computed"]} for row in steps("paged", "decode")]
+    costs = recorded_costs(write(tmp_path, rows))
+    for fit in costs.device.values():
+        assert fit.constant >= 0
+        assert all(weight >= 0 for weight in fit.weights.values())
+
+
+def test_two_runs_are_fitted_together(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    paged = write(tmp_path / "paged", [row for row in rows if row["layout"] == "paged"])
+    padded = write(tmp_path / "padded", [row for row in rows if row["layout"] == "padded"])
+    costs = recorded_costs(paged, padded)
+    assert set(costs.device) == set(KNOWN)
+    assert costs.name == f"{paged}+{padded}"
+
+
+def test_a_half_written_last_row_is_left_out(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    folder = write(tmp_path, rows)
+    with (folder / "steps.csv").open("a") as file:
+        file.write("paged,deco")
+    costs = recorded_costs(folder)
+    assert set(costs.device) == set(KNOWN)
+
+
+def test_a_layout_that_was_not_recorded_cannot_be_costed(tmp_path: Path) -> None:
+    few = [*steps("paged", "decode"), *steps("padded", "decode", FEWEST_STEPS - 1)]
+    costs = recorded_costs(write(tmp_path, few))
+    padded = columns_of(next(steps("padded", "decode")))
+    for predict in (costs.device_ns, costs.host_ns):
+        with pytest.raises(CostError, match=r"too few padded decode steps .*\(recorded: paged decode\); .*--layout"):
+            predict(padded)
+
+
+@pytest.mark.parametrize("column", ["layout", "kind", "repeat", "device_ns", "host_ns", "new_tokens_computed"])
+def test_a_missing_column_is_named(tmp_path: Path, rows: list[dict[str, Any]], column: str) -> None:
+    folder = write(tmp_path, [{name: value for name, value in row.items() if name != column} for row in rows])
+    with pytest.raises(CostError, match=rf"steps\.csv lacks the column {column} \(found: "):
+        recorded_costs(folder)
+
+
+def test_too_few_steps_are_no_recording(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    with pytest.raises(CostError, match=f"fewer than {FEWEST_STEPS} steps of any kind"):
+        recorded_costs(write(tmp_path, rows[: FEWEST_STEPS - 1]))
+
+
+def test_a_simulated_run_is_no_recording(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    with pytest.raises(CostError, match="was simulated, not recorded"):
+        recorded_costs(write(tmp_path, [rows[0] | {"repeat": 7}, *rows[1:]]))
+
+
+def test_a_folder_that_is_no_run_is_said_so(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(CostError, match=r"is no run folder: it has no steps\.csv"):
+            recorded_costs(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00,\x81\n\x00"])
+def test_steps_that_cannot_be_read_are_said_so(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "steps.csv").write_bytes(content)
+    with pytest.raises(CostError, match=r"steps\.csv (cannot be read|lacks the column)"):
+        recorded_costs(tmp_path)
+
+
+@pytest.mark.parametrize("manifest", ["", "{", "[1, 2]", '{"scheduler": 3}'])
+def test_a_manifest_that_cannot_be_read_is_said_so(tmp_path: Path, rows: list[dict[str, Any]], manifest: str) -> None:
+    folder = write(tmp_path, rows)
+    (folder / "manifest.json").write_text(manifest)
+    with pytest.raises(CostError, match=r"manifest\.json"):
+        recorded_costs(folder)
+
+
+def test_a_missing_manifest_is_said_so(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    folder = write(tmp_path, rows)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(CostError, match=r"manifest\.json cannot be read"):
+        recorded_costs(folder)
+
+
+def test_a_value_that_is_no_number_is_said_so(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    folder = write(tmp_path, [rows[0] | {"device_ns": "fast"}, *rows[1:]])
+    with pytest.raises(CostError, match=r"steps\.csv: device_ns"):
+        recorded_costs(folder)
