@@ -14,7 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from scheduler.config import SchedulerConfig
-from scheduler.plan import StepOutcome, StepPlan
+from scheduler.plan import StepFeatures, StepOutcome, StepPlan
 from scheduler.request import Request
 from scheduler.sequence import Sequence
 from simulator.costs import IntegerCosts
@@ -111,11 +111,13 @@ class Recorder:
 
     gap_counts: Counter[int] = field(default_factory=Counter)
     steps: list[tuple[Any, ...]] = field(default_factory=list)
+    features: list[StepFeatures] = field(default_factory=list)
     ended_ids: list[str] = field(default_factory=list)
     plans: int = 0
 
     def stepped(self, plan: StepPlan, steps: int, outcome: StepOutcome) -> None:
         self.plans += 1
+        self.features.append(plan.features)
         columns = plan.columns(0, steps)
         for step, end in enumerate(outcome.ends_ns):
             row = [int(value[step]) if isinstance(value, np.ndarray) else value for value in columns]

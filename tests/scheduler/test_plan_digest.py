@@ -90,3 +90,10 @@ def test_the_hash_of_an_id_never_changes() -> None:
     """Recorded digests stay comparable: BLAKE2b of the UTF-8 bytes, 8 of its bytes, least significant first."""
     assert hash_id("request 0") == 0x874F_288B_6ED1_5F72
     assert hash_id("租") != hash_id("房")
+
+
+def test_two_steps_are_merged_only_when_their_members_are_the_same() -> None:
+    """Other members whose sums of positions happen to go on are another run."""
+    first = decode({A: 10})
+    other = DigestEntry("decode", 1, B, A * 11 & MASK, B, 1)
+    assert digest_of(first, other) != digest_of(first._replace(repeat=2))

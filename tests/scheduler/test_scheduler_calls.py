@@ -316,6 +316,19 @@ def test_the_newest_loses_its_memory_and_is_computed_again_from_its_first_token(
     assert counters.kv_reused_after_preemption > 0
 
 
+# -- ageing
+
+
+@pytest.mark.parametrize(("now", "leader"), [(999, "short"), (1000, "long")])
+def test_a_request_is_aged_from_the_threshold_on(now: int, leader: str) -> None:
+    scheduler = scheduler_of("sjf-aging", aging_s=1e-6)
+    scheduler.submit(request("long", prompt=9, output=9), 0)
+    scheduler.submit(request("short", prompt=2, output=9, arrival_ns=500), 500)
+    for _ in range(2):
+        assert step(scheduler, 500)[0].kind == "prefill"
+    assert ids(step(scheduler, now)[0]) == [leader]
+
+
 # -- determinism
 
 SCRIPT = """

@@ -110,6 +110,17 @@ def test_a_stretch_ends_when_somebody_ages() -> None:
 
 
 @pytest.mark.parametrize("max_repeat", [1, ANY])
+def test_a_stretch_ends_when_one_that_waits_ages(max_repeat: int) -> None:
+    """Two long prompts make the fullest group and do not fit; a short one that does leads once it has aged."""
+    requests = [Request("resident", 0, 30, max_tokens=20)]
+    requests += [Request(name, 500, prompt, max_tokens=8) for name, prompt in (("short", 5), ("c", 40), ("d", 40))]
+    log, _ = run(
+        requests, policy="sjf-aging", aging_s=6e-6, kv_tokens=64, block_tokens=4, max_repeat=max_repeat
+    )  # fmt: skip
+    assert log.ended_by_id["short"].first_scheduled_ns == 7000
+
+
+@pytest.mark.parametrize("max_repeat", [1, ANY])
 @pytest.mark.parametrize(("abort", "end"), [(2500, 3000), (3000, 3000)])
 def test_an_abort_applies_at_the_end_of_the_step_that_runs(abort: int, end: int, max_repeat: int) -> None:
     log, scheduler = run([request("a", 0)], aborted=((abort, "a"),), max_repeat=max_repeat, max_running=1)
