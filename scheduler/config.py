@@ -18,7 +18,7 @@ class ConfigError(ValueError):
 def unknown_name(what: str, name: str, valid: Iterable[str]) -> str:
     """One line that says that ``name`` is no ``what``, which the nearest valid one is, and lists them all."""
     valid = list(valid)
-    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
+    near = [other for other in valid if other.startswith(name)] or difflib.get_close_matches(name, valid, 1, 0.4)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"unknown {what} {name!r}{hint} (valid: {', '.join(valid)})"
 

@@ -6,9 +6,10 @@ Figures are those of the models' published ``config.json`` files, except ``qwen-
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, replace
 from typing import Literal
+
+from scheduler.config import unknown_name
 
 Family = Literal["llama", "qwen2", "qwen3", "glm", "opt"]
 
@@ -180,7 +181,5 @@ def model_shape(name: str) -> ModelShape:
     """
     shape = MODEL_SHAPES.get(name.lower())
     if shape is None:
-        near = difflib.get_close_matches(name.lower(), MODEL_SHAPES, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UnknownShapeError(f"unknown model shape {name!r}{hint} (known: {', '.join(MODEL_SHAPES)})")
+        raise UnknownShapeError(unknown_name("model shape", name, MODEL_SHAPES))
     return shape

@@ -77,7 +77,7 @@ def recorded_costs(*folders: Path) -> RecordedCosts:
     """Fit the runs in ``folders`` together. What cannot be read or fitted is a :class:`CostError`, in one line."""
     frames = [_read_steps(folder) for folder in folders]
     manifest = _read_manifest(folders[0])
-    config = manifest.get("config") or {}
+    config = manifest.get("config", {})
     device: dict[Key, LinearCost] = {}
     host: dict[Key, LinearCost] = {}
     for key, steps in pd.concat(frames).groupby(["layout", "kind"]):
@@ -118,8 +118,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads((folder / "manifest.json").read_text())
     except (OSError, ValueError) as error:
         raise CostError(f"{folder / 'manifest.json'} cannot be read: {error}") from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("scheduler", {}), dict):
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("config", {}), dict):
         raise CostError(f"{folder / 'manifest.json'} is no run's manifest: it has no settings of a scheduler")
+    if manifest.get("world") == "sim":
+        raise CostError(f"{folder} was simulated, not recorded: costs must come from a run of the engine")
     return manifest
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scheduler.config import unknown_name
-from scheduler.model_shapes import DTYPE_BYTES, MODEL_SHAPES, ModelShape
+from scheduler.model_shapes import DTYPE_BYTES, ModelShape, UnknownShapeError, model_shape
 from scheduler.plan import StepColumns
 from simulator.costs import CostError, PerStep
 from simulator.gpus import GPUS, Gpu
@@ -76,9 +76,10 @@ def roofline(gpu: str, model: str, dtype: str = "bfloat16") -> RooflineCosts:
     """The roofline of ``model`` on ``gpu``; unknown names and models that do not fit are a :class:`CostError`."""
     if gpu not in GPUS:
         raise CostError(unknown_name("GPU", gpu, GPUS))
-    if model not in MODEL_SHAPES:
-        raise CostError(unknown_name("model shape", model, MODEL_SHAPES))
-    costs = RooflineCosts(GPUS[gpu], MODEL_SHAPES[model], dtype)
+    try:
+        costs = RooflineCosts(GPUS[gpu], model_shape(model), dtype)
+    except UnknownShapeError as error:
+        raise CostError(str(error)) from None
     if not costs.kv_tokens:
         raise CostError(
             f"{model} in {dtype} leaves no room for KV on a {GPUS[gpu].title}; take a smaller model or dtype"

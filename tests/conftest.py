@@ -1,6 +1,19 @@
-"""What all tests share: hypothesis without deadlines, since a busy machine is no defect."""
+"""What all tests share: hypothesis profiles without deadlines, and GPU tests that skip where there is no GPU."""
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("lockstep", deadline=None)
+settings.register_profile("soak", deadline=None, max_examples=5_000)
 settings.load_profile("lockstep")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
+    if not gpu_tests:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in gpu_tests:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))

@@ -44,7 +44,7 @@ def write(folder: Path, rows: list[dict[str, Any]], manifest: Any = None) -> Pat
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    config = {"scheduler": {"kv_tokens": 4096, "context_tokens": 2048}} if manifest is None else manifest
+    config = {"config": {"kv_tokens": 4096, "context_tokens": 2048}} if manifest is None else manifest
     (folder / "manifest.json").write_text(json.dumps(config))
     return folder
 
@@ -168,7 +168,7 @@ def test_steps_that_cannot_be_read_are_said_so(tmp_path: Path, content: bytes) -
         recorded_costs(tmp_path)
 
 
-@pytest.mark.parametrize("manifest", ["", "{", "[1, 2]", '{"scheduler": 3}'])
+@pytest.mark.parametrize("manifest", ["", "{", "[1, 2]", '{"config": 3}'])
 def test_a_manifest_that_cannot_be_read_is_said_so(tmp_path: Path, rows: list[dict[str, Any]], manifest: str) -> None:
     folder = write(tmp_path, rows)
     (folder / "manifest.json").write_text(manifest)

@@ -28,8 +28,10 @@ def prompts_of(vocab: int, lengths: tuple[int, ...] = LENGTHS) -> list[list[int]
     return [[source.randrange(10, vocab) for _ in range(length)] for length in lengths]
 
 
-def serve(model: LoadedModel, prompts: list[list[int]], **settings: Any) -> tuple[dict[str, list[int]], Scheduler]:
-    """Tokens of every prompt, served together."""
+def serve(
+    model: LoadedModel, prompts: list[list[int]], max_tokens: int | None = None, **settings: Any
+) -> tuple[dict[str, list[int]], Scheduler]:
+    """Tokens of every prompt, served together; ``max_tokens`` is what requests declare (default: what they need)."""
     config = SchedulerConfig.from_dict({"kv_tokens": 4096, "context_tokens": model.context_tokens, **settings})
     scheduler = Scheduler(config)
     tokens: dict[str, list[int]] = {str(place): [] for place in range(len(prompts))}
@@ -40,7 +42,14 @@ def serve(model: LoadedModel, prompts: list[list[int]], **settings: Any) -> tupl
 
     loop = EngineLoop(scheduler, build_executor(model, config), listener=hear)
     loop.run(
-        Request(str(place), 0, len(prompt), output_tokens(place), prompt_token_ids=tuple(prompt))
+        Request(
+            str(place),
+            0,
+            len(prompt),
+            max_tokens or output_tokens(place),
+            output_tokens(place),
+            prompt_token_ids=tuple(prompt),
+        )
         for place, prompt in enumerate(prompts)
     )
     assert scheduler.idle
@@ -109,9 +118,17 @@ def test_dense_slots_grow_with_a_long_sequence(reference: Callable[[str], Any]) 
 
 
 @pytest.mark.model
-@pytest.mark.parametrize(("layout", "policy"), [("padded", "fcfs"), ("paged", "sjf-bucket")])
+@pytest.mark.parametrize("layout", ["padded", "paged"])
+@pytest.mark.parametrize("policy", ["fcfs", "static", "sjf", "sjf-bucket", "sjf-aging", "srpt"])
 def test_embedded_model_equals_generate(embedded: Any, layout: str, policy: str) -> None:
-    texts = ("Hello, my name is", "The capital of France", "人工智能的未来是", "The future of AI is")
+    """Prompts in chunks, and a KV memory in which growing sequences push each other out."""
+    texts = ("Hello, my name is", "The capital of France is", "人工智能的未来是", "The future of AI")
     prompts = [embedded.ours.tokenizer.encode(text) for text in texts]
-    tokens, _ = serve(embedded.ours, prompts, policy=policy, layout=layout, max_prefill_tokens=6)
+    declared = {"max_tokens": 12} if policy == "static" else {}
+    tokens, scheduler = serve(
+        embedded.ours, prompts, policy=policy, layout=layout, kv_pool="paged", kv_tokens=32, block_tokens=2,
+        max_prefill_tokens=4, **declared,
+    )  # fmt: skip
+    assert scheduler.counters.steps_prefill > len(prompts)
+    assert policy == "static" or scheduler.counters.preemptions > 0, "static reserves what it may need"
     assert_greedy(embedded, tokens, prompts)

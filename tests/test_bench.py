@@ -1,0 +1,216 @@
+"""The command line as a user meets it: what it makes, and the one line that it says of a mistake."""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bench
+from reports.run_folder import load_run
+
+ROOT = Path(bench.__file__).parent
+SIM = ["--mode", "sim", "--quiet", "--costs", "roofline:a100-40gb:qwen-7b"]
+HEADER = "arrival_s,input_tokens,output_tokens\n"
+
+
+def run(*argv: str | Path) -> int:
+    return bench.main([str(argument) for argument in argv])
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> str:
+    """The line that a mistake gets."""
+    assert run(*argv) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("bench.py: error: ")
+    return lines[0]
+
+
+def without_wall_clock(folder: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    for key in ("wall_clock", "scheduler_us_per_step"):
+        summary.pop(key)
+    return summary
+
+
+# -- what it makes
+
+
+def test_sim_accounts_for_every_request_and_repeats_itself(tmp_path: Path) -> None:
+    trace = tmp_path / "mine.csv"
+    trace.write_text(HEADER + "".join(f"{i / 8},{20 + i % 7},{3 + i % 5}\n" for i in range(60)) + "9,9000,5\n")
+    for out in ("a", "b"):
+        assert run(*SIM, "--workload", trace, "--policy", "sjf-bucket", "--bucket", "32", "--out", tmp_path / out) == 0
+    first, second = (without_wall_clock(tmp_path / out) for out in ("a", "b"))
+    assert first == second
+    assert first["requests"] == {"submitted": 61, "finished": 60, "rejected": 1, "aborted": 0}
+    rejected = load_run(tmp_path / "a").requests.query("outcome == 'rejected'")
+    assert "context of 8192" in rejected["reason"].item()
+
+
+def test_an_earlier_run_at_out_is_moved_aside(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    for seed in "12":
+        assert run(*SIM, "--workload", "tour", "--seed", seed, "--out", out) == 0
+    assert json.loads((out / "manifest.json").read_text())["seed"] == 2
+    assert json.loads((tmp_path / "run.1" / "manifest.json").read_text())["seed"] == 1
+
+
+def test_several_policies_share_a_report_that_can_be_made_again(tmp_path: Path) -> None:
+    out = tmp_path / "several"
+    assert run(*SIM, "--workload", "tour", "--policy", "fcfs,sjf", "--layout", "padded,paged", "--out", out) == 0
+    page = (out / "report.html").read_text()
+    (out / "report.html").unlink()
+    assert run("--mode", "report", out, "--quiet") == 0
+    for case in ("fcfs on padded", "sjf on padded", "fcfs on paged", "sjf on paged"):
+        assert case in page
+        assert case in (out / "report.html").read_text()
+
+
+def test_report_compares_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for policy in ("fcfs", "sjf"):
+        assert run(*SIM, "--workload", "tour", "--policy", policy, "--out", tmp_path / policy) == 0
+    assert run("--mode", "report", tmp_path / "fcfs", tmp_path / "sjf", "--out", tmp_path / "both.html") == 0
+    assert "B / A" in capsys.readouterr().out
+    assert "sjf" in (tmp_path / "both.html").read_text()
+
+
+def test_flags_come_from_a_yaml_file_and_the_command_line_wins(tmp_path: Path) -> None:
+    config = tmp_path / "flags.yaml"
+    config.write_text("workload: tour\npolicy: [sjf-bucket]\nbucket: 16\nmax_num_seqs: 4\n")
+    assert run(*SIM, "--config", config, "--bucket", "64", "--out", tmp_path / "run") == 0
+    settings = json.loads((tmp_path / "run" / "manifest.json").read_text())["config"]
+    assert (settings["policy"], settings["bucket"], settings["max_running"]) == ("sjf-bucket", 64, 4)
+
+
+def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*SIM, "--workload", "seed", "--dry-run", "--out", tmp_path / "run") == 0
+    assert "would run fcfs on paged, at most 16 running" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("what", ["policies", "workloads", "models", "costs", "gpus"])
+def test_lists_have_a_line_each(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--list", what) == 0
+    assert all(len(line.split(maxsplit=1)) == 2 for line in capsys.readouterr().out.splitlines())
+
+
+def test_simulating_needs_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None; import bench; "
+        f"sys.exit(bench.main({[*SIM, '--workload', 'tour', '--out', str(tmp_path / 'run')]!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+# -- mistakes
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--mode", "sim", "--policy", "sjf-buckets"], "did you mean sjf-bucket?"),
+        (["--polcy", "sjf"], "did you mean --policy?"),
+        (["--mode", "simulate"], "did you mean sim?"),
+        ([*SIM, "--workload", "touur"], "did you mean preset 'tour'?"),
+        ([*SIM, "--workload", "no/such/trace.csv"], "no/such/trace.csv"),
+        (["--mode", "sim", "--workload", "tour"], "--mode sim needs --costs"),
+        (["--mode", "sim", "--costs", "roofline:a100:qwen-7b", "--workload", "tour"], "did you mean a100-40gb?"),
+        (["--mode", "sim", "--costs", "roofline:l4:llama-2-70b"], "leaves no room for KV"),
+        (["--mode", "sim", "--costs", "nowhere"], "neither a run folder nor roofline"),
+        ([*SIM, "--policy", "fcfs", "--bucket", "32"], "policy fcfs takes no bucket"),
+        ([*SIM, "--bucket-order", "full"], "did you mean fullest?"),
+        ([*SIM, "--requests", "0"], "0 is out of range; must be >= 1"),
+        ([*SIM, "--rate", "fast"], "'fast' is not a number"),
+        ([*SIM, "--slo", "ttft=5"], "ttft"),
+        ([*SIM, "--workload", "seed", "--kv-tokens", "500"], "raise --kv-tokens"),
+        (["--mode", "real", "--model", "no/such/folder/"], "no/such/folder"),
+        (["--mode", "real", "--model", "shape:qwen-8b"], "did you mean"),
+        (["--mode", "report"], "needs a run folder"),
+        (["--mode", "report", "no/such/run"], "not a run folder"),
+        (["--policy", "sjf"], "the tour chooses its own --policy"),
+        (["--config", "no.yaml"], "no.yaml cannot be read"),
+    ],
+)
+def test_a_mistake_gets_one_line(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said in mistake(capsys, *argv)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("1,-3,5", "-3"),
+        ("1,0,5", "0"),
+        ("1,7,many", "many"),
+        ("1,7", "has 2 columns; the header has 3"),
+        ("soon,7,5", "soon"),
+    ],
+)
+def test_a_malformed_row_is_named(row: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = tmp_path / "mine.csv"
+    trace.write_text(HEADER + "0,10,5\n" + row + "\n")
+    line = mistake(capsys, *SIM, "--workload", trace)
+    assert "row 3" in line
+    assert said in line
+
+
+def test_a_model_folder_that_is_not_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no config.json" in mistake(capsys, "--mode", "real", "--model", tmp_path, "--workload", "tour")
+
+
+def test_a_single_prompt_longer_than_the_context(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = tmp_path / "one.csv"
+    trace.write_text(HEADER + "0,9000,5\n")
+    assert "more than the model's context of 8192" in mistake(capsys, *SIM, "--workload", trace)
+    trace.write_text(HEADER + "0,9000,5\n0,10,5\n")
+    assert "request 1 of workload" in mistake(capsys, *SIM, "--workload", trace, "--strict")
+
+
+def test_an_unwritable_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert "cannot write" in mistake(capsys, *SIM, "--workload", "tour", "--out", tmp_path / "file" / "run")
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    assert "not empty" in mistake(capsys, *SIM, "--workload", "tour", "--out", tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
+
+
+def test_a_full_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("reports.run_folder.RunWriter.flush", lambda self: None)
+    monkeypatch.setattr("reports.run_folder._write_atomically", full)
+    line = mistake(capsys, *SIM, "--workload", "tour", "--out", tmp_path / "run")
+    assert "No space left on device" in line
+
+
+def test_ctrl_c_keeps_what_there_is(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    argv = [sys.executable, str(ROOT / "bench.py"), *SIM, "--workload", "chat", "--requests", "40000", "--rate", "20",
+            "--policy", "sjf-bucket", "--out", str(out)]  # fmt: skip
+    process = subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    for _ in range(600):
+        if (out / "requests.csv").exists() and (out / "requests.csv").stat().st_size > 20_000:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert (out / "report.html").exists()
+    partial = load_run(out)
+    assert partial.partial
+    assert len(partial.requests) > 100
+    assert run("--mode", "report", out, "--quiet") == 0
