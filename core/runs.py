@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from engine.models import LoadedModel
 
 JOURNAL_FILE = "replay.jsonl"
+#: the most rows that are run before anything is measured
+WARM_UP_ROWS = 16
 PACKAGES = ("lockstep", "torch", "transformers", "simpy", "numpy", "pandas")
 
 
@@ -99,6 +101,8 @@ class Session:
         self.workload = _workload(args, args.seed)
         self.slo = Slo.parse(args.slo) if args.slo else None
         self._model: LoadedModel | None = None
+        #: layouts whose executor has run in this process
+        self._warm: set[Layout] = set()
 
     # -- settings
 
@@ -200,7 +204,9 @@ class Session:
         from engine.loop import EngineLoop
 
         model = self.model()
-        _warm_up(model, config)
+        if case.layout not in self._warm:
+            _warm_up(model, config)
+            self._warm.add(case.layout)
         notes = {"model": model.name, "device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
         manifest = self._manifest("real", case, config, notes)
         interrupted = False
@@ -298,12 +304,21 @@ def _own_costs(folder: Path) -> CostModel | None:
 
 
 def _warm_up(model: LoadedModel, config: SchedulerConfig) -> None:
-    """One short request through an executor of its own, so that no first call is measured."""
+    """A short run through an executor of its own: libraries load what they need for a shape when they first meet it.
+
+    The batch thins out from ``rows`` to one, so that each number of rows is met once.
+    """
     from engine.executors import build_executor
     from engine.loop import EngineLoop
 
+    rows = min(config.max_running, WARM_UP_ROWS)
+    config = replace(config, **{**dict.fromkeys(POLICY_SETTINGS), "policy": "fcfs"})
     loop = EngineLoop(Scheduler(config), build_executor(model, config))
-    loop.run([Request("warm-up", 0, 8, 2, 2, prompt_token_ids=tuple(range(8)))])
+    lengths = [8 + 4 * row for row in range(rows)]
+    loop.run(
+        Request(f"warm-up {row}", 0, length, row + 2, row + 2, prompt_token_ids=tuple(range(length)))
+        for row, length in enumerate(lengths)
+    )
 
 
 def open_folder(args: argparse.Namespace, name: str) -> Path:
