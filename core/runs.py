@@ -312,7 +312,7 @@ def _warm_up(model: LoadedModel, config: SchedulerConfig) -> None:
     from engine.loop import EngineLoop
 
     rows = min(config.max_running, WARM_UP_ROWS)
-    config = replace(config, **{**dict.fromkeys(POLICY_SETTINGS), "policy": "fcfs"})
+    config = SchedulerConfig.from_dict({**config.as_dict(), **dict.fromkeys(POLICY_SETTINGS), "policy": "fcfs"})
     loop = EngineLoop(Scheduler(config), build_executor(model, config))
     lengths = [8 + 4 * row for row in range(rows)]
     loop.run(
