@@ -269,6 +269,15 @@ def test_those_that_end_in_a_step_come_in_row_order() -> None:
     assert [(s.id, s.reason) for s in ended] == [("a", "length"), ("b", "eos"), ("c", "length")]
 
 
+def test_all_that_ended_are_released_by_the_next_plan_once() -> None:
+    scheduler = scheduler_of()
+    members = [scheduler.submit(request(name, output=9 if name == "z" else 2), 0) for name in "abcdez"]
+    step(scheduler, 0)
+    assert step(scheduler, 1)[0].released == ()
+    assert sorted(step(scheduler, 2)[0].released) == [s.number for s in members[:5]]
+    assert step(scheduler, 3)[0].released == ()
+
+
 # -- waiting for a batch
 
 
