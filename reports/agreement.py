@@ -16,9 +16,16 @@ from reports.run import Run, look_up
 _RATES = ("makespan_s", "output_tokens_per_s", "total_tokens_per_s", "requests_per_s")
 
 
+#: a measured latency below this is the loop's own turn-round: a relative error of it would say nothing
+SHORTEST_MS = 1.0
+
+
 @dataclass(frozen=True)
 class Prediction:
-    """A time or rate, measured and simulated; ``None`` where a run does not have it. ``error`` is relative."""
+    """A time or rate, measured and simulated; ``None`` where a run does not have it.
+
+    ``error`` is relative; a latency of less than :data:`SHORTEST_MS` has none.
+    """
 
     path: str
     measured: float | None
@@ -27,6 +34,8 @@ class Prediction:
     @property
     def error(self) -> float | None:
         if self.measured is None or self.simulated is None or not self.measured:
+            return None
+        if "_ms." in self.path and self.measured < SHORTEST_MS:
             return None
         return (self.simulated - self.measured) / self.measured
 
