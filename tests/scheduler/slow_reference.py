@@ -280,15 +280,17 @@ class Reference:
 
     def admit(self, now: int) -> list[Job]:
         admitted: list[Job] = []
+        evicted: list[Job] = []
         tokens = 0
         for job in self.prefill_queue(self.aged_leader(self.waiting, now)):
             if tokens >= self.config.max_prefill_tokens or len(admitted) == self.max_rows:
                 break
             if admitted and tokens + job.known > self.config.max_prefill_tokens:
                 break
-            evicted = self.make_room(job, len(admitted))
-            if evicted is None:
+            victims = self.make_room(job, len(admitted))
+            if victims is None:
                 break
+            evicted += victims
             self.waiting.remove(job)
             self.memory.book(job, self.booking(job))
             job.state, job.admitted_known = "prefilling", job.known
@@ -299,13 +301,10 @@ class Reference:
                 self.check_starvation(job, wait)
             admitted.append(job)
             tokens += job.known
-            if evicted and self.evicted_goes_next(evicted):
+            if evicted and self.waiting and self.prefill_queue(None)[0] in evicted:
+                # it is its turn again, and nobody passes it
                 break
         return sorted(admitted, key=lambda job: job.number)
-
-    def evicted_goes_next(self, evicted: list[Job]) -> bool:
-        """Whether one that was evicted in this admission now heads the queue: nobody may pass it."""
-        return bool(self.waiting) and self.prefill_queue(None)[0] in evicted
 
     def booking(self, job: Job) -> int:
         return job.known if self.grows_blocks else max(job.known, job.request.prompt_tokens + job.most)
