@@ -1,6 +1,6 @@
 """How long the simulator takes for a trace, per policy: wall seconds, steps, stretches, peak memory.
 
-    python benchmarks/trace_replay.py --workload AzureLLMInferenceTrace_conv.csv --costs roofline:a100-40gb:qwen-7b
+    .venv/bin/python benchmarks/trace_replay.py --workload TRACE.csv --costs roofline:a100-40gb:qwen-7b
 
 Each policy runs in a process of its own, as ``bench.py --mode sim`` with its whole run folder and report; wall seconds
 and peak memory are the process's. Prints a table and, with ``--out``, writes it as CSV.
@@ -20,11 +20,10 @@ import time
 from datetime import date
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from core.runs import git_commit, hardware
+from scheduler.policies import POLICIES
 
-from core.runs import git_commit, hardware  # noqa: E402
-from scheduler.policies import POLICIES  # noqa: E402
+BENCH = Path(__file__).resolve().parent.parent / "bench.py"
 
 COLUMNS = ("policy", "wall_s", "cpu_s", "requests", "finished", "rejected", "steps", "stretches", "requests_per_s",
            "peak_mib", "queue_growth_per_s")  # fmt: skip
@@ -35,7 +34,7 @@ def measure(policy: str, argv: list[str], folder: Path) -> dict[str, object]:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start_s = time.perf_counter()
     bucket = ["--bucket", "32"] if policy == "sjf-bucket" else []
-    command = [sys.executable, str(ROOT / "bench.py"), "--mode", "sim", "--quiet", "--policy", policy, *bucket, *argv,
+    command = [sys.executable, str(BENCH), "--mode", "sim", "--quiet", "--policy", policy, *bucket, *argv,
                "--out", str(folder)]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
     wall_s = time.perf_counter() - start_s
