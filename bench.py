@@ -110,8 +110,6 @@ def simulated(args: argparse.Namespace, command: str) -> int:
     """``--mode sim``: play the workload in the simulator."""
     if not args.costs:
         raise UsageError("--mode sim needs --costs: a recorded run folder, or roofline:GPU:MODEL (see --list gpus)")
-    if args.stop_on_eos:
-        raise UsageError("--stop-on-eos needs a model that writes; it has no effect on --mode sim")
     session = Session(_with_workload(args, "seed"), command)
     costs = read_costs(args.costs)
     cases = _cases(args, default_layout="paged")
@@ -158,9 +156,7 @@ def validate(args: argparse.Namespace, command: str) -> int:
 
 def tour(args: argparse.Namespace, command: str) -> int:
     """No arguments: the embedded model, a small mixed workload, in both worlds."""
-    for flag in ("policy", "layout", "costs", "stop_on_eos"):
-        if getattr(args, flag):
-            raise UsageError(f"the tour chooses its own --{flag.replace('_', '-')}; name a --mode to set it")
+    args.policy = [case.policy for case in TOUR]
     return _validate(_with_workload(args, "tour"), command, list(TOUR))
 
 

@@ -29,6 +29,22 @@ DEFAULT_MAX_RUNNING = 256
 _COMMON_SETTINGS = ("max_prefill_tokens", "kv_pool", "block_tokens")
 
 
+_PLAYED = {"workload", "trace_format", "requests", "rate", "arrivals", "time_scale", "seed", "strict"}
+_SCHEDULED = {*POLICY_SETTINGS, *_COMMON_SETTINGS, "max_rows", "max_running", "kv_tokens"}
+_ENGINE = {"model", "device", "dtype", "temperature"}
+_OUTPUT = {"slo", "out", "name", "config", "dry_run", "quiet"}
+
+#: the flags that mean something in a mode; any other that is given is a mistake, since it would be ignored
+FLAGS_OF_MODE = {
+    "tour": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT,
+    "real": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | {"policy", "layout", "stop_on_eos"},
+    "sim": _PLAYED | _SCHEDULED | _OUTPUT | {"policy", "layout", "costs"},
+    "validate": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | {"policy", "layout", "stop_on_eos", "costs"},
+    "report": {"runs", "out", "config", "quiet"},
+    "gate": {"baseline", "update_baseline", "config", "quiet"},
+}
+
+
 class UsageError(ValueError):
     """The command cannot be understood or carried out; the message is one line."""
 
@@ -165,9 +181,17 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse(argv)
     if args.config is not None:
         args = parser.parse([*_config_flags(args.config), *argv])
-    if args.runs and args.mode != "report":
-        raise UsageError(f"unexpected argument {str(args.runs[0])!r}: run folders are for --mode report")
+    for name, value in vars(args).items():
+        if name not in ("mode", "list", *FLAGS_OF_MODE[args.mode]) and value not in (parser.get_default(name), []):
+            raise UsageError(_without_effect(args, name))
     return args
+
+
+def _without_effect(args: argparse.Namespace, name: str) -> str:
+    modes = ", ".join(mode for mode, flags in FLAGS_OF_MODE.items() if name in flags)
+    if name == "runs":
+        return f"unexpected argument {str(args.runs[0])!r}: run folders are for --mode {modes}"
+    return f"--{name.replace('_', '-')} has no effect on --mode {args.mode}; leave it out (it is for: {modes})"
 
 
 def _config_flags(path: Path) -> list[str]:

@@ -137,7 +137,11 @@ def test_simulating_needs_no_torch(tmp_path: Path) -> None:
         (["--mode", "real", "--model", "shape:qwen-8b"], "did you mean"),
         (["--mode", "report"], "needs a run folder"),
         (["--mode", "report", "no/such/run"], "not a run folder"),
-        (["--policy", "sjf"], "the tour chooses its own --policy"),
+        (["--policy", "sjf"], "--policy has no effect on --mode tour"),
+        ([*SIM, "--temperature", "0.5"], "--temperature has no effect on --mode sim"),
+        (["--mode", "real", "--costs", "roofline:h100:qwen-7b"], "--costs has no effect on --mode real"),
+        (["--mode", "gate", "--workload", "seed"], "--workload has no effect on --mode gate"),
+        (["--mode", "sim", "some/run"], "run folders are for --mode report"),
         (["--config", "no.yaml"], "no.yaml cannot be read"),
     ],
 )
