@@ -13,6 +13,9 @@ from transformers.models.auto import AutoModelForCausalLM
 from engine.attention import ATTENTION
 from engine.models import LoadedModel, load_model, loaded
 
+# small products gain nothing from threads, and lose much where other processes want the cores
+torch.set_num_threads(1)
+
 VOCAB = 512
 #: below this distance between the best two logits, two correct float32 computations may choose differently
 TIE = 1e-3
