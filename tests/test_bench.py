@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +205,9 @@ def test_ctrl_c_keeps_what_there_is(tmp_path: Path) -> None:
     out = tmp_path / "run"
     argv = [sys.executable, str(ROOT / "bench.py"), *SIM, "--workload", "chat", "--requests", "40000", "--rate", "20",
             "--policy", "sjf-bucket", "--out", str(out)]  # fmt: skip
-    process = subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    # a background job ignores SIGINT, and its children would too
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     for _ in range(600):
         if (out / "requests.csv").exists() and (out / "requests.csv").stat().st_size > 20_000:
             break

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -160,6 +160,15 @@ def test_a_failing_chunk_of_a_long_prompt_ends_its_request() -> None:
     assert loop.scheduler.idle
 
 
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """Python's own handler, also where the tests run in a background job, which ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_completes_the_step_and_aborts_the_rest() -> None:
     def interrupt(plan: StepPlan) -> None:
         if plan.index == 3:
