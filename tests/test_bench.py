@@ -206,8 +206,8 @@ def test_ctrl_c_keeps_what_there_is(tmp_path: Path) -> None:
     argv = [sys.executable, str(ROOT / "bench.py"), *SIM, "--workload", "chat", "--requests", "40000", "--rate", "20",
             "--policy", "sjf-bucket", "--out", str(out)]  # fmt: skip
     # a background job ignores SIGINT, and its children would too
-    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
+    heed_ctrl_c = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c)
     for _ in range(600):
         if (out / "requests.csv").exists() and (out / "requests.csv").stat().st_size > 20_000:
             break
@@ -217,7 +217,7 @@ def test_ctrl_c_keeps_what_there_is(tmp_path: Path) -> None:
     assert process.returncode == 130, said
     assert "Traceback" not in said
     assert (out / "report.html").exists()
-    partial = load_run(out)
-    assert partial.partial
-    assert len(partial.requests) > 100
+    cut_short = load_run(out)
+    assert cut_short.partial
+    assert len(cut_short.requests) > 100
     assert run("--mode", "report", out, "--quiet") == 0
