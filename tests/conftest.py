@@ -1,10 +1,9 @@
-"""What all tests share: hypothesis profiles without deadlines, and GPU tests that skip where there is no GPU."""
+"""What all tests share: hypothesis without deadlines, and GPU tests that skip where there is no GPU."""
 
 import pytest
 from hypothesis import settings
 
 settings.register_profile("lockstep", deadline=None)
-settings.register_profile("soak", deadline=None, max_examples=5_000)
 settings.load_profile("lockstep")
 
 

@@ -1,14 +1,16 @@
 """Static batching: the 'before' of continuous batching, and with ``max_running`` 1 the seed's normal mode."""
 
-from scheduler.config import SchedulerConfig
+from scheduler.config import ConfigError, SchedulerConfig
 from scheduler.policy import Policy, reserve_max
 
 
 def build(config: SchedulerConfig) -> Policy:
     """Arrival order; a batch is closed by its first decode step and runs until its last member ends.
 
-    ``min_batch`` requests (default 1) or ``max_wait_s`` of waiting (default 0) start a batch.
+    ``min_batch`` requests or ``max_wait_s`` of waiting start a batch; without them, whoever waits does.
     """
+    if (config.min_batch is None) != (config.max_wait_s is None):
+        raise ConfigError("min_batch and max_wait_s go together: a batch starts with so many, or after so long")
     return Policy(
         config.policy,
         mode="run-to-completion",

@@ -66,8 +66,16 @@ def draw_config(rng: Random, policy: str) -> SchedulerConfig:
         block_tokens=pick((1, 2, 4, 16)),
         context_tokens=pick((60, 1 << 30)),
         starvation_s=pick((2e-6, 1e-5, 60.0)),
-        **{name: pick(values) for name, values in POLICY_SETTINGS[policy].items()},
+        **_draw_settings(rng, policy),
     )
+
+
+def _draw_settings(rng: Random, policy: str) -> dict[str, Any]:
+    """The policy's own settings; ``min_batch`` and ``max_wait_s`` only go together."""
+    drawn = {name: rng.choice(values) for name, values in POLICY_SETTINGS[policy].items()}
+    if policy == "static" and None in drawn.values():
+        return {}
+    return drawn
 
 
 def draw_requests(rng: Random, count: int) -> list[Request]:

@@ -116,3 +116,9 @@ def test_the_seeds_defaults() -> None:
     assert ageing.threshold_ns == 60_000_000_000
     assert getattr(build_policy(SchedulerConfig(policy="sjf-bucket")).resident, "width", 0) == 32
     assert SchedulerConfig().max_prefill_tokens == 2048
+
+
+@pytest.mark.parametrize("setting", [{"min_batch": 4}, {"max_wait_s": 1.0}])
+def test_half_a_rule_for_starting_a_batch_is_refused(setting: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="min_batch and max_wait_s go together"):
+        Scheduler(SchedulerConfig(policy="static", **setting))
