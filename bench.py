@@ -165,7 +165,8 @@ def _validate(args: argparse.Namespace, command: str, cases: list[Case]) -> int:
     requests = _ready(session, cases)
     if args.dry_run:
         return _dry_run(session, cases)
-    folder = open_folder(args, f"{args.mode}-{session.workload.name}")
+    name = session.workload.name
+    folder = open_folder(args, name if args.mode == name else f"{args.mode}-{name}")
     costs: dict[str, CostModel] = {}
     for layout in dict.fromkeys(case.layout for case in cases):
         costs[layout] = read_costs(args.costs) if args.costs else _record_costs(session, Case("fcfs", layout), folder)
