@@ -149,6 +149,8 @@ class Session:
         self, case: Case, costs: CostModel, folder: Path, config: SchedulerConfig, requests: list[Request]
     ) -> Run:
         """Simulate ``requests`` into ``folder``."""
+        if isinstance(costs, RecordedCosts):
+            costs.require(case.layout)
         manifest = self._manifest("sim", case, config, {"costs": costs.name, **_cost_notes(costs)})
         started_s = time.monotonic()
         with (

@@ -13,14 +13,14 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.optimize import nnls
 
-from scheduler.plan import StepColumns
+from scheduler.plan import Layout, StepColumns
 from simulator.costs import CostError, PerStep
 
 #: what a step's time is made of, besides a constant: slots of the matrix products, and KV columns of attention
 TERMS = ("new_tokens_computed", "kv_columns_computed", "rows_computed")
 
 #: fewer recorded steps of a kind than this do not make a fit
-FEWEST_STEPS = 8
+FEWEST_STEPS = 3
 
 Key = tuple[str, str]
 
@@ -62,14 +62,22 @@ class RecordedCosts:
     def host_ns(self, columns: StepColumns) -> PerStep:
         return self._fit(self.host, columns).ns(columns)
 
+    def require(self, layout: Layout) -> None:
+        """Raise :class:`CostError` unless both kinds of step were recorded on ``layout``."""
+        for kind in ("prefill", "decode"):
+            self._fit_of(self.device, layout, kind)
+
     def _fit(self, fits: dict[Key, LinearCost], columns: StepColumns) -> LinearCost:
+        return self._fit_of(fits, columns.layout, columns.kind)
+
+    def _fit_of(self, fits: dict[Key, LinearCost], layout: str, kind: str) -> LinearCost:
         try:
-            return fits[columns.layout, columns.kind]
+            return fits[layout, kind]
         except KeyError:
             recorded = ", ".join(f"{layout} {kind}" for layout, kind in fits)
             raise CostError(
-                f"{self.name} has too few {columns.layout} {columns.kind} steps to cost one (recorded: {recorded}); "
-                f"record a run with --layout {columns.layout}"
+                f"{self.name} has too few {layout} {kind} steps to cost one (recorded: {recorded}); "
+                f"record a run with --layout {layout}, or a longer one"
             ) from None
 
 
