@@ -35,11 +35,6 @@ class Generation:
     def sampling(self) -> SamplingParams:
         return self.request.sampling
 
-    @property
-    def output_token_ids(self) -> list[int]:
-        """The tokens sampled so far, an end token included."""
-        return self.token_ids[self.request.prompt_tokens :]
-
     def accept(self, token_id: int) -> tuple[str, StopReason | None]:
         """Take the next token: the text that it makes certain, and why the request ends with it, if it does."""
         self.token_ids.append(token_id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import TextIO
 
 from scheduler.config import SchedulerConfig
 from scheduler.journal import JournaledScheduler
@@ -35,6 +34,3 @@ class TimedScheduler(Scheduler):
 
 class TimedJournaledScheduler(JournaledScheduler, TimedScheduler):
     """The same, writing a journal, whose own time is not counted."""
-
-    def __init__(self, config: SchedulerConfig, stream: TextIO, observer: Observer | None = None) -> None:
-        super().__init__(config, stream, observer)
