@@ -43,19 +43,35 @@ class SchedulerConfig:
     block_tokens: int = 16
     context_tokens: int = 1 << 30
     starvation_s: float = 60.0
-    # what a policy may take
-    bucket: int | None = None
-    bucket_order: str | None = None
-    min_rows: int | None = None
+    # parts that go with any policy
+    batching: str | None = None
+    phase: str | None = None
+    chunk_tokens: int | None = None
+    admission: str | None = None
+    aging: str | None = None
     aging_s: float | None = None
+    aging_weight: float | None = None
+    victim: str | None = None
+    preemption: str | None = None
+    swap_tokens: int | None = None
+    prefix_cache: bool = False
+    overlap: bool = False
     oracle: str | None = None
+    # what some policies take
+    bucket: int | str | None = None
+    bucket_order: str | None = None
+    bins: int | None = None
+    min_rows: int | None = None
     quantum: int | None = None
     min_batch: int | None = None
     max_wait_s: float | None = None
+    # constants of the run
+    prefill_token_ns: int = 50_000
+    length_quantiles: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_running", "max_rows", "max_prefill_tokens", "kv_tokens", "block_tokens", "context_tokens",
-                     "bucket", "min_batch"):  # fmt: skip
+                     "chunk_tokens", "swap_tokens", "bins", "min_batch"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; must be >= 1")

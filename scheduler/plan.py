@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from scheduler.sequence import Sequence
 
-Kind = Literal["prefill", "decode"]
+Kind = Literal["prefill", "decode", "mixed"]
 Layout = Literal["padded", "paged"]
 StopReason = Literal["length", "eos", "stop", "error"]
 
@@ -23,16 +23,26 @@ _STEPS = np.arange(2048, dtype=np.int64)
 
 
 class Chunk(NamedTuple):
-    """``tokens`` tokens of ``sequence`` from position ``start`` on are computed by a step."""
+    """``tokens`` tokens of ``sequence`` from position ``start`` on are computed by a step.
+
+    ``samples``: the chunk reaches the last known token, so that the step samples the next one.
+    """
 
     sequence: Sequence
     start: int
     tokens: int
+    samples: bool
 
-    @property
-    def samples(self) -> bool:
-        """Whether the chunk reaches the last known token, so that the step samples the next one."""
-        return self.start + self.tokens == self.sequence.known
+
+class Swap(NamedTuple):
+    """KV of one sequence that is moved between the device and host memory before the step runs."""
+
+    number: int
+    """of the sequence"""
+    tokens: int
+    """computed tokens, whose KV is moved"""
+    blocks: tuple[int, ...]
+    """its block ids on the device, in token order; empty where the pool has none (contiguous)"""
 
 
 class StepFeatures(NamedTuple):
@@ -65,6 +75,12 @@ class StepFeatures(NamedTuple):
     """KV blocks (or reservations, in a contiguous pool) that belong to the step's sequences"""
     sampled_rows: int
     """rows that sample a token"""
+    decode_rows: int = 0
+    """rows that decode, in a mixed step; in a decode step all of them"""
+    decode_context_tokens: int = 0
+    """their part of ``context_tokens``"""
+    swapped_tokens: int = 0
+    """tokens whose KV is moved to or from host memory before the (first) step"""
 
 
 class StepColumns(NamedTuple):
@@ -82,6 +98,8 @@ class StepColumns(NamedTuple):
     kv_tokens_read: int | npt.NDArray[np.int64]
     longest_context: int | npt.NDArray[np.int64]
     sampled_rows: int
+    decode_rows: int = 0
+    swapped_tokens: int = 0
 
 
 @dataclass(slots=True, eq=False)

@@ -51,6 +51,10 @@ class Request:
     says how long its answer will be, and the scheduler ends it there, but a policy learns of it only through a
     :class:`~scheduler.oracle.LengthOracle`. ``stop_kind`` says how that hidden end shows: ``length`` is foreseen,
     ``eos`` is found out when the token has been sampled. Times are integer nanoseconds since the start of the run.
+
+    ``block_hashes`` identify the prompt's full KV blocks: each stands for its block *and* all before it, so that two
+    requests share a prefix exactly as far as their hashes agree. ``deadline_ns``: when the first token is due.
+    ``priority``: a smaller number is more important, as in vLLM.
     """
 
     id: str
@@ -61,6 +65,8 @@ class Request:
     stop_kind: StopKind = "length"
     tenant: str = ""
     priority: int = 0
+    deadline_ns: int | None = None
+    block_hashes: tuple[int, ...] = field(default=(), repr=False)
     prompt_token_ids: tuple[int, ...] | None = field(default=None, repr=False)
     sampling: SamplingParams = SamplingParams()
 

@@ -221,7 +221,8 @@ class Scheduler:
 
     def _next_chunk(self, sequence: Sequence) -> Chunk:
         start = sequence.computed
-        return Chunk(sequence, start, min(self.config.max_prefill_tokens, sequence.known - start))
+        tokens = min(self.config.max_prefill_tokens, sequence.known - start)
+        return Chunk(sequence, start, tokens, start + tokens == sequence.known)
 
     def _batch_is_short(self) -> bool:
         wakeup = self.next_wakeup()
@@ -357,7 +358,7 @@ class Scheduler:
 
         def chunks() -> list[Chunk]:
             members = [s for cohort in cohorts for s in cohort.members.values()] + rows
-            return [Chunk(s, s.known - 1, 1) for s in sorted(members, key=lambda s: s.number)]
+            return [Chunk(s, s.known - 1, 1, True) for s in sorted(members, key=lambda s: s.number)]
 
         plan = self._plan(steps, features, entry, self._until(), chunks)
         self._flight = Flight(plan, [], cohorts, rows)
@@ -495,7 +496,7 @@ class Scheduler:
         self._count_kv(1, self.pool.reserved_tokens, held, held)
         ended: list[Sequence] = []
         gaps: list[int] = []
-        for sequence, start, tokens in flight.chunks:
+        for sequence, start, tokens, _ in flight.chunks:
             known = sequence.known
             sequence.place(known, start + tokens)
             if start + tokens < known:

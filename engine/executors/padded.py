@@ -114,12 +114,12 @@ class PaddedExecutor(ModelExecutor):
         row_of: list[int] = []
         column_of: list[int] = []
         sampled: list[int] = []
-        for row, (sequence, start, tokens) in enumerate(chunks):
+        for row, (sequence, start, tokens, samples) in enumerate(chunks):
             ids = states[sequence.number].token_ids[start : start + tokens]
             token_ids.append(ids + [0] * (width - tokens))
             row_of += [row] * tokens
             column_of += range(tokens)
-            if start + tokens == sequence.known:
+            if samples:
                 sampled.append(row * width + tokens - 1)
         dead = features.rows_computed - len(chunks)
         token_ids += [[0] * width] * dead

@@ -132,7 +132,7 @@ class PagedExecutor(ModelExecutor):
         numbers: list[int] = []
         members: dict[tuple[int, int], list[tuple[int, list[int]]]] = {}
         for chunk in plan.chunks:
-            sequence, start, tokens = chunk
+            sequence, start, tokens, _ = chunk
             end = start + tokens
             table = self._table(plan, chunk)
             members.setdefault((tokens, end), []).append((len(token_ids), table))

@@ -64,7 +64,7 @@ class Checker:
         assert len(chunks) <= self.config.rows
         assert plan.features.rows == len(chunks)
         assert plan.features.rows_computed <= max(self.config.rows, len(chunks))
-        for sequence, start, tokens in chunks:
+        for sequence, start, tokens, _ in chunks:
             number = sequence.number
             if number not in self.holders:
                 self.holders[number] = sequence
@@ -100,7 +100,7 @@ class Checker:
             assert [chunk.sequence for chunk in chunks] == [self.chunked], "a prompt in chunks goes on"
         else:
             self.check_admission(plan)
-        for sequence, start, tokens in chunks:
+        for sequence, start, tokens, _ in chunks:
             if start + tokens < self.known[sequence.number]:
                 assert len(chunks) == 1
                 assert self.known[sequence.number] > config.max_prefill_tokens, "only what is too long is cut"
@@ -173,7 +173,7 @@ class Checker:
             assert reserved == pool.reserved_tokens <= self.config.kv_tokens
             return
         size = self.config.block_tokens
-        for sequence, start, tokens in plan.chunks:
+        for sequence, start, tokens, _ in plan.chunks:
             table = list(plan.block_table(sequence))
             before = self.tables.get(sequence.number, [])
             assert table[: len(before)] == before, "blocks stay where they are"
@@ -186,7 +186,7 @@ class Checker:
     # -- after
 
     def completed(self, plan: StepPlan, ended: list[Sequence]) -> None:
-        for sequence, start, tokens in plan.chunks:
+        for sequence, start, tokens, _ in plan.chunks:
             number = sequence.number
             self.computed[number] = start + tokens
             if start + tokens == self.known[number]:
