@@ -235,16 +235,16 @@ class Reference:
         if self.batch_is_short(now):
             return chunks
         leader = self.aged_leader(self.candidates(), now)
-        lane: Any = None
+        group: list[Job] | None = None
         while tokens < budget and len(chunks) < rows:
             self.rules.n_waiting = len(self.waiting)
-            queues = self.rules.waiting.lanes(self.candidates(), None if self.admitted else leader)
-            if self.rules.waiting.exclusive and self.admitted:
-                queues = [queue for queue in queues if self.rules.waiting.lane(queue[0]) == lane]
-            if not queues:
+            candidates = [job for job in self.candidates() if group is None or job in group]
+            if not candidates:
                 break
-            job = queues[0][0]
-            lane = self.rules.waiting.lane(job)
+            lane = self.rules.waiting.lanes(candidates, None if self.admitted else leader)[0]
+            if self.rules.waiting.exclusive and group is None:
+                group = lane
+            job = lane[0]
             cached = 0 if job.swapped else self.hit_tokens(job)
             wanted = 0 if job.swapped else job.known - cached
             if chunks and tokens + wanted > budget and not mixed:
