@@ -501,7 +501,8 @@ class Scheduler:
         self._holding += 1
         self._residents.version += 1
         if sequence.host_tokens:
-            self.pool.book(sequence, tokens)
+            # its next step takes the block that comes next, if one does, as everybody's
+            self.pool.book(sequence, sequence.computed if self._grows else tokens)
         else:
             cached = self.pool.book_cached(sequence, tokens)
             sequence.place(sequence.known, cached)
