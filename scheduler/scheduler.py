@@ -96,7 +96,7 @@ class Batch:
     """``None``: all residents"""
 
 
-class Busy(Exception):
+class BusyError(Exception):
     """A decision needs the plan in flight to be completed first."""
 
 
@@ -275,7 +275,7 @@ class Scheduler:
         self._evicted = set()
         try:
             draft = self._draft()
-        except Busy:
+        except BusyError:
             return None
         return None if draft is None else self._plan(draft, max_repeat)
 
@@ -457,7 +457,7 @@ class Scheduler:
         if self._flights:
             if chunks or swapped_in or (mixed is not None and mixed.decodes):
                 return False
-            raise Busy
+            raise BusyError
         for victim in victims:
             self._evict(victim)
         return True
@@ -501,7 +501,8 @@ class Scheduler:
         self._holding += 1
         self._residents.version += 1
         if sequence.host_tokens:
-            self.pool.book(sequence, tokens)
+            # its next step takes the block that comes next, if one does, as everybody's
+            self.pool.book(sequence, sequence.computed if self._grows else tokens)
         else:
             cached = self.pool.book_cached(sequence, tokens)
             sequence.place(sequence.known, cached)
@@ -567,7 +568,7 @@ class Scheduler:
 
     def _evict_for_growth(self) -> None:
         if self._flights:
-            raise Busy
+            raise BusyError
         self._evict(self._eviction.victim())
 
     def _grow(self, cohorts: list[Cohort], rows: list[Sequence]) -> bool:
@@ -639,10 +640,11 @@ class Scheduler:
             steps = min(steps, self._batch.steps_left)
         if self.policy.urgency is not None and self._waiting:
             steps = min(steps, self._blocked_until - self._steps_done)
+        steps = max(1, steps)
         if self._grows:
             period = self._growth(cohorts, rows, steps)
             steps = steps_within(self.pool.free_blocks + period[0], period, steps)
-        return max(1, steps)
+        return steps
 
     def _until(self, draft: Draft) -> int:
         """When a decision may change by time alone."""
@@ -670,7 +672,6 @@ class Scheduler:
         swapped = sum(swap.tokens for swap in self._swapped_out) + sum(s.computed for s in self._swapped_in)
         batch_rows = 0 if self._batch is None else self._batch.rows
         features, entry = measure(draft, self.config.layout, self.pool, batch_rows, swapped, steps)
-        waiting_order = self.policy.waiting
         slot_free = self._holding < self.config.max_running and self._batch is None
         plan = StepPlan(
             index=self._plans,
@@ -679,11 +680,7 @@ class Scheduler:
             features=features,
             digest_entry=entry,
             until_ns=until_ns,
-            # what free pieces are too small for depends on who waits, and so may the lanes
-            arrival_matters=slot_free
-            or self.policy.urgency is not None
-            or not self.pool.grows
-            or waiting_order.shapes_lanes,
+            arrival_matters=slot_free or self._arrivals_matter,
             released=tuple(self._released),
             _chunks=lambda: sorted(draft.chunks + draft.decode_chunks(), key=lambda chunk: chunk.sequence.number),
             _block_table=self._block_table,
@@ -697,6 +694,18 @@ class Scheduler:
         flight = Flight(plan, draft, steps, self._unusable_tokens())
         self._flights.append(flight)
         return plan
+
+    @property
+    def _arrivals_matter(self) -> bool:
+        """Whether it makes a difference when a request begins to wait, although it cannot be admitted."""
+        return (
+            self.policy.urgency is not None
+            or self.policy.ledger is not None
+            or self.policy.waiting.shapes_lanes
+            or self.config.oracle == "history"
+            # what free pieces are too small for depends on who waits
+            or not self.pool.grows
+        )
 
     def _unusable_tokens(self) -> int:
         if not self._waiting or self.pool.grows:
