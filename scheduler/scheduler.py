@@ -478,7 +478,8 @@ class Scheduler:
 
     def _victims_for(self, sequence: Sequence, tokens: int, slots: int, mixed: Draft | None) -> list[Sequence] | None:
         """The fewest less urgent residents whose ``slots`` and KV are enough, or ``None``; no row of a mixed step."""
-        shortage = self.pool.shortage(sequence, tokens, shares=not sequence.host_tokens)
+        shared_with = None if sequence.host_tokens else sequence
+        shortage = self.pool.shortage(sequence, tokens, shares=shared_with is not None)
         victims: list[Sequence] = []
         blocks = 0
         for victim in self._eviction.weaker(sequence):
@@ -486,7 +487,7 @@ class Scheduler:
                 break
             if mixed is None or not mixed.steps_on(victim):
                 victims.append(victim)
-                blocks = self.pool.freed_by([(s, self._blocks_of(s)) for s in victims])
+                blocks = self.pool.freed_by([(s, self._blocks_of(s)) for s in victims], shared_with)
         return victims if len(victims) >= slots and blocks >= shortage else None
 
     def _block(self, blocked: tuple[int, int], steps: int) -> bool:
@@ -639,9 +640,11 @@ class Scheduler:
             return 1
         if rows and not order.sticky and self._batch is None:
             return 1
+        if self._waiting and self.policy.waiting.live and not self.pool.grows:
+            # who is next, and so what free memory is too small for, may change
+            return 1
         if self._waiting and self._holding < self.config.max_running and self._batch is None:
-            everybody = not rows and len(cohorts) == len(self._residents.cohorts)
-            if self.policy.waiting.live or (self._admission.follows_progress and not everybody):
+            if self.policy.waiting.live or self._admission.follows_progress:
                 return 1
         steps = max_repeat
         for cohort in cohorts:
