@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from scheduler.cohorts import MASK64, Cohort, Residents
-from scheduler.config import ConfigError, SchedulerConfig, unknown_name
+from scheduler.config import SchedulerConfig
 from scheduler.counters import RunCounters
 from scheduler.digest import PlanDigest, hash_id
 from scheduler.kv import build_pool
 from scheduler.observer import Observer
-from scheduler.oracle import ORACLES
+from scheduler.oracle import build_oracle
 from scheduler.plan import NEVER, Chunk, DigestEntry, StepFeatures, StepOutcome, StepPlan, StopReason
 from scheduler.policies import build_policy
 from scheduler.policy import reserve_max
@@ -78,10 +78,8 @@ class Scheduler:
         self.counters = RunCounters()
         self.digest = PlanDigest()
         self.now_ns = 0
-        oracle = config.oracle or "true"
-        if oracle not in ORACLES:
-            raise ConfigError(unknown_name("oracle", oracle, ORACLES))
-        self._view = SchedulerView(self, ORACLES[oracle][0]().predict)
+        oracle = build_oracle(config)
+        self._view = SchedulerView(self, lambda sequence: oracle.estimates(sequence)[0])
         self._reserve = self.policy.reserve if self.pool.grows else reserve_max
         self._observer = observer
         self._waiting = Waiting(self.policy.waiting, self._view)
