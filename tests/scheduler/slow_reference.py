@@ -254,16 +254,17 @@ class Reference:
         if self.batch_is_short(now):
             return chunks
         leader = self.aged_leader(self.candidates(), now)
-        group: list[Job] | None = None
+        first: Job | None = None
         while tokens < budget and len(chunks) < rows:
             self.rules.n_waiting = len(self.waiting)
-            candidates = [job for job in self.candidates() if group is None or job in group]
+            order, candidates = self.rules.waiting, self.candidates()
+            if order.exclusive and first is not None:
+                # buckets that adapt may have become others, now that somebody waits no longer
+                candidates = [job for job in candidates if order.lane(job) == order.lane(first)]
             if not candidates:
                 break
-            lane = self.rules.waiting.lanes(candidates, None if self.admitted else leader)[0]
-            if self.rules.waiting.exclusive and group is None:
-                group = lane
-            job = lane[0]
+            job = order.lanes(candidates, None if self.admitted else leader)[0][0]
+            first = first or job
             batch_lane = self.rules.waiting.lane(job)
             cached = 0 if job.swapped else self.hit_tokens(job)
             wanted = 0 if job.swapped else job.known - cached
