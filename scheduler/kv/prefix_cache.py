@@ -136,10 +136,12 @@ class CachingPagedPool(PagedPool):
         idle = len({block for block in hits if not block.users})
         return self.blocks_for(tokens) - len(hits) - (self.free_blocks - idle)
 
-    def freed_by(self, holdings: list[tuple[Sequence, int]]) -> int:
-        blocks = sum(count for _, count in holdings)
+    def freed_by(self, holdings: list[tuple[Sequence, int]], shared_with: Sequence | None = None) -> int:
+        kept = set() if shared_with is None else set(self._hits(shared_with))
         leaving = Counter(block for s, _ in holdings for block in self._prompts.get(s.number, ()) if block is not None)
-        return blocks - sum(count - (count == block.users) for block, count in leaving.items())
+        cached = sum(leaving.values())
+        freed = sum(count == block.users and block not in kept for block, count in leaving.items())
+        return sum(blocks for _, blocks in holdings) - cached + freed
 
     def can_book(self, sequence: Sequence, tokens: int) -> bool:
         return self._fits(self._hits(sequence), tokens)
