@@ -232,6 +232,7 @@ class Completion:
         self._state.admission.left(sequence)
 
     def abort(self, sequence: Sequence) -> None:
+        """End ``sequence`` before its time, whatever it is at. What a plan in flight writes is held until that is done."""
         state = self._state
         flight = state.flights[-1] if state.flights else None
         running = flight is not None and flight.holds(sequence)
@@ -244,6 +245,8 @@ class Completion:
             state.prefilling = None
         elif sequence.state == "resident":
             state.residents.leave(sequence)
+            if sequence in state.swapped_in:
+                state.swapped_in.remove(sequence)
         self._end(sequence, state.now_ns, "aborted")
         if sequence.host_tokens:
             state.leave_host(sequence)
