@@ -33,7 +33,7 @@ class JournaledScheduler(Scheduler):
         super().__init__(config, observer)
         self._stream = stream
         self._inbox: list[list[Any]] = []
-        self._write({"e": "header", "schema": SCHEMA, "config": config.as_dict()})
+        self._write({"e": "header", "schema": SCHEMA, "config": self.config.as_dict()})
 
     def _write(self, entry: dict[str, Any]) -> None:
         self._stream.write(json.dumps(entry, separators=(",", ":")) + "\n")
