@@ -17,7 +17,7 @@ from scheduler.orders import BUCKET_ORDERS
 from scheduler.plan import Layout
 from scheduler.policies import POLICIES, POLICY_SETTINGS, policy_name
 
-MODES = ("tour", "real", "sim", "validate", "report", "gate")
+MODES = ("tour", "real", "sim", "validate", "report", "gate", "reproduce")
 LISTS = ("policies", "workloads", "models", "costs", "gpus")
 LAYOUTS: tuple[Layout, ...] = ("padded", "paged")
 POOLS: tuple[PoolKind, ...] = ("paged", "contiguous")
@@ -42,6 +42,7 @@ FLAGS_OF_MODE = {
     "validate": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | {"policy", "layout", "stop_on_eos", "costs"},
     "report": {"runs", "out", "config", "quiet"},
     "gate": {"baseline", "update_baseline", "config", "quiet"},
+    "reproduce": {"experiments", "jobs", "seed", "out", "name", "config", "quiet"},
 }
 
 
@@ -99,6 +100,10 @@ def _policies(text: str) -> list[str]:
         return [policy_name(name.strip()) for name in text.split(",")]
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
 
 
 def _layouts(text: str) -> list[str]:
@@ -162,6 +167,12 @@ def build_parser() -> ArgumentParser:
 
     group = parser.add_argument_group("the simulated hardware")
     group.add_argument("--costs", metavar="RUN|roofline:GPU:MODEL", help="a recorded run folder, or a roofline")
+
+    group = parser.add_argument_group("published results (--mode reproduce)")
+    group.add_argument("--experiments", type=_names, metavar="NAME[,NAME]", help="which ones (default: all)")
+    group.add_argument(
+        "--jobs", type=positive, metavar="N", help="of the M/M/1 queue (default 10000; 1000000: all of it)"
+    )
 
     group = parser.add_argument_group("what counts, and where it goes")
     group.add_argument("--slo", metavar="NAME=MS,...", help="what counts as good, e.g. ttft_ms=500,tpot_ms=50")
