@@ -109,8 +109,8 @@ def summarise(
 ) -> dict[str, Any]:
     """All figures of a run, as ``summary.json`` holds them.
 
-    ``costs`` gives padding waste in time and, with ``config``, the bounds; ``slo`` goodput. ``partial`` says that the counters were rebuilt from the
-    rows of a run that was killed, so that some figures are not available.
+    ``costs`` gives padding waste in time and, with ``config``, the bounds; ``slo`` goodput. ``partial`` says that the
+    counters were rebuilt from the rows of a run that was killed, so that some figures are not available.
     """
     wall = wall or WallClock()
     absent: dict[str, str] = {}
