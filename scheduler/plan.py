@@ -110,7 +110,7 @@ class StepPlan:
     request may change the next decision, or what is counted until then. A world that runs a stretch ends it with the
     first step that ends at or after ``until_ns`` (or at or after such an arrival). ``released``: numbers of the
     sequences whose memory was given back since the plan before (finished, evicted or aborted): an executor drops what
-    it holds for them.
+    it holds for them. ``swapped_out`` and then ``swapped_in`` say whose KV moves before anything is computed.
     """
 
     index: int
@@ -123,6 +123,8 @@ class StepPlan:
     released: tuple[int, ...]
     _chunks: Callable[[], list[Chunk]] = field(repr=False)
     _block_table: Callable[[Sequence], list[int]] = field(repr=False)
+    swapped_out: tuple[Swap, ...] = ()
+    swapped_in: tuple[Swap, ...] = ()
     _list: list[Chunk] | None = field(default=None, repr=False)
 
     @property
@@ -151,14 +153,14 @@ class StepPlan:
         if self.repeat == 1:
             return StepColumns(f.layout, f.kind, 1, f.rows, f.rows_computed, f.new_tokens, f.new_tokens_computed,
                                f.context_tokens, f.kv_columns_computed, f.kv_tokens_read, f.longest_context,
-                               f.sampled_rows)  # fmt: skip
+                               f.sampled_rows, f.decode_rows, f.swapped_tokens)  # fmt: skip
         step = _STEPS[start:stop] if stop <= len(_STEPS) else np.arange(start, stop, dtype=np.int64)
         tokens = f.kv_tokens_read + f.rows * step
         padded = f.layout == "padded"
         columns = f.kv_columns_computed + f.rows_computed * step if padded else tokens
         return StepColumns(f.layout, f.kind, stop - start, f.rows, f.rows_computed, f.new_tokens,
                            f.new_tokens_computed, tokens, columns, tokens, f.longest_context + step,
-                           f.sampled_rows)  # fmt: skip
+                           f.sampled_rows, f.decode_rows)  # fmt: skip
 
 
 class DigestEntry(NamedTuple):

@@ -1,0 +1,48 @@
+"""Who loses its KV memory, and where the KV goes: one part of every policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from scheduler.cohorts import Residents
+from scheduler.policy import Policy, View
+from scheduler.sequence import Sequence
+
+
+def _left(sequence: Sequence, view: View) -> int:
+    return max(1, view.predicted(sequence) - sequence.output_tokens)
+
+
+def _priority(sequence: Sequence, view: View) -> int:
+    return sequence.request.priority
+
+
+class Eviction:
+    """Finds victims under one policy and one ``victim`` rule (``None``: the policy's urgency, else the newest)."""
+
+    def __init__(self, policy: Policy, victim: str | None, residents: Residents, view: View) -> None:
+        self._policy = policy
+        self._residents = residents
+        self._view = view
+        self._worth: Callable[[Sequence, View], Any] | None = {
+            "longest-remaining": _left,
+            "lowest-priority": _priority,
+            "newest": None,
+        }.get(victim or "", policy.urgency if victim is None else None)
+
+    def victim(self) -> Sequence:
+        """Who loses its KV when memory runs out."""
+        residents, worth, view = self._residents, self._worth, self._view
+        if worth is None:
+            return residents.newest()
+        return max(residents.members(), key=lambda s: (worth(s, view), s.number))
+
+    def weaker(self, sequence: Sequence) -> Iterator[Sequence]:
+        """Residents that ``sequence`` may take the place of, the least urgent first."""
+        urgency, evictable = self._policy.urgency, self._policy.evictable
+        if urgency is None:
+            return
+        for resident in self._residents.above(urgency(sequence, self._view)):
+            if evictable is None or evictable(resident, self._view):
+                yield resident
