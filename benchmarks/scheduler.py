@@ -3,7 +3,7 @@
     python benchmarks/scheduler.py [--policies fcfs,srpt] [--running 256] [--waiting 10000] [--steps 2000]
 
 Each policy runs step by step on a device that takes a fixed time. A request comes in as one ends, so that the number of
-those that run and wait stays. Printed are the microseconds of a step that the thread computes for: the median and the mean over all, the 99th
+those that run and wait stays. Printed are the microseconds of a step: the median and the mean over all, the 99th
 percentile, the median of the steps in which nobody ended or was admitted ("quiet"), and that at a quarter of the
 running sequences, since a quiet step must not cost more with more of them.
 """
@@ -58,7 +58,7 @@ def measure(policy: str, running: int, waiting: int, steps: int) -> tuple[list[i
     for _ in range(running + waiting):
         scheduler.submit(next(source), now)
     taken, quiet = [], []
-    clock = time.thread_time_ns
+    clock = time.perf_counter_ns
     warm = 0
     while len(taken) < steps:
         now += 1_000
