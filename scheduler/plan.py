@@ -110,7 +110,8 @@ class StepPlan:
     request may change the next decision, or what is counted until then. A world that runs a stretch ends it with the
     first step that ends at or after ``until_ns`` (or at or after such an arrival). ``released``: numbers of the
     sequences whose memory was given back since the plan before (finished, evicted or aborted): an executor drops what
-    it holds for them.
+    it holds for them. Before the step it copies the KV of ``swapped_out`` to host memory, then drops the ``released``
+    ones, then copies the KV of ``swapped_in`` back.
     """
 
     index: int
@@ -124,6 +125,8 @@ class StepPlan:
     _chunks: Callable[[], list[Chunk]] = field(repr=False)
     _block_table: Callable[[Sequence], list[int]] = field(repr=False)
     _list: list[Chunk] | None = field(default=None, repr=False)
+    swapped_out: tuple[Swap, ...] = ()
+    swapped_in: tuple[Swap, ...] = ()
 
     @property
     def kind(self) -> Kind:
