@@ -110,8 +110,7 @@ class StepPlan:
     request may change the next decision, or what is counted until then. A world that runs a stretch ends it with the
     first step that ends at or after ``until_ns`` (or at or after such an arrival). ``released``: numbers of the
     sequences whose memory was given back since the plan before (finished, evicted or aborted): an executor drops what
-    it holds for them. Before the step it copies the KV of ``swapped_out`` to host memory, then drops the ``released``
-    ones, then copies the KV of ``swapped_in`` back.
+    it holds for them. ``swapped_out`` and then ``swapped_in`` say whose KV moves before anything is computed.
     """
 
     index: int
@@ -124,9 +123,9 @@ class StepPlan:
     released: tuple[int, ...]
     _chunks: Callable[[], list[Chunk]] = field(repr=False)
     _block_table: Callable[[Sequence], list[int]] = field(repr=False)
-    _list: list[Chunk] | None = field(default=None, repr=False)
     swapped_out: tuple[Swap, ...] = ()
     swapped_in: tuple[Swap, ...] = ()
+    _list: list[Chunk] | None = field(default=None, repr=False)
 
     @property
     def kind(self) -> Kind:

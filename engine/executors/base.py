@@ -139,6 +139,32 @@ class Step:
         return StepResult(dict(zip(self.batch.sampled_numbers, tokens, strict=True)), device_ns, self.waste)
 
 
+class HostCopies:
+    """KV of the sequences that were swapped out, by sequence number."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, torch.Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def put(self, number: int, tensor: torch.Tensor) -> None:
+        """Keep ``tensor``. Raises ``RuntimeError`` where the sequence has been swapped out already."""
+        if number in self._held:
+            raise RuntimeError(f"sequence number {number} was swapped out twice")
+        self._held[number] = tensor
+
+    def take(self, number: int) -> torch.Tensor:
+        """Give it out for good. Raises ``RuntimeError`` where there is none."""
+        if number not in self._held:
+            raise RuntimeError(f"sequence number {number} is to be swapped in, but was never swapped out")
+        return self._held.pop(number)
+
+    def drop(self, number: int) -> None:
+        """Forget the sequence; one that is not known is ignored."""
+        self._held.pop(number, None)
+
+
 class ModelExecutor(ABC):
     """What ``padded`` and ``paged`` share: move KV, run the model over a batch, take the sampled rows, sample.
 
@@ -157,6 +183,7 @@ class ModelExecutor(ABC):
             )
         self.model = model
         self.device = model.device
+        self.host_copies = HostCopies()
         self._body = causal.base_model
         self._head = causal.get_output_embeddings()
         threaded = overlap and self.device.type == "cpu"
@@ -174,6 +201,7 @@ class ModelExecutor(ABC):
         with torch.inference_mode():
             copies = [self.swap_out(swap) for swap in plan.swapped_out]
             for number in plan.released:
+                self.host_copies.drop(number)
                 self.release(number)
             copies += [self.swap_in(swap) for swap in plan.swapped_in]
             batch = self.prepare(plan, states)
@@ -213,7 +241,7 @@ class ModelExecutor(ABC):
 
     @abstractmethod
     def release(self, number: int) -> None:
-        """Drop what is held for the sequence, in host memory too; one that is not known is ignored."""
+        """Give back the memory that the sequence has on the device; one that is not known is ignored."""
 
     @abstractmethod
     def swap_out(self, swap: Swap) -> Copy:
@@ -235,32 +263,6 @@ class _InThread(NamedTuple):
 
     def result(self) -> StepResult:
         return self.future.result().result()
-
-
-class HostCopies:
-    """KV of the sequences that were swapped out, by sequence number."""
-
-    def __init__(self) -> None:
-        self._held: dict[int, torch.Tensor] = {}
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def put(self, number: int, tensor: torch.Tensor) -> None:
-        """Keep ``tensor``. Raises ``RuntimeError`` where the sequence has been swapped out already."""
-        if number in self._held:
-            raise RuntimeError(f"sequence number {number} was swapped out twice")
-        self._held[number] = tensor
-
-    def take(self, number: int) -> torch.Tensor:
-        """Give it out for good. Raises ``RuntimeError`` where there is none."""
-        if number not in self._held:
-            raise RuntimeError(f"sequence number {number} is to be swapped in, but was never swapped out")
-        return self._held.pop(number)
-
-    def drop(self, number: int) -> None:
-        """Forget the sequence; one that is not known is ignored."""
-        self._held.pop(number, None)
 
 
 def draws_of(chunks: list[Chunk], states: Mapping[int, SequenceState]) -> list[Draw]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from engine.executors.base import Batch, Copy, HostCopies, ModelExecutor, SequenceState, draws_of
+from engine.executors.base import Batch, Copy, ModelExecutor, SequenceState, draws_of
 from engine.models import LoadedModel
 from scheduler.plan import StepPlan, Swap
 
@@ -100,7 +100,6 @@ class PaddedExecutor(ModelExecutor):
     def __init__(self, model: LoadedModel, *, max_running: int, overlap: bool = False) -> None:
         super().__init__(model, overlap)
         self._cache = DenseCache(model, max_running)
-        self._host = HostCopies()
         self._slot_of: dict[int, int] = {}
         self._free = list(range(max_running - 1, -1, -1))
 
@@ -147,9 +146,9 @@ class PaddedExecutor(ModelExecutor):
         A host copy is ``[2, layers, tokens, kv_heads, head_dim]``: keys, then values.
         """
         cache, slot, tokens = self._cache, self._slot(swap.number), swap.tokens
-        self._free_slot(swap.number)
+        self.release(swap.number)
         host = self.host_tensor(2, self.model.layers, tokens, self.model.kv_heads, self.model.head_dim)
-        self._host.put(swap.number, host)
+        self.host_copies.put(swap.number, host)
 
         def copy() -> None:
             for layer in range(self.model.layers):
@@ -161,8 +160,7 @@ class PaddedExecutor(ModelExecutor):
     def swap_in(self, swap: Swap) -> Copy:
         """See :class:`~engine.executors.base.ModelExecutor`. Any free slot will do."""
         cache, slot, tokens = self._cache, self._slot(swap.number), swap.tokens
-        host = self._host.take(swap.number)
-        cache.fit(tokens)
+        host = self.host_copies.take(swap.number)
 
         def copy() -> None:
             for layer in range(self.model.layers):
@@ -172,11 +170,7 @@ class PaddedExecutor(ModelExecutor):
         return copy
 
     def release(self, number: int) -> None:
-        """Give the sequence's slot back, and forget what is in host memory."""
-        self._host.drop(number)
-        self._free_slot(number)
-
-    def _free_slot(self, number: int) -> None:
+        """Give the sequence's slot back."""
         slot = self._slot_of.pop(number, None)
         if slot is not None:
             self._free.append(slot)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from engine.executors.base import Batch, Copy, ExecutorWaste, HostCopies, ModelExecutor, SequenceState, draws_of
+from engine.executors.base import Batch, Copy, ExecutorWaste, ModelExecutor, SequenceState, draws_of
 from engine.models import LoadedModel
 from scheduler.kv import PoolKind
 from scheduler.plan import Chunk, StepPlan, Swap
@@ -74,7 +74,7 @@ class PagedAttention:
 
 
 class PrivateBlocks:
-    """Blocks for sequences whose memory the scheduler accounts for without block ids (a contiguous pool).
+    """Blocks for sequences whose memory the scheduler accounts for without block ids (a contiguous or buddy pool).
 
     The scheduler bounds the tokens; rounding up to whole blocks takes at most one block more for each sequence.
     """
@@ -117,9 +117,8 @@ class PagedExecutor(ModelExecutor):
         self.kv_tokens = kv_tokens
         self.block_tokens = block_tokens
         blocks = kv_tokens // block_tokens
-        self._host = HostCopies()
         self._private: PrivateBlocks | None = None
-        if kv_pool == "contiguous":
+        if kv_pool != "paged":
             blocks += max_running + 1
             self._private = PrivateBlocks(blocks, block_tokens)
         shape = (blocks, block_tokens, 2, model.kv_heads, model.head_dim)
@@ -158,10 +157,9 @@ class PagedExecutor(ModelExecutor):
     def swap_out(self, swap: Swap) -> Copy:
         """See :class:`~engine.executors.base.ModelExecutor`. A host copy is ``[layers, blocks, *block shape]``."""
         blocks = self._swapped_blocks(swap)
-        if self._private is not None:
-            self._private.release(swap.number)
+        self.release(swap.number)
         host = self.host_tensor(len(self._pools), *blocks.shape, *self._pools[0].shape[1:])
-        self._host.put(swap.number, host)
+        self.host_copies.put(swap.number, host)
 
         def copy() -> None:
             for layer, pool in enumerate(self._pools):
@@ -172,7 +170,7 @@ class PagedExecutor(ModelExecutor):
     def swap_in(self, swap: Swap) -> Copy:
         """See :class:`~engine.executors.base.ModelExecutor`. The blocks need not be the ones that it had."""
         blocks = self._swapped_blocks(swap)
-        host = self._host.take(swap.number)
+        host = self.host_copies.take(swap.number)
 
         def copy() -> None:
             for layer, pool in enumerate(self._pools):
@@ -187,8 +185,7 @@ class PagedExecutor(ModelExecutor):
         return self.tensor(list(table[:count]))
 
     def release(self, number: int) -> None:
-        """Paged memory is the scheduler's; only private blocks and host copies are given back here."""
-        self._host.drop(number)
+        """Paged memory is the scheduler's; only private blocks are given back here."""
         if self._private is not None:
             self._private.release(number)
 
