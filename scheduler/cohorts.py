@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from scheduler.plan import NEVER
 from scheduler.policy import Order, View
 from scheduler.ranking import Ranking
-from scheduler.sequence import UNSET, Sequence
+from scheduler.sequence import Sequence, Served
 
 MASK64 = (1 << 64) - 1
 
@@ -26,6 +26,8 @@ class Cohort:
     """
 
     __slots__ = (
+        "clock_ns",
+        "expiries",
         "finishes",
         "fresh",
         "held_blocks",
@@ -37,8 +39,9 @@ class Cohort:
         "oldest_first",
         "position_hash",
         "residues",
-        "served_ns",
+        "served",
         "sum_offsets",
+        "tenants",
         "tick",
     )
 
@@ -57,9 +60,14 @@ class Cohort:
         self.longest_first: list[Entry] = []
         self.leaves: list[Entry] = []
         self.oldest_first: list[Entry] = []
-        #: members that have not been served since they joined; all others were served at ``served_ns``
+        #: members that have not been served since they joined; all others were last served in ``served``
         self.fresh: dict[int, Sequence] = {}
-        self.served_ns = UNSET
+        self.served = Served()
+        #: time of the steps that the members were in together, and when it puts them into another lane (timed orders)
+        self.clock_ns = 0
+        self.expiries: list[Entry] = []
+        #: members by tenant, where somebody keeps account of them
+        self.tenants: dict[str, int] = {}
 
     @property
     def count(self) -> int:
@@ -72,6 +80,10 @@ class Cohort:
     @property
     def oldest(self) -> int:
         return self._top(self.oldest_first)[0]
+
+    @property
+    def oldest_arrival_ns(self) -> int:
+        return self._top(self.oldest_first)[3].arrival_ns
 
     @property
     def longest(self) -> int:
@@ -96,17 +108,24 @@ class Cohort:
 
     def steps_to_leave(self) -> int:
         """Steps until the first member belongs to another lane."""
-        while self.leaves:
-            entry = self.leaves[0]
+        return self._first_of(self.leaves) - self.tick
+
+    def time_to_leave(self) -> int:
+        """Nanoseconds of service until the first member belongs to another lane (timed orders)."""
+        return self._first_of(self.expiries) - self.clock_ns
+
+    def _first_of(self, heap: list[Entry]) -> int:
+        while heap:
+            entry = heap[0]
             if entry[3].cohort is self and entry[3].join == entry[2]:
-                return entry[0] - self.tick
-            heappop(self.leaves)
+                return entry[0]
+            heappop(heap)
         return NEVER
 
-    def due(self, heap: list[Entry]) -> list[Sequence]:
-        """Take the members out of ``heap`` whose key the tick has reached."""
+    def due(self, heap: list[Entry], reached: int) -> list[Sequence]:
+        """Take the members out of ``heap`` whose key is ``reached``."""
         found = []
-        while heap and heap[0][0] <= self.tick:
+        while heap and heap[0][0] <= reached:
             _, _, join, sequence = heappop(heap)
             if sequence.cohort is self and sequence.join == join:
                 found.append(sequence)
@@ -118,53 +137,55 @@ class Cohort:
         residues = self.residues
         return self.held_blocks + residues[(1 - self.tick) % len(residues)]
 
-    def new_blocks(self, steps: int) -> tuple[int, int]:
-        """KV blocks that ``steps`` steps allocate, and the sum over them of the steps that they are held.
+    def growing(self, steps: int) -> list[int]:
+        """How many members take a new block in each of the next ``steps`` steps (at most a block's worth of them).
 
         A member takes a block in the step that starts with a multiple of the block size computed.
         """
         residues = self.residues
         size = len(residues)
-        blocks = block_steps = 0
-        computed = self.tick - 1
-        for step in range(min(steps, size)):
-            members = residues[(-(computed + step)) % size]
-            if members:
-                times = (steps - 1 - step) // size + 1
-                blocks += members * times
-                block_steps += members * (times * (steps - step) - size * (times * (times - 1) // 2))
-        return blocks, block_steps
+        first = 1 - self.tick
+        return [residues[(first - step) % size] for step in range(min(steps, size))]
 
-    def steps_within(self, blocks: int, steps: int) -> int:
-        """The most steps, at most ``steps``, whose new blocks are no more than ``blocks``."""
-        size = len(self.residues)
-        if (steps // size + 1) * len(self.members) <= blocks:
-            return steps
-        computed = self.tick - 1
-        for step in range(steps):
-            blocks -= self.residues[(-(computed + step)) % size]
-            if blocks < 0:
-                return step
+
+def growth(cohorts: list[Cohort], steps: int) -> list[int]:
+    """New KV blocks of ``cohorts`` in each of the next ``steps`` steps; it repeats after a block's worth of them."""
+    if len(cohorts) == 1:
+        return cohorts[0].growing(steps)
+    return [sum(blocks) for blocks in zip(*(cohort.growing(steps) for cohort in cohorts), strict=True)]
+
+
+def steps_within(blocks: int, period: list[int], steps: int) -> int:
+    """The most steps, at most ``steps``, whose new blocks, repeating after ``period``, are no more than ``blocks``."""
+    each = sum(period)
+    if not each or (steps // len(period) + 1) * each <= blocks:
         return steps
+    whole = blocks // each
+    blocks -= whole * each
+    done = whole * len(period)
+    for new in period:
+        blocks -= new
+        if blocks < 0:
+            break
+        done += 1
+    return min(done, steps)
 
 
 class Advance(NamedTuple):
-    """What came of stepping cohorts."""
+    """What came of stepping: who reached the end that was foreseen, and who one that was not."""
 
-    ended: list[Sequence]
-    blocks: int
-    """KV blocks that the members grew into"""
-    block_steps: int
-    """the sum over those blocks of the steps that they were held"""
+    ending: list[Sequence]
+    hidden: list[Sequence]
 
 
 class Residents:
     """All sequences that can be stepped, in cohorts, under one :class:`~scheduler.policy.Order`."""
 
-    def __init__(self, order: Order, view: View, block_tokens: int) -> None:
-        self._order = order
+    def __init__(self, order: Order, view: View, block_tokens: int, *, by_tenant: bool = False) -> None:
+        self.order = order
         self._view = view
         self._block_tokens = block_tokens
+        self._by_tenant = by_tenant
         self._joins = 0
         self.cohorts: dict[Any, Cohort] = {}
         #: cohort keys in order, kept for uniform orders: the next one above is where a cohort will merge
@@ -173,8 +194,11 @@ class Residents:
         self._by_number: Ranking[int] = Ranking()
         self._newest_first: Ranking[int] = Ranking()
         self._sequences: dict[int, Sequence] = {}
+        self._epoch = order.epoch
         self.count = 0
         self.tokens = 0
+        #: raised when anybody comes, goes or changes lanes
+        self.version = 0
 
     # -- membership
 
@@ -182,24 +206,58 @@ class Residents:
         """Take in a sequence whose next step computes its last known token."""
         self.tokens += sequence.known
         self.count += 1
-        self._place(sequence, sequence.known)
+        self.version += 1
+        self._place(sequence)
         number = sequence.number
         self._sequences[number] = sequence
         self._by_number.set(number, 0)
         self._newest_first.set(number, -number)
 
-    def _place(self, sequence: Sequence, known: int) -> None:
-        key = self._order.lane(sequence, self._view)
+    def leave(self, sequence: Sequence) -> None:
+        """Take a sequence out; its lengths stay readable."""
+        self._unplace(sequence)
+        self.tokens -= sequence.known
+        self.count -= 1
+        self.version += 1
+        del self._sequences[sequence.number]
+        self._by_number.discard(sequence.number)
+        self._newest_first.discard(sequence.number)
+
+    def relane(self, sequence: Sequence) -> None:
+        """Put a resident sequence where it now belongs."""
+        self.version += 1
+        self._unplace(sequence)
+        self._place(sequence)
+
+    def follow_order(self) -> None:
+        """Put everybody where they now belong if the order's lanes have changed as a whole."""
+        if self.order.epoch == self._epoch:
+            return
+        self._epoch = self.order.epoch
+        for sequence in sorted(self._sequences.values(), key=lambda s: s.number):
+            self.relane(sequence)
+
+    def _place(self, sequence: Sequence) -> None:
+        key = self.order.lane(sequence, self._view)
         cohort = self.cohorts.get(key)
         if cohort is None:
             cohort = self._open(key)
         self._joins += 1
-        self._insert(cohort, sequence, known, self._joins)
+        self._insert(cohort, sequence, self._joins)
         self._ranked(cohort)
 
-    def _insert(self, cohort: Cohort, sequence: Sequence, known: int, join: int) -> None:
+    def _insert(self, cohort: Cohort, sequence: Sequence, join: int) -> None:
+        order = self.order
+        known = sequence.known
         offset = known - cohort.tick
         number = sequence.number
+        if not order.uniform:
+            steps = order.steps_in_lane(sequence, self._view)
+            if steps < NEVER:
+                heappush(cohort.leaves, (cohort.tick + steps, number, join, sequence))
+            if order.timed:
+                heappush(cohort.expiries, (cohort.clock_ns + order.time_in_lane(sequence), number, join, sequence))
+                sequence.set_service(sequence.service_ns - cohort.clock_ns)
         sequence.offset, sequence.cohort, sequence.join = offset, cohort, join
         cohort.members[number] = sequence
         cohort.sum_offsets += offset
@@ -210,35 +268,22 @@ class Residents:
         heappush(cohort.finishes, (sequence.limit - offset, number, join, sequence))
         heappush(cohort.longest_first, (-offset, number, join, sequence))
         heappush(cohort.oldest_first, (number, number, join, sequence))
-        if not self._order.uniform:
-            steps = self._order.steps_in_lane(sequence)
-            if steps < NEVER:
-                heappush(cohort.leaves, (cohort.tick + steps, number, join, sequence))
         cohort.fresh[number] = sequence
+        if self._by_tenant:
+            tenant = sequence.request.tenant
+            cohort.tenants[tenant] = cohort.tenants.get(tenant, 0) + 1
 
-    def leave(self, sequence: Sequence) -> None:
-        """Take a sequence out; its lengths stay readable."""
-        self.tokens -= self._unplace(sequence)
-        self._forget(sequence)
-
-    def _forget(self, sequence: Sequence) -> None:
-        self.count -= 1
-        del self._sequences[sequence.number]
-        self._by_number.discard(sequence.number)
-        self._newest_first.discard(sequence.number)
-
-    def _unplace(self, sequence: Sequence) -> int:
+    def _unplace(self, sequence: Sequence) -> None:
         cohort = sequence.cohort
         if cohort is None:
             raise RuntimeError(f"{sequence!r} is not resident")
-        known = self._remove(cohort, sequence)
+        self._remove(cohort, sequence)
         if cohort.members:
             self._ranked(cohort)
         else:
             self._close(cohort)
-        return known
 
-    def _remove(self, cohort: Cohort, sequence: Sequence) -> int:
+    def _remove(self, cohort: Cohort, sequence: Sequence) -> None:
         known = sequence.known
         offset = sequence.offset
         del cohort.members[sequence.number]
@@ -248,27 +293,33 @@ class Residents:
         cohort.residues[offset % self._block_tokens] -= 1
         cohort.held_blocks += -(known - 1) // self._block_tokens
         if cohort.fresh.pop(sequence.number, None) is None:
-            sequence.last_served_ns = cohort.served_ns
+            sequence.served = cohort.served
+        if self._by_tenant:
+            tenant = sequence.request.tenant
+            cohort.tenants[tenant] -= 1
+            if not cohort.tenants[tenant]:
+                del cohort.tenants[tenant]
+        service_ns = sequence.service_ns
         sequence.cohort = None
+        sequence.set_service(service_ns)
         sequence.place(known, known - 1)
-        return known
 
     def _open(self, key: Any) -> Cohort:
         cohort = self.cohorts[key] = Cohort(key, self._block_tokens)
-        if self._order.uniform:
+        if self.order.uniform:
             insort(self._keys, key)
         return cohort
 
     def _close(self, cohort: Cohort) -> None:
         del self.cohorts[cohort.key]
         self._by_rank.discard(cohort.key)
-        if self._order.uniform:
+        if self.order.uniform:
             del self._keys[bisect_right(self._keys, cohort.key) - 1]
 
     # -- order
 
     def _ranked(self, cohort: Cohort) -> None:
-        self._by_rank.set(cohort.key, self._order.lane_rank(cohort))
+        self._by_rank.set(cohort.key, self.order.lane_rank(cohort))
 
     def first(self) -> Cohort:
         """The cohort that goes first."""
@@ -276,12 +327,12 @@ class Residents:
 
     def ordered(self, leader: Cohort | None) -> list[Cohort]:
         """All cohorts as they go, the leader's first."""
-        rank = self._order.lane_rank
+        rank = self.order.lane_rank
         return sorted(self.cohorts.values(), key=lambda c: (c is not leader, rank(c), c.key))
 
     def ranked_members(self, cohort: Cohort, leader: Sequence | None) -> list[Sequence]:
         """The members of a cohort in the order's rank, the leader first."""
-        order, view = self._order, self._view
+        order, view = self.order, self._view
         return sorted(cohort.members.values(), key=lambda s: (s is not leader, order.rank(s, view), s.number))
 
     def steps_to_merge(self, cohort: Cohort) -> int:
@@ -301,48 +352,48 @@ class Residents:
         """The resident sequence of that number."""
         return self._sequences.get(number)
 
-    def last_served_ns(self, sequence: Sequence) -> int:
-        """When a resident sequence got its last token."""
-        cohort = sequence.cohort
-        if cohort is None or sequence.number in cohort.fresh:
-            return sequence.last_served_ns
-        return cohort.served_ns
-
     def members(self) -> Iterable[Sequence]:
         """All resident sequences, in no order that anything may depend on."""
         return self._sequences.values()
 
+    @staticmethod
+    def served(sequence: Sequence) -> Served | None:
+        """The step that gave a resident sequence its last token."""
+        cohort = sequence.cohort
+        if cohort is None or sequence.number in cohort.fresh:
+            return sequence.served
+        return cohort.served
+
     # -- progress
 
-    def advance(self, cohorts: list[Cohort], steps: int, end_ns: int) -> Advance:
-        """Every member goes ``steps`` tokens further. Those that ended are taken out.
+    def advance(self, cohorts: list[Cohort], rows: list[Sequence], steps: int, served: Served) -> Advance:
+        """Every member of ``cohorts``, and each of ``rows``, goes ``steps`` tokens further.
 
-        All cohorts move before any is put where it now belongs, longest first, so that none is merged into one that
-        has yet to move.
+        Those that reach the end that was foreseen are taken out. All cohorts move before any is put where it now
+        belongs, longest first, so that none is merged into one that has yet to move.
         """
-        ended: list[Sequence] = []
-        blocks = block_steps = 0
+        done = Advance([], [])
         for cohort in cohorts:
-            taken, held = cohort.new_blocks(steps)
-            cohort.held_blocks += taken
-            blocks += taken
-            block_steps += held
+            cohort.held_blocks += sum_of(cohort.growing(steps), steps)
             self.tokens += steps * len(cohort.members)
             cohort.tick += steps
-            cohort.served_ns = end_ns
+            cohort.served = served
             cohort.fresh.clear()
-            ended += cohort.due(cohort.finishes)
-        for sequence in ended:
+            for sequence in cohort.due(cohort.finishes, cohort.tick):
+                (done.ending if sequence.known >= sequence.foreseen else done.hidden).append(sequence)
+        for sequence in done.ending:
             self.leave(sequence)
-        if self._order.uniform:
+        if self.order.uniform:
             for cohort in sorted(cohorts, key=lambda c: c.key, reverse=True):
                 if cohort.members:
                     self._rekey(cohort, steps)
         else:
             for cohort in cohorts:
-                for sequence in cohort.due(cohort.leaves):
-                    self._place(sequence, self._unplace(sequence))
-        return Advance(ended, blocks, block_steps)
+                for sequence in cohort.due(cohort.leaves, cohort.tick):
+                    self.relane(sequence)
+        for sequence in rows:
+            self._advance_row(sequence, steps, served, done)
+        return done
 
     def _rekey(self, cohort: Cohort, steps: int) -> None:
         """Move a uniform cohort to its new length, and merge it into the one that is there, small into large."""
@@ -357,21 +408,30 @@ class Residents:
             return
         large, small = (cohort, other) if cohort.count > other.count else (other, cohort)
         for sequence in list(small.members.values()):
-            known = self._remove(small, sequence)
-            self._insert(large, sequence, known, sequence.join)
+            join = sequence.join
+            self._remove(small, sequence)
+            self._insert(large, sequence, join)
         large.key = key
         self.cohorts[key] = large
         self._ranked(large)
 
-    def advance_one(self, sequence: Sequence, end_ns: int) -> bool:
-        """One sequence goes a token further, without its cohort. Returns whether it ended (and was taken out)."""
-        known = self._unplace(sequence) + 1
+    def _advance_row(self, sequence: Sequence, steps: int, served: Served, done: Advance) -> None:
+        lane = sequence.cohort
+        self._unplace(sequence)
+        known = sequence.known + steps
         sequence.place(known, known - 1)
-        sequence.last_served_ns = end_ns
-        if known >= sequence.limit:
-            self.tokens -= known - 1
-            self._forget(sequence)
-            return True
-        self.tokens += 1
-        self._place(sequence, known)
-        return False
+        sequence.served = served
+        self.tokens += steps
+        self._place(sequence)
+        self.version += sequence.cohort is not lane
+        if known >= sequence.foreseen:
+            done.ending.append(sequence)
+            self.leave(sequence)
+        elif known >= sequence.limit:
+            done.hidden.append(sequence)
+
+
+def sum_of(period: list[int], steps: int) -> int:
+    """The sum of the first ``steps`` terms of a series that repeats after ``period``."""
+    times, rest = divmod(steps, len(period))
+    return times * sum(period) + sum(period[:rest])

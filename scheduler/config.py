@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from itertools import pairwise
+from typing import Any, get_args
 
+from scheduler.buckets import parse_buckets
+from scheduler.errors import ConfigError as ConfigError
+from scheduler.errors import unknown_name as unknown_name
 from scheduler.kv import PoolKind
+from scheduler.oracle import parse_oracle
+from scheduler.parts import PARTS, parse_admission, parse_batching
 from scheduler.plan import Layout
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be; the message is one line for the user."""
-
-
-def unknown_name(what: str, name: str, valid: Iterable[str]) -> str:
-    """One line that says that ``name`` is no ``what``, which the nearest valid one is, and lists them all."""
-    valid = list(valid)
-    near = [other for other in valid if other.startswith(name)] or difflib.get_close_matches(name, valid, 1, 0.4)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"unknown {what} {name!r}{hint} (valid: {', '.join(valid)})"
 
 
 @dataclass(frozen=True)
@@ -71,20 +63,42 @@ class SchedulerConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_running", "max_rows", "max_prefill_tokens", "kv_tokens", "block_tokens", "context_tokens",
-                     "chunk_tokens", "swap_tokens", "bins", "min_batch"):  # fmt: skip
+                     "chunk_tokens", "bins", "min_batch"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; must be >= 1")
-        for name in ("starvation_s", "aging_s", "quantum", "min_rows", "max_wait_s"):
+        for name in ("starvation_s", "aging_s", "aging_weight", "swap_tokens", "quantum", "min_rows", "max_wait_s",
+                     "prefill_token_ns"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ConfigError(f"{name} is {value}; must be >= 0")
-        if self.layout not in ("padded", "paged"):
-            raise ConfigError(unknown_name("layout", self.layout, ("padded", "paged")))
-        if self.kv_pool not in (None, "paged", "contiguous"):
-            raise ConfigError(unknown_name("KV pool", str(self.kv_pool), ("paged", "contiguous")))
+        self._check_names()
+        if self.length_quantiles is not None:
+            quantiles = self.length_quantiles
+            if not quantiles or quantiles[0] < 1 or any(a > b for a, b in pairwise(quantiles)):
+                raise ConfigError("length_quantiles must be lengths >= 1 that never fall, at least one")
         if self.kv_tokens < self.block_tokens and self.pool == "paged":
             raise ConfigError(f"kv_tokens is {self.kv_tokens}, less than one block of {self.block_tokens} tokens")
+
+    def _check_names(self) -> None:
+        """Each by itself: what goes together is the composition's to say."""
+        layouts, pools = get_args(Layout), get_args(PoolKind)
+        if self.layout not in layouts:
+            raise ConfigError(unknown_name("layout", self.layout, layouts))
+        if self.kv_pool is not None and self.kv_pool not in pools:
+            raise ConfigError(unknown_name("KV pool", str(self.kv_pool), pools))
+        for part in ("phase", "aging", "victim", "preemption"):
+            name = getattr(self, part)
+            if name is not None and name not in PARTS[part]:
+                raise ConfigError(unknown_name(part, str(name), PARTS[part]))
+        if self.batching is not None:
+            parse_batching(self.batching)
+        if self.admission is not None:
+            parse_admission(self.admission)
+        if self.oracle is not None:
+            parse_oracle(self.oracle)
+        if self.bucket is not None:
+            parse_buckets(self.bucket)
 
     @property
     def pool(self) -> PoolKind:
@@ -112,4 +126,7 @@ class SchedulerConfig:
         for key in values:
             if key not in valid:
                 raise ConfigError(unknown_name("scheduler setting", key, valid))
+        quantiles = values.get("length_quantiles")
+        if isinstance(quantiles, list):  # as JSON has it
+            values = {**values, "length_quantiles": tuple(quantiles)}
         return cls(**values)

@@ -12,7 +12,9 @@ class RunCounters:
     """Integer sums over the steps of a run. ``docs/metrics.md`` has the formulas.
 
     Linear slots are rows of the matrix products, attention slots KV columns. The ``kv_*_sum`` add up token slots over
-    the steps: held by a token, reserved, free, and free but of no use to the request that is next.
+    the steps: held by a token, reserved, free, and free but of no use to the request that is next; the
+    ``kv_*_token_ns`` weigh them by each step's time. The decode rows of a mixed step count as decode, its chunks as
+    prefill. ``wasted_rows`` were computed for sequences that had ended; they are counted as useful elsewhere.
     """
 
     submitted: int = 0
@@ -21,6 +23,7 @@ class RunCounters:
     aborted: int = 0
     steps_prefill: int = 0
     steps_decode: int = 0
+    steps_mixed: int = 0
     linear_useful_prefill: int = 0
     linear_computed_prefill: int = 0
     linear_useful_decode: int = 0
@@ -31,13 +34,22 @@ class RunCounters:
     attention_computed_decode: int = 0
     decode_rows: int = 0
     decode_rows_computed: int = 0
+    wasted_rows: int = 0
     preemptions: int = 0
     recomputed_tokens: int = 0
+    swapped_out: int = 0
+    swapped_in: int = 0
+    swapped_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    prefix_query_tokens: int = 0
     kv_peak_tokens: int = 0
     kv_held_sum: int = 0
     kv_reserved_sum: int = 0
     kv_free_sum: int = 0
     kv_unusable_sum: int = 0
+    kv_held_token_ns: int = 0
+    kv_reserved_token_ns: int = 0
+    kv_free_token_ns: int = 0
     kv_allocations: int = 0
     kv_reused: int = 0
     kv_reused_after_preemption: int = 0
@@ -48,19 +60,29 @@ class RunCounters:
     def add_steps(self, features: StepFeatures, steps: int) -> None:
         """Count ``steps`` steps of a stretch whose first one has these features."""
         growth = steps * (steps - 1) // 2
-        context = steps * features.context_tokens + features.rows * growth
-        if features.kind == "prefill":
-            self.steps_prefill += steps
-            self.linear_useful_prefill += features.new_tokens
-            self.linear_computed_prefill += features.new_tokens_computed
-            self.attention_useful_prefill += context
-            self.attention_computed_prefill += features.kv_columns_computed
+        if features.kind == "decode":
+            context = steps * features.context_tokens + features.rows * growth
+            rows_computed = features.rows_computed if features.layout == "padded" else features.rows
+            self.steps_decode += steps
+            self.linear_useful_decode += steps * features.new_tokens
+            self.linear_computed_decode += steps * features.new_tokens_computed
+            self.attention_useful_decode += context
+            self.attention_computed_decode += steps * features.kv_columns_computed + rows_computed * growth
+            self.decode_rows += steps * features.rows
+            self.decode_rows_computed += steps * features.rows_computed
             return
-        rows_computed = features.rows_computed if features.layout == "padded" else features.rows
-        self.steps_decode += steps
-        self.linear_useful_decode += steps * features.new_tokens
-        self.linear_computed_decode += steps * features.new_tokens_computed
-        self.attention_useful_decode += context
-        self.attention_computed_decode += steps * features.kv_columns_computed + rows_computed * growth
-        self.decode_rows += steps * features.rows
-        self.decode_rows_computed += steps * features.rows_computed
+        rows, context = features.decode_rows, features.decode_context_tokens
+        if features.kind == "mixed":
+            self.steps_mixed += 1
+            self.linear_useful_decode += rows
+            self.linear_computed_decode += rows
+            self.attention_useful_decode += context
+            self.attention_computed_decode += context
+            self.decode_rows += rows
+            self.decode_rows_computed += rows
+        else:
+            self.steps_prefill += 1
+        self.linear_useful_prefill += features.new_tokens - rows
+        self.linear_computed_prefill += features.new_tokens_computed - rows
+        self.attention_useful_prefill += features.context_tokens - context
+        self.attention_computed_prefill += features.kv_columns_computed - context

@@ -6,14 +6,18 @@ multi-level feedback queues and multi-bin batching.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from scheduler.plan import NEVER
 from scheduler.sequence import Sequence
 
-Mode = Literal["iteration", "run-to-completion"]
+Phase = Literal["prefill-first", "decode-first", "mixed"]
+Numeric = Literal["lane", "rank"]
 
 
 class Lane(Protocol):
@@ -30,6 +34,10 @@ class Lane(Protocol):
     @property
     def oldest(self) -> int:
         """The smallest sequence number among them."""
+
+    @property
+    def oldest_arrival_ns(self) -> int:
+        """When that one arrived."""
 
 
 class View(Protocol):
@@ -52,6 +60,33 @@ class View(Protocol):
     def predicted(self, sequence: Sequence) -> int:
         """Output tokens in all, as the run's :class:`~scheduler.oracle.LengthOracle` sees it."""
 
+    def cached_tokens(self, sequence: Sequence) -> int:
+        """Tokens of the prompt whose KV the prefix cache holds now."""
+
+    def prefill_ns(self, tokens: int) -> int:
+        """What a prefill of so many tokens is taken to cost: a constant of the run."""
+
+
+class Queue(Protocol):
+    """Waiting requests as a :class:`LiveOrder` sees them; the columns are aligned with each other."""
+
+    @property
+    def sequences(self) -> Mapping[int, Sequence]:
+        """By number."""
+
+    @property
+    def numbers(self) -> npt.NDArray[np.int64]: ...
+
+    @property
+    def arrivals_ns(self) -> npt.NDArray[np.int64]: ...
+
+    @property
+    def predictions(self) -> npt.NDArray[np.int64]:
+        """Predicted output tokens, as of when the request came into the queue."""
+
+    def oldest(self) -> Sequence:
+        """The one that was submitted first."""
+
 
 class Order:
     """Who goes first: lanes, ranked, and sequences ranked inside a lane.
@@ -61,11 +96,25 @@ class Order:
     """
 
     #: a step takes its rows from one lane only ...
-    exclusive = False
+    exclusive: bool = False
     #: ... and from the next ones while it has fewer rows than this
-    min_rows = 0
+    min_rows: int = 0
     #: all members of a lane have the same length, so that a lane moves as one when it is served
-    uniform = False
+    uniform: bool = False
+    #: the lanes' ranks change while others are served: they are read at each decision
+    live: bool = False
+    #: serving a sequence never puts it behind one of its lane that was not served
+    sticky: bool = True
+    #: lanes follow the time that a sequence has been served, see :meth:`time_in_lane`
+    timed: bool = False
+    #: which of the two ranks is a number of tokens, so that waiting can be weighed against it
+    numeric: Numeric | None = None
+    #: a lane may lose its rank to another because it is served, before the two meet
+    drifts: bool = False
+    #: lanes depend on who waits, see :meth:`queued`
+    shapes_lanes: bool = False
+    #: raised by the order when any lane may have changed
+    epoch: int = 0
 
     def lane(self, sequence: Sequence, view: View) -> Hashable:
         """The lane of a sequence; one lane for all by default."""
@@ -79,9 +128,33 @@ class Order:
         """The rank of a sequence in its lane; arrival order by default."""
         return sequence.number
 
-    def steps_in_lane(self, sequence: Sequence) -> int:
-        """Steps that ``sequence`` can be served before :meth:`lane` changes for it."""
+    def steps_in_lane(self, sequence: Sequence, view: View) -> int:
+        """Steps that ``sequence`` can be served before :meth:`lane` (or a prediction in :meth:`rank`) changes."""
         return NEVER
+
+    def time_in_lane(self, sequence: Sequence) -> int:
+        """Nanoseconds of service before :meth:`lane` changes, where lanes are ``timed``."""
+        return NEVER
+
+    def first_service_ns(self, sequence: Sequence, view: View) -> int:
+        """Service that a new request counts as having had already, where lanes are ``timed``."""
+        return 0
+
+    def queued(self, sequence: Sequence) -> None:
+        """``sequence`` has begun to wait. For orders whose lanes depend on who waits."""
+
+    def unqueued(self, sequence: Sequence) -> None:
+        """``sequence`` waits no longer."""
+
+
+class LiveOrder(Order):
+    """An order of waiting requests whose ranks change with time or with what the cache holds."""
+
+    live = True
+
+    def first(self, queue: Queue, view: View) -> Sequence:
+        """Who goes first now."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -94,32 +167,51 @@ class Ageing:
     threshold_ns: int
 
 
+class Ledger(Protocol):
+    """Accounts that a policy keeps of who was served; told of everything in a fixed order, once."""
+
+    def submitted(self, sequence: Sequence) -> None:
+        """A request has come in and waits."""
+
+    def admitted(self, sequence: Sequence, first: bool) -> None:
+        """It waits no longer; ``first``: it was never admitted before."""
+
+    def evicted(self, sequence: Sequence) -> None:
+        """It waits again."""
+
+    def left(self, sequence: Sequence) -> None:
+        """It was aborted while it waited."""
+
+    def served(self, tenant: str, output_tokens: int) -> None:
+        """The tenant's sequences were given so many output tokens."""
+
+
 @dataclass(frozen=True)
 class Policy:
     """One policy. The parts that it leaves at their default it does not have.
 
-    ``waiting`` orders who is prefilled, ``resident`` who is stepped. ``reserve`` gives the tokens booked at
-    admission; by default those that are known, and blocks are added as the sequence grows. ``urgency`` ranks
-    sequences for eviction: a waiting one that cannot be admitted evicts a resident one of larger urgency that has
-    been served at least ``quantum`` tokens since its admission.
+    ``waiting`` orders who is prefilled, ``resident`` who is stepped. ``urgency`` ranks sequences for eviction: a
+    waiting one that cannot be admitted evicts a resident one of larger urgency that has been served at least
+    ``quantum`` tokens since its admission and that ``evictable`` lets go. A resident's urgency may rise only when its
+    lane changes.
 
-    ``mode`` ``run-to-completion``: a batch fills until nobody waits or nothing more fits, is closed by its first
-    decode step and runs until its last member ends. It starts when ``min_batch`` requests wait or the oldest has
-    waited for ``max_wait_ns``.
+    ``run_to_completion``: a batch fills until nobody waits or nothing more fits, is closed by its first decode step
+    and runs until its last member ends. It starts when a lane holds ``min_batch`` requests or the oldest has waited
+    for ``max_wait_ns``. ``promote_ns``: a sequence without service for so long starts again in the first lane of a
+    ``timed`` order. ``reserves``: the KV memory is booked up front by default.
     """
 
     name: str
     waiting: Order = field(default_factory=Order)
     resident: Order = field(default_factory=Order)
-    mode: Mode = "iteration"
-    reserve: Callable[[Sequence], int] | None = None
+    run_to_completion: bool = False
+    reserves: bool = False
     ageing: Ageing | None = None
     urgency: Callable[[Sequence, View], Any] | None = None
+    evictable: Callable[[Sequence, View], bool] | None = None
     quantum: int = 0
     min_batch: int = 1
     max_wait_ns: int = 0
-
-
-def reserve_max(sequence: Sequence) -> int:
-    """Book everything that the request may come to need: prompt and declared ``max_tokens``."""
-    return sequence.prompt_tokens + sequence.max_tokens
+    promote_ns: int | None = None
+    ledger: Ledger | None = None
+    needs_prefix_cache: bool = False

@@ -9,8 +9,17 @@ from scheduler.request import Request
 if TYPE_CHECKING:
     from scheduler.cohorts import Cohort
 
-State = Literal["waiting", "prefilling", "resident", "finished", "rejected", "aborted"]
+State = Literal["waiting", "prefilling", "resident", "ending", "finished", "rejected", "aborted"]
 UNSET = -1
+
+
+class Served:
+    """When a step ended in which sequences were served; :data:`UNSET` while it runs. One mark for all its members."""
+
+    __slots__ = ("end_ns",)
+
+    def __init__(self) -> None:
+        self.end_ns = UNSET
 
 
 class Sequence:
@@ -25,15 +34,19 @@ class Sequence:
     __slots__ = (
         "_computed",
         "_known",
+        "_service_ns",
         "admitted_known",
         "arrival_ns",
         "cohort",
+        "committed_tokens",
+        "estimates",
         "finish_ns",
         "first_scheduled_ns",
         "first_token_ns",
+        "foreseen",
         "hash64",
+        "host_tokens",
         "join",
-        "last_served_ns",
         "limit",
         "max_tokens",
         "number",
@@ -41,10 +54,12 @@ class Sequence:
         "over_threshold",
         "pool_blocks",
         "preemptions",
+        "promoted_ns",
         "prompt_tokens",
         "reason",
         "recomputed_tokens",
         "request",
+        "served",
         "state",
     )
 
@@ -58,6 +73,10 @@ class Sequence:
         self.max_tokens = min(request.max_tokens, context_tokens - request.prompt_tokens)
         #: known tokens at which the sequence ends at the latest
         self.limit = request.prompt_tokens + min(self.max_tokens, request.planned_output_tokens)
+        #: known tokens at which a plan knows that it ends; more than ``limit`` where an end token comes before
+        self.foreseen = self.limit if request.stop_kind == "length" else request.prompt_tokens + self.max_tokens
+        #: predicted output tokens, and what is predicted once that is outlived, and so on; increasing
+        self.estimates: tuple[int, ...] = (self.max_tokens,)
         self.state: State = "waiting"
         self.reason = ""
         self._known = request.prompt_tokens
@@ -68,9 +87,16 @@ class Sequence:
         #: known tokens when it was last admitted: how much it has been served since then
         self.admitted_known = request.prompt_tokens
         self.pool_blocks = 0
+        #: tokens whose KV is in host memory
+        self.host_tokens = 0
+        #: tokens that its admission counts on
+        self.committed_tokens = 0
+        self._service_ns = 0
+        self.promoted_ns = UNSET
         self.first_scheduled_ns = UNSET
         self.first_token_ns = UNSET
-        self.last_served_ns = UNSET
+        #: the step that gave it its last token
+        self.served: Served | None = None
         self.finish_ns = UNSET
         self.preemptions = 0
         self.recomputed_tokens = 0
@@ -96,6 +122,25 @@ class Sequence:
     def output_tokens(self) -> int:
         """Output tokens so far."""
         return self.known - self.prompt_tokens
+
+    @property
+    def predicted(self) -> int:
+        """Predicted output tokens in all: the first estimate that it has not outlived."""
+        output = self.known - self.prompt_tokens
+        for estimate in self.estimates:
+            if estimate > output:
+                return estimate
+        return max(self.estimates[-1], output + 1)
+
+    @property
+    def service_ns(self) -> int:
+        """Time of the steps that it was in, as a timed order counts it."""
+        cohort = self.cohort
+        return self._service_ns if cohort is None else self._service_ns + cohort.clock_ns
+
+    def set_service(self, service_ns: int) -> None:
+        """Set :attr:`service_ns`."""
+        self._service_ns = service_ns if self.cohort is None else service_ns - self.cohort.clock_ns
 
     @property
     def ended(self) -> bool:

@@ -2,15 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
-from scheduler.policy import Order, View
+import numpy as np
+import numpy.typing as npt
+
+from scheduler.policy import LiveOrder, Order, View
 from scheduler.ranking import Ranking
 from scheduler.sequence import Sequence
 
 
-class WaitingLane:
+class WaitingLane(Protocol):
     """Requests that may be prefilled together."""
+
+    @property
+    def key(self) -> Any: ...
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def head(self) -> Sequence:
+        """The request that goes first."""
+
+
+class WaitingQueue(Protocol):
+    """All requests that wait to be admitted."""
+
+    def __len__(self) -> int: ...
+
+    def push(self, sequence: Sequence) -> None: ...
+
+    def remove(self, sequence: Sequence) -> None: ...
+
+    def first_lane(self) -> WaitingLane:
+        """The lane that goes first."""
+
+    def lane_of(self, sequence: Sequence) -> WaitingLane:
+        """The lane that ``sequence`` waits in."""
+
+    def lane(self, key: Any) -> WaitingLane | None:
+        """The lane of that key, if anybody waits in it."""
+
+    def oldest(self) -> Sequence:
+        """The waiting request that was submitted first."""
+
+    def relane(self, sequence: Sequence) -> None:
+        """Put a waiting request where it now belongs."""
+
+    def fullest_lane(self) -> int:
+        """How many requests the lane holds that has most."""
+
+
+class RankedLane:
+    """Requests of one lane, by rank."""
 
     __slots__ = ("_by_number", "_by_rank", "key", "members")
 
@@ -29,8 +75,11 @@ class WaitingLane:
         return self._by_number.first()
 
     @property
+    def oldest_arrival_ns(self) -> int:
+        return self.members[self.oldest].arrival_ns
+
+    @property
     def head(self) -> Sequence:
-        """The request that goes first."""
         return self.members[self._by_rank.first()]
 
     def push(self, sequence: Sequence, rank: Any) -> None:
@@ -44,49 +93,172 @@ class WaitingLane:
         self._by_number.discard(sequence.number)
 
 
-class Waiting:
-    """All requests that wait to be admitted, under one :class:`~scheduler.policy.Order`."""
+class RankedWaiting:
+    """A :class:`WaitingQueue` under an :class:`~scheduler.policy.Order` whose ranks stay as they are.
+
+    Only the ranks of its lanes may change (``order.live``); those are then read at each decision.
+    """
 
     def __init__(self, order: Order, view: View) -> None:
-        self._order = order
+        self.order = order
         self._view = view
-        self._lanes: dict[Any, WaitingLane] = {}
-        self._lane_of: dict[int, WaitingLane] = {}
+        self._lanes: dict[Any, RankedLane] = {}
+        self._lane_of: dict[int, RankedLane] = {}
         self._by_rank: Ranking[Any] = Ranking()
         self._by_number: Ranking[int] = Ranking()
+        self._epoch = order.epoch
 
     def __len__(self) -> int:
         return len(self._lane_of)
 
     def push(self, sequence: Sequence) -> None:
-        key = self._order.lane(sequence, self._view)
-        lane = self._lanes.get(key)
-        if lane is None:
-            lane = self._lanes[key] = WaitingLane(key)
-        lane.push(sequence, self._order.rank(sequence, self._view))
-        self._lane_of[sequence.number] = lane
+        self.order.queued(sequence)
         self._by_number.set(sequence.number, 0)
-        self._by_rank.set(key, self._order.lane_rank(lane))
+        self._place(sequence)
+        self._follow_order()
 
     def remove(self, sequence: Sequence) -> None:
+        self.order.unqueued(sequence)
+        self._by_number.discard(sequence.number)
+        self._unplace(sequence)
+        self._follow_order()
+
+    def relane(self, sequence: Sequence) -> None:
+        self._unplace(sequence)
+        self._place(sequence)
+
+    def _follow_order(self) -> None:
+        if self.order.epoch == self._epoch:
+            return
+        self._epoch = self.order.epoch
+        waiting = [sequence for lane in self._lanes.values() for sequence in lane.members.values()]
+        for sequence in sorted(waiting, key=lambda s: s.number):
+            self.relane(sequence)
+
+    def _place(self, sequence: Sequence) -> None:
+        key = self.order.lane(sequence, self._view)
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = RankedLane(key)
+        lane.push(sequence, self.order.rank(sequence, self._view))
+        self._lane_of[sequence.number] = lane
+        if not self.order.live:
+            self._by_rank.set(key, self.order.lane_rank(lane))
+
+    def _unplace(self, sequence: Sequence) -> None:
         lane = self._lane_of.pop(sequence.number)
         lane.remove(sequence)
-        self._by_number.discard(sequence.number)
-        if lane.members:
-            self._by_rank.set(lane.key, self._order.lane_rank(lane))
-        else:
+        if not lane.members:
             del self._lanes[lane.key]
             self._by_rank.discard(lane.key)
+        elif not self.order.live:
+            self._by_rank.set(lane.key, self.order.lane_rank(lane))
 
-    def first_lane(self) -> WaitingLane:
-        """The lane that goes first."""
+    def first_lane(self) -> RankedLane:
+        if self.order.live:
+            rank = self.order.lane_rank
+            return min(self._lanes.values(), key=lambda lane: (rank(lane), lane.key))
         return self._lanes[self._by_rank.first()]
 
-    def lane_of(self, sequence: Sequence) -> WaitingLane:
-        """The lane that ``sequence`` waits in."""
+    def lane_of(self, sequence: Sequence) -> RankedLane:
         return self._lane_of[sequence.number]
 
+    def lane(self, key: Any) -> RankedLane | None:
+        return self._lanes.get(key)
+
     def oldest(self) -> Sequence:
-        """The waiting request that was submitted first."""
         number = self._by_number.first()
         return self._lane_of[number].members[number]
+
+    def fullest_lane(self) -> int:
+        return max((lane.count for lane in self._lanes.values()), default=0)
+
+
+class LiveWaiting:
+    """A :class:`WaitingQueue` of one lane under a :class:`~scheduler.policy.LiveOrder`: who goes first is found anew.
+
+    Also the :class:`~scheduler.policy.Queue` that the order looks at; its columns are kept dense, in no order.
+    """
+
+    _FIRST_ROWS = 64
+
+    def __init__(self, order: LiveOrder, view: View) -> None:
+        self._order = order
+        self._view = view
+        self._row_of: dict[int, int] = {}
+        self._columns = np.zeros((3, self._FIRST_ROWS), np.int64)
+        self._by_number: Ranking[int] = Ranking()
+        self._sequences: dict[int, Sequence] = {}
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    # -- the queue that the order sees
+
+    @property
+    def sequences(self) -> Mapping[int, Sequence]:
+        return self._sequences
+
+    @property
+    def numbers(self) -> npt.NDArray[np.int64]:
+        return self._columns[0, : len(self)]
+
+    @property
+    def arrivals_ns(self) -> npt.NDArray[np.int64]:
+        return self._columns[1, : len(self)]
+
+    @property
+    def predictions(self) -> npt.NDArray[np.int64]:
+        return self._columns[2, : len(self)]
+
+    def oldest(self) -> Sequence:
+        return self._sequences[self._by_number.first()]
+
+    # -- the queue that the scheduler sees
+
+    def push(self, sequence: Sequence) -> None:
+        row = len(self)
+        if row == self._columns.shape[1]:
+            self._columns = np.concatenate((self._columns, np.zeros_like(self._columns)), axis=1)
+        self._columns[:, row] = sequence.number, sequence.arrival_ns, self._view.predicted(sequence)
+        self._row_of[sequence.number] = row
+        self._sequences[sequence.number] = sequence
+        self._by_number.set(sequence.number, 0)
+
+    def remove(self, sequence: Sequence) -> None:
+        row, last = self._row_of.pop(sequence.number), len(self) - 1
+        if row != last:
+            self._columns[:, row] = self._columns[:, last]
+            self._row_of[int(self._columns[0, row])] = row
+        del self._sequences[sequence.number]
+        self._by_number.discard(sequence.number)
+
+    def relane(self, sequence: Sequence) -> None:
+        """There is one lane only."""
+
+    def first_lane(self) -> LiveWaiting:
+        return self
+
+    def lane_of(self, sequence: Sequence) -> LiveWaiting:
+        return self
+
+    def lane(self, key: Any) -> LiveWaiting:
+        return self
+
+    key = 0
+
+    @property
+    def count(self) -> int:
+        return len(self)
+
+    @property
+    def head(self) -> Sequence:
+        return self._order.first(self, self._view)
+
+    def fullest_lane(self) -> int:
+        return len(self)
+
+
+def build_waiting(order: Order, view: View) -> WaitingQueue:
+    """The queue that ``order`` needs."""
+    return LiveWaiting(order, view) if isinstance(order, LiveOrder) else RankedWaiting(order, view)

@@ -15,7 +15,7 @@ from simpy.events import NORMAL, EventPriority
 from scheduler.plan import StepOutcome, StepPlan
 from scheduler.request import Request
 from scheduler.scheduler import Scheduler
-from simulator.costs import CostModel
+from simulator.costs import CostModel, PerStep
 
 #: after everything else that happens at the same time: what arrives as a step ends is seen by the next plan
 LATE = EventPriority(NORMAL + 1)
@@ -49,6 +49,8 @@ class Replica:
         self._env = env
         self._costs = costs
         self._max_repeat = max_repeat
+        #: plans in flight while the next one is made
+        self._depth = int(scheduler.config.overlap)
         self._inbox: list[Request | str] = []
         self._arrival: simpy.Event | None = None
         #: the stretch that is running, which something that happens may end early
@@ -81,8 +83,11 @@ class Replica:
             self._arrival = None
 
     def _cut(self) -> None:
-        """End the stretch with the first step that ends now or later."""
-        steps = self._first_end_at(self.now_ns)
+        """End the stretch with the last step that was decided on by now.
+
+        That is the first that ends now or later; with overlap the one after it, which was planned as that one began.
+        """
+        steps = self._first_end_at(self.now_ns) + self._depth
         if steps < len(self._ends):
             self._ends = self._ends[:steps]
             self.process.interrupt()
@@ -94,19 +99,23 @@ class Replica:
     def _run(self) -> Process:
         env, scheduler = self._env, self.scheduler
         while True:
-            for message in self._inbox:
-                if isinstance(message, str):
-                    scheduler.abort(message, self.now_ns)
-                else:
-                    scheduler.submit(message, self.now_ns)
-            self._inbox.clear()
-            plan = scheduler.next_step(self.now_ns, self._max_repeat)
-            if plan is None:
+            plan = self._next_plan()
+            if plan is not None:
+                yield from self._pipeline(plan) if self._depth else self._execute(plan)
+            elif not self._inbox:
                 yield self._idle()
                 # whatever else happens at this time comes first
                 yield StepEnd(env, 0)
+
+    def _next_plan(self) -> StepPlan | None:
+        """Hand over what has come in, and ask for the next plan."""
+        for message in self._inbox:
+            if isinstance(message, str):
+                self.scheduler.abort(message, self.now_ns)
             else:
-                yield from self._execute(plan)
+                self.scheduler.submit(message, self.now_ns)
+        self._inbox.clear()
+        return self.scheduler.next_step(self.now_ns, self._max_repeat)
 
     def _idle(self) -> simpy.Event:
         self._arrival = self._env.event()
@@ -116,6 +125,7 @@ class Replica:
         return self._arrival | self._env.timeout(wakeup - self.now_ns)
 
     def _execute(self, plan: StepPlan) -> Process:
+        """One plan after the other: the host's work and the device's add up."""
         env, start_ns = self._env, self.now_ns
         columns = plan.columns()
         device, host = self._costs.device_ns(columns), self._costs.host_ns(columns)
@@ -123,28 +133,69 @@ class Replica:
             yield StepEnd(env, int(device + host))
             outcome = StepOutcome([self.now_ns], int(device), int(host))
         else:
-            period = device + host
-            if isinstance(period, int):
-                period = np.full(plan.repeat, period, np.int64)
-            self._ends = period.cumsum()
-            self._ends += start_ns
+            self._begin(plan, device + host)
             if plan.until_ns <= self._ends[-1]:
                 self._ends = self._ends[: self._first_end_at(plan.until_ns)]
-            self._stretch = plan
-            yield from self._stretch_end(start_ns)
-            self._stretch = None
-            steps = len(self._ends)
-            host_ns = host * steps if isinstance(host, int) else int(host[:steps].sum())
-            outcome = StepOutcome(self._ends, self.now_ns - start_ns - host_ns, host_ns)
+            yield from self._wait_for(1)
+            outcome = self._outcome(device, host)
         self.scheduler.complete(plan, outcome, self.now_ns)
 
-    def _stretch_end(self, now_ns: int) -> Process:
-        while True:
+    def _pipeline(self, plan: StepPlan | None) -> Process:
+        """Each plan is made as the one before begins its last step: the host's work is hidden under the device's."""
+        overlapped = False
+        while plan is not None:
+            start_ns = self.now_ns
+            columns = plan.columns()
+            device, host = self._costs.device_ns(columns), self._costs.host_ns(columns)
+            self._begin(plan, _larger(device, host) if overlapped else device + host)
+            if self._ends.size > 1:
+                self._ends = self._ends[: self._decided_on(plan, start_ns)]
+                yield from self._wait_for(2)
+            self._stretch = None
+            self.scheduler.shorten(plan, len(self._ends))
+            following = self._next_plan()
+            yield StepEnd(self._env, int(self._ends[-1]) - self.now_ns)
+            self.scheduler.complete(plan, self._outcome(device, host), self.now_ns)
+            plan, overlapped = following, True
+
+    def _decided_on(self, plan: StepPlan, start_ns: int) -> int:
+        """How many steps of a stretch are sure as it begins: it was planned as the step before it began."""
+        news = any(isinstance(message, str) or plan.arrival_matters for message in self._inbox)
+        if news or plan.until_ns <= start_ns:
+            return 1
+        return self._first_end_at(plan.until_ns) + 1
+
+    def _begin(self, plan: StepPlan, period: PerStep) -> None:
+        each = np.full(plan.repeat, period, np.int64) if isinstance(period, int) else period
+        self._ends = each.cumsum()
+        self._ends += self.now_ns
+        self._stretch = plan
+
+    def _wait_for(self, last: int) -> Process:
+        """Until the ``last`` but one of the stretch's ends, wherever it is cut meanwhile."""
+        while len(self._ends) >= last:
             try:
-                yield StepEnd(self._env, int(self._ends[-1]) - now_ns)
-                return
+                yield StepEnd(self._env, int(self._ends[-last]) - self.now_ns)
+                break
             except simpy.Interrupt:
-                now_ns = self.now_ns
+                continue
+        if last == 1:
+            self._stretch = None
+
+    def _outcome(self, device: PerStep, host: PerStep) -> StepOutcome:
+        steps = len(self._ends)
+        return StepOutcome(self._ends, _total(device, steps), _total(host, steps))
+
+
+def _larger(device: PerStep, host: PerStep) -> PerStep:
+    if isinstance(device, int) and isinstance(host, int):
+        return max(device, host)
+    larger: npt.NDArray[np.int64] = np.maximum(device, host)
+    return larger
+
+
+def _total(each: PerStep, steps: int) -> int:
+    return each * steps if isinstance(each, int) else int(each[:steps].sum())
 
 
 def arrivals(env: simpy.Environment, replica: Replica, requests: Iterable[Request]) -> Process:

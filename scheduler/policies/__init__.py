@@ -6,7 +6,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from scheduler.config import ConfigError, SchedulerConfig, unknown_name
-from scheduler.policies import fcfs, sjf, sjf_aging, sjf_bucket, srpt, static
+from scheduler.policies import (
+    bucket_serve,
+    edf,
+    fcfs,
+    hrrn,
+    las,
+    lpm,
+    mlfq,
+    multi_bin,
+    orca_reserve,
+    sjf,
+    sjf_aging,
+    sjf_bucket,
+    sjf_predicted,
+    srpt,
+    static,
+    trail,
+    vtc,
+)
 from scheduler.policy import Policy
 
 
@@ -19,8 +37,11 @@ class PolicyEntry:
     settings: tuple[str, ...] = ()
 
 
+_PREDICTS = ("oracle",)
+
 POLICIES = {
     "fcfs": PolicyEntry(fcfs.build, "arrival order, iteration level; the newest is preempted when KV runs out (vLLM)"),
+    "orca-reserve": PolicyEntry(orca_reserve.build, "fcfs, prompt + max_tokens reserved up front (Orca, OSDI'22)"),
     "static": PolicyEntry(
         static.build, "a batch runs until its last member ends (FasterTransformer)", ("min_batch", "max_wait_s")
     ),
@@ -33,13 +54,37 @@ POLICIES = {
         ("bucket", "bucket_order", "min_rows"),
     ),
     "sjf-aging": PolicyEntry(
-        sjf_aging.build,
-        "sjf; who has been here for 60 s leads, waiting or resident",
-        ("aging_s", "min_rows"),
+        sjf_aging.build, "sjf; who has been here for 60 s leads, waiting or resident", ("min_rows",)
     ),
     "srpt": PolicyEntry(
-        srpt.build, "predicted shortest remaining first, evicting (the seed's 'Orca')", ("oracle", "quantum")
+        srpt.build, "predicted shortest remaining first, evicting (the seed's 'Orca')", (*_PREDICTS, "quantum")
     ),
+    "sjf-predicted": PolicyEntry(
+        sjf_predicted.build, "predicted shortest first, not preempting, ageing past 60 s (SSJF, vllm-ltr)", _PREDICTS
+    ),
+    "trail": PolicyEntry(
+        trail.build, "srpt, evicting only in the first 0.8 of the predicted output (TRAIL)", (*_PREDICTS, "quantum")
+    ),
+    "las": PolicyEntry(las.build, "least attained service: the fewest output tokens first, evicting", ("quantum",)),
+    "mlfq": PolicyEntry(
+        mlfq.build,
+        "skip-join multi-level feedback queue, 10 ms x 2 a level, promoted after 3 s (FastServe)",
+        ("quantum",),
+    ),
+    "hrrn": PolicyEntry(
+        hrrn.build, "highest response ratio next: waiting over predicted length (Magnus, SGLang)", _PREDICTS
+    ),
+    "multi-bin": PolicyEntry(
+        multi_bin.build,
+        "batches from one of equal-mass bins of predicted length, run to completion (arXiv 2412.04504)",
+        (*_PREDICTS, "bins", "min_batch", "max_wait_s"),
+    ),
+    "bucket-serve": PolicyEntry(
+        bucket_serve.build, "prompts by length bucket, split under load, oldest bucket first (BucketServe)"
+    ),
+    "vtc": PolicyEntry(vtc.build, "the tenant served least first, 1 a token in, 2 a token out (VTC, OSDI'24)"),
+    "lpm": PolicyEntry(lpm.build, "longest cached prefix first, arrival order beyond 128 waiting (SGLang)"),
+    "edf": PolicyEntry(edf.build, "earliest first-token deadline first, evicting", ("quantum",)),
 }
 
 ALIASES = {"orca": "srpt"}
@@ -60,7 +105,7 @@ def build_policy(config: SchedulerConfig) -> Policy:
     name = policy_name(config.policy)
     entry = POLICIES[name]
     for setting in POLICY_SETTINGS:
-        if getattr(config, setting) is not None and setting not in entry.settings:
+        if setting != "oracle" and getattr(config, setting) is not None and setting not in entry.settings:
             takes = [other for other, e in POLICIES.items() if setting in e.settings]
             raise ConfigError(f"policy {name} takes no {setting} (it belongs to {', '.join(takes)})")
     return entry.build(config)

@@ -1,5 +1,6 @@
 """The seed's alignment policy: the shortest current length is stepped, and only equal lengths share a step."""
 
+from scheduler.buckets import FixedWidth
 from scheduler.config import SchedulerConfig
 from scheduler.orders import ByLength
 from scheduler.policy import Policy
@@ -13,6 +14,6 @@ def build(config: SchedulerConfig) -> Policy:
     """
     return Policy(
         config.policy,
-        waiting=ByLength(1, "fullest"),
-        resident=ByLength(1, "lowest", config.min_rows or 0),
+        waiting=ByLength(FixedWidth(1), "fullest"),
+        resident=ByLength(FixedWidth(1), "lowest", config.min_rows or 0),
     )

@@ -15,5 +15,4 @@ def build(config: SchedulerConfig) -> Policy:
     Promised: while an aged sequence is resident, the oldest one is in every decode step; whenever a slot and KV
     allow, the oldest aged waiting request is admitted first.
     """
-    threshold_s = DEFAULT_THRESHOLD_S if config.aging_s is None else config.aging_s
-    return replace(sjf.build(config), ageing=Ageing(round(threshold_s * 1e9)))
+    return replace(sjf.build(config), ageing=Ageing(round(DEFAULT_THRESHOLD_S * 1e9)))

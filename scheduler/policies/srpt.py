@@ -1,6 +1,6 @@
 """Predicted shortest remaining first, the policy that the seed calls 'Orca'.
 
-The Orca of OSDI'22 predicts nothing: it is iteration-level first come, first served with reservation up front.
+The Orca of OSDI'22 predicts nothing: it is :mod:`scheduler.policies.orca_reserve`.
 """
 
 from scheduler.config import SchedulerConfig
@@ -16,11 +16,10 @@ def build(config: SchedulerConfig) -> Policy:
     ``oracle`` (default ``true``) says where predictions come from; a resident sequence may be evicted for rank after
     ``quantum`` tokens (default 32) since its admission, or evictions cost more than they gain.
     """
-    order = ByRemaining()
     return Policy(
         config.policy,
-        waiting=order,
-        resident=order,
+        waiting=ByRemaining(),
+        resident=ByRemaining(),
         urgency=remaining,
         quantum=DEFAULT_QUANTUM if config.quantum is None else config.quantum,
     )

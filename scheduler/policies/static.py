@@ -1,7 +1,7 @@
 """Static batching: the 'before' of continuous batching, and with ``max_running`` 1 the seed's normal mode."""
 
 from scheduler.config import ConfigError, SchedulerConfig
-from scheduler.policy import Policy, reserve_max
+from scheduler.policy import Policy
 
 
 def build(config: SchedulerConfig) -> Policy:
@@ -13,8 +13,7 @@ def build(config: SchedulerConfig) -> Policy:
         raise ConfigError("min_batch and max_wait_s go together: a batch starts with so many, or after so long")
     return Policy(
         config.policy,
-        mode="run-to-completion",
-        reserve=reserve_max,
+        run_to_completion=True,
         min_batch=config.min_batch or 1,
         max_wait_ns=round((config.max_wait_s or 0) * 1e9),
     )

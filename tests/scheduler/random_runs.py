@@ -13,11 +13,12 @@ import numpy.typing as npt
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from scheduler.config import SchedulerConfig
-from scheduler.plan import StepFeatures, StepOutcome, StepPlan
+from scheduler.config import ConfigError, SchedulerConfig
+from scheduler.plan import StepColumns, StepFeatures, StepOutcome, StepPlan
 from scheduler.request import Request
+from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
-from simulator.costs import IntegerCosts
+from simulator.costs import CostModel, IntegerCosts, PerStep
 
 #: how many times as many examples as continuous integration runs; those of more than 1 are drawn anew each time
 SOAK = int(os.environ.get("LOCKSTEP_SOAK", "1"))
@@ -25,21 +26,73 @@ SOAK = int(os.environ.get("LOCKSTEP_SOAK", "1"))
 #: every policy with the settings of its own that it takes, each with values to draw from
 POLICY_SETTINGS: dict[str, dict[str, list[Any]]] = {
     "fcfs": {},
+    "orca-reserve": {},
     "static": {"min_batch": [None, 2, 5], "max_wait_s": [None, 3e-6, 1.0]},
     "sjf": {"min_rows": [None, 2, 4]},
     "sjf-bucket": {
-        "bucket": [None, 1, 2, 5, 32],
+        "bucket": [None, 1, 2, 5, 32, "pow2", "edges:4,9,30", "adaptive"],
         "bucket_order": [None, "lowest", "fullest", "oldest"],
         "min_rows": [None, 2, 4],
     },
     "sjf-aging": {"aging_s": [0.0, 3e-6, 2e-5, 1e-4, None], "min_rows": [None, 3]},
-    "srpt": {"quantum": [0, 1, 4, None], "oracle": [None, "true", "none"]},
+    "srpt": {"quantum": [0, 1, 4, None]},
+    "sjf-predicted": {"aging_s": [None, 3e-6, 2e-5, 1e-4]},
+    "trail": {"quantum": [0, 1, 4, None]},
+    "las": {"quantum": [1, 2, 5, None]},
+    "mlfq": {"quantum": [0, 1, 4, None]},
+    "hrrn": {},
+    "multi-bin": {"bins": [None, 1, 2, 3, 6], "min_batch": [None, 2, 5], "max_wait_s": [None, 3e-6, 2e-5]},
+    "bucket-serve": {},
+    "vtc": {},
+    "lpm": {},
+    "edf": {"quantum": [0, 1, 4, None]},
 }
+
+#: the parts that go with any policy; what does not go together is refused, and drawn again
+PARTS: dict[str, list[Any]] = {
+    "batching": ["slice:1", "slice:3", "slice:7", "run-to-completion", "iteration"],
+    "phase": ["mixed", "mixed", "decode-first", "prefill-first"],
+    "admission": ["reserve-max", "reserve-pow2", "reserve-oracle", "peak-future", "quantile", "quantile:0.5", "now"],
+    "aging": ["linear", "linear", "threshold", "none"],
+    "victim": ["newest", "longest-remaining", "lowest-priority"],
+    "preemption": ["swap", "swap", "swap", "recompute"],
+    "prefix_cache": [True],
+    "overlap": [True],
+    "oracle": ["true", "none", "noisy:0.5:3", "noisy:0.9", "history"],
+}
+
+#: what goes only with a part
+PART_SETTINGS: dict[tuple[str, Any], dict[str, list[Any]]] = {
+    ("phase", "mixed"): {"chunk_tokens": [1, 3, 8, 20, None]},
+    ("aging", "linear"): {"aging_weight": [None, 1e4, 4e5, 5e6]},
+    ("aging", "threshold"): {"aging_s": [0.0, 3e-6, 2e-5, 1e-4, None]},
+    ("preemption", "swap"): {"swap_tokens": [None, 20, 60]},
+}
+
+#: policies whose thresholds are milliseconds and seconds run in slow motion
+SLOW_MOTION = {"mlfq": (2_000, 50_000, 400_000)}
 
 
 def examples(count: int) -> settings:
     """``count`` examples, always the same ones; with ``LOCKSTEP_SOAK`` that many times more, and new ones."""
     return settings(max_examples=count * SOAK, deadline=None, derandomize=SOAK == 1)
+
+
+@dataclass(frozen=True)
+class HostCosts:
+    """Costs of a device, and a constant time on the host around each step."""
+
+    device: IntegerCosts
+    host: int
+    name: str = "device and host"
+    kv_tokens: int | None = None
+    context_tokens: int | None = None
+
+    def device_ns(self, columns: StepColumns) -> PerStep:
+        return self.device.device_ns(columns)
+
+    def host_ns(self, columns: StepColumns) -> PerStep:
+        return self.host
 
 
 @dataclass(frozen=True)
@@ -49,16 +102,39 @@ class Run:
     config: SchedulerConfig
     requests: list[Request]
     aborts: list[tuple[int, str]]
-    costs: IntegerCosts
+    costs: CostModel
 
 
 def draw_config(rng: Random, policy: str) -> SchedulerConfig:
-    """Limits that bind: memory for a few sequences, prompts beyond the budget of a step, thresholds within a run."""
+    """Limits that bind: memory for a few sequences, prompts beyond the budget of a step, thresholds within a run.
+
+    Each part is there half of the time or less. A composition that the scheduler refuses is drawn again.
+    """
+    for _ in range(2000):
+        config = _draw_any_config(rng, policy)
+        try:
+            Scheduler(config)
+        except ConfigError:
+            continue
+        return config
+    raise RuntimeError(f"no composition with {policy} is accepted")
+
+
+def _draw_any_config(rng: Random, policy: str) -> SchedulerConfig:
     pick = rng.choice
+    drawn: dict[str, Any] = {}
+    share = pick((0.0, 0.15, 0.3, 0.5))
+    for part, values in PARTS.items():
+        if rng.random() < share:
+            drawn[part] = pick(values)
+    for (part, value), settings_of_part in PART_SETTINGS.items():
+        if drawn.get(part) == value:
+            drawn |= {name: pick(values) for name, values in settings_of_part.items()}
+    own = {name: pick(values) for name, values in POLICY_SETTINGS[policy].items()}
     return SchedulerConfig(
         policy=policy,
-        layout=pick(("paged", "padded")),
-        kv_pool=pick((None, "paged", "contiguous")),
+        layout=pick(("paged", "paged", "padded")),
+        kv_pool=pick((None, None, "paged", "contiguous", "buddy")),
         max_running=pick((1, 2, 3, 4, 6, 8)),
         max_rows=pick((None, None, 1, 2, 5)),
         max_prefill_tokens=pick((4, 10, 25, 2048)),
@@ -66,38 +142,56 @@ def draw_config(rng: Random, policy: str) -> SchedulerConfig:
         block_tokens=pick((1, 2, 4, 16)),
         context_tokens=pick((60, 1 << 30)),
         starvation_s=pick((2e-6, 1e-5, 60.0)),
-        **_draw_settings(rng, policy),
+        prefill_token_ns=pick((50_000, 1_000_000, 5_000_000)),
+        length_quantiles=pick(((1, 2, 5, 7, 12, 12, 16, 20, 26), (3, 3, 9), tuple(range(1, 30)))),
+        **(own | drawn),
     )
 
 
-def _draw_settings(rng: Random, policy: str) -> dict[str, Any]:
-    """The policy's own settings; ``min_batch`` and ``max_wait_s`` only go together."""
-    drawn = {name: rng.choice(values) for name, values in POLICY_SETTINGS[policy].items()}
-    if policy == "static" and None in drawn.values():
-        return {}
-    return drawn
+def draw_requests(rng: Random, count: int, block_tokens: int = 4, scale: int = 1) -> list[Request]:
+    """Requests in order of arrival: bursts, idle times, arrivals on the very end of a step.
 
-
-def draw_requests(rng: Random, count: int) -> list[Request]:
-    """Requests in order of arrival: bursts, idle times, arrivals on the very end of a step."""
-    busy = rng.choice((True, False))
+    Some share the first blocks of their prompts. All times are multiplied by ``scale``.
+    """
     found = []
     now = 0
+    busy = rng.choice((True, False))
+    ends = rng.choice((("length",), ("length", "eos"), ("eos",)))
+    sharing = rng.choice((0.0, 0.6, 1.0))
     for number in range(count):
         now += rng.choice((0, 0, 0, 500, 1000) if busy else (0, 500, 1000, 3333, 7000, 20_000, 150_000))
         prompt = rng.choice((1, 2, 3, 5, 6, 8, 8, 13, 20, 31, 32, 33, 45))
         output = rng.choice((1, 2, 5, 7, 12, 12, 16, 20, 26))
         extra = rng.choice((-1, 0, 0, 0, 1, 6))
         hidden = rng.choice((None, output, output, output))
-        found.append(Request(f"r{number}", now, prompt, max_tokens=max(1, output + extra), output_tokens=hidden))
+        family, shared = rng.randrange(2), rng.choice((0, 4, 12, 20, 45))
+        deadline = rng.choice((None, 2_000, 9_000, 30_000, 80_000))
+        hashes = [
+            index + 1000 * (1 + family if (index + 1) * block_tokens <= shared else 10 + number)
+            for index in range(prompt // block_tokens)
+        ]
+        found.append(
+            Request(
+                f"r{number}",
+                now * scale,
+                prompt,
+                max_tokens=max(1, output + extra),
+                output_tokens=hidden,
+                stop_kind=rng.choice(ends),
+                tenant=rng.choice(("", "a", "b")),
+                priority=rng.choice((0, 0, 1, 2)),
+                deadline_ns=None if deadline is None else (now + deadline) * scale,
+                block_hashes=tuple(hashes) if rng.random() < sharing else (),
+            )
+        )
     return found
 
 
-def draw_aborts(rng: Random, requests: list[Request]) -> list[tuple[int, str]]:
+def draw_aborts(rng: Random, requests: list[Request], scale: int = 1) -> list[tuple[int, str]]:
     """Mostly none; some twice, of ids that are not there, or of requests that have not arrived or have ended."""
     ids = [request.id for request in requests] + ["nobody"]
-    last = requests[-1].arrival_ns + 40_000
-    return sorted((rng.randrange(0, last, 500), rng.choice(ids)) for _ in range(rng.choice((0, 0, 1, 4))))
+    last = requests[-1].arrival_ns + 40_000 * scale
+    return sorted((rng.randrange(0, last, 500 * scale), rng.choice(ids)) for _ in range(rng.choice((0, 0, 1, 4))))
 
 
 @st.composite
@@ -106,11 +200,14 @@ def runs(draw: st.DrawFn, policies: tuple[str, ...] = tuple(POLICY_SETTINGS)) ->
     policy = draw(st.sampled_from(policies))
     count = draw(st.sampled_from((1, 2, 3, 5, 8, 12, 18, 24)))
     seed = draw(st.integers(0, 2**32))
-    # apart, so that a smaller count leaves everything else as it is
-    requests = draw_requests(Random(f"requests {policy} {seed}"), count)
     rng = Random(f"settings {policy} {seed}")
-    costs = rng.choice((IntegerCosts(1000, 0, 0, 0), IntegerCosts(1000, 37, 11, 3)))
-    return Run(draw_config(rng, policy), requests, draw_aborts(rng, requests), costs)
+    config = draw_config(rng, policy)
+    scale = rng.choice(SLOW_MOTION.get(policy, (1,)))
+    costs = rng.choice(((1000, 0, 0, 0, 0), (1000, 37, 11, 3, 0), (1000, 37, 11, 3, 400), (700, 0, 0, 0, 900)))
+    # apart, so that a smaller count leaves everything else as it is
+    requests = draw_requests(Random(f"requests {policy} {seed}"), count, config.block_tokens, scale)
+    device = IntegerCosts(*(cost * scale for cost in costs[:4]))
+    return Run(config, requests, draw_aborts(rng, requests, scale), HostCosts(device, costs[4] * scale))
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """The scheduler's semantics written down a second time, slowly: lists that are rebuilt at each step, and plain loops.
 
 It shares no data structure with the scheduler: no heap, no cohort, no stretch, no closed form. What it does share are
-the definitions (the policies, the padding formulas, the counters' names), or there would be nothing to compare.
+the definitions (settings, the counters' names, what a step's features are called, cost models, oracles, buckets), or
+there would be nothing to compare.
 """
 
 from __future__ import annotations
@@ -9,7 +10,12 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Any
+
+from slow_memory import Pages, Slots
+from slow_orders import Job, Rules
 
 from scheduler.config import SchedulerConfig
 from scheduler.counters import RunCounters
@@ -17,122 +23,26 @@ from scheduler.plan import StepColumns, StepFeatures
 from scheduler.request import Request
 from simulator.costs import CostModel
 
-WIDTHS = {"sjf": 1, "sjf-aging": 1, "sjf-bucket": 32}
-
-
-@dataclass(eq=False)
-class Job:
-    """A request on its way."""
-
-    request: Request
-    number: int
-    most: int
-    limit: int
-    known: int
-    computed: int = 0
-    admitted_known: int = 0
-    booked: int = 0
-    state: str = "waiting"
-    first_scheduled: int = -1
-    finish: int = -1
-    token_times: list[int] = field(default_factory=list)
-    preemptions: int = 0
-    recomputed: int = 0
-    starved: bool = False
-
-    @property
-    def predicted(self) -> int:
-        output = self.request.output_tokens
-        return self.request.max_tokens if output is None else min(output, self.request.max_tokens)
-
-
 Piece = tuple[Job, int, int]
 
 
-class Blocks:
-    """Paged memory: a stack of free blocks, each with the tag of how it was freed; the untouched ones are below."""
-
-    def __init__(self, tokens: int, size: int) -> None:
-        self.size = size
-        self.free: list[str | None] = [None] * (tokens // size)
-        self.total = len(self.free)
-        self.taken: Counter[str | None] = Counter()
-
-    def need(self, tokens: int) -> int:
-        return (tokens + self.size - 1) // self.size
-
-    def fits(self, tokens: int) -> bool:
-        return self.need(tokens) <= len(self.free)
-
-    def book(self, job: Job, tokens: int) -> None:
-        job.booked = 0
-        for _ in range(self.need(tokens)):
-            self.grow(job)
-
-    def grow(self, job: Job) -> None:
-        self.taken[self.free.pop()] += 1
-        job.booked += 1
-
-    def give_back(self, job: Job, tag: str) -> None:
-        self.free += [tag] * job.booked
-        job.booked = 0
-
-    @property
-    def reserved(self) -> int:
-        return (self.total - len(self.free)) * self.size
-
-    def unusable(self, tokens: int) -> int:
-        return 0
+class NeedsEviction(Exception):
+    """A decision cannot be made while a plan is in flight."""
 
 
-class Slots:
-    """Contiguous memory: one owner a token."""
+@dataclass(eq=False)
+class Step:
+    """One step on its way: planned, in flight (then it counts as done when the next is planned), completed."""
 
-    size = 1
-
-    def __init__(self, tokens: int) -> None:
-        self.owner: list[Job | None] = [None] * tokens
-        self.touched = [False] * tokens
-        self.total = tokens
-        self.taken: Counter[str | None] = Counter()
-
-    @property
-    def free(self) -> list[int]:
-        return [slot for slot, job in enumerate(self.owner) if job is None]
-
-    def need(self, tokens: int) -> int:
-        return tokens
-
-    def pieces(self) -> list[range]:
-        found: list[range] = []
-        for slot in self.free:
-            if found and found[-1].stop == slot:
-                found[-1] = range(found[-1].start, slot + 1)
-            else:
-                found.append(range(slot, slot + 1))
-        return found
-
-    def fits(self, tokens: int) -> bool:
-        return any(len(piece) >= tokens for piece in self.pieces())
-
-    def book(self, job: Job, tokens: int) -> None:
-        piece = next(piece for piece in self.pieces() if len(piece) >= tokens)[:tokens]
-        self.taken["finished" if all(self.touched[slot] for slot in piece) else None] += 1
-        for slot in piece:
-            self.owner[slot], self.touched[slot] = job, True
-        job.booked = tokens
-
-    def give_back(self, job: Job, tag: str) -> None:
-        self.owner = [None if owner is job else owner for owner in self.owner]
-        job.booked = 0
-
-    @property
-    def reserved(self) -> int:
-        return sum(job is not None for job in self.owner)
-
-    def unusable(self, tokens: int) -> int:
-        pieces = [len(piece) for piece in self.pieces()]
-        return sum(length for length in pieces if length < tokens) if sum(pieces) >= tokens else 0
+    pieces: list[Piece]
+    features: StepFeatures
+    planned_at: int
+    ahead: bool
+    """made while the step before was running"""
+    advanced: bool = False
+    sampled: list[Job] = field(default_factory=list)
+    held: int = 0
+    reserved: int = 0
 
 
 class Reference:
@@ -145,255 +55,434 @@ class Reference:
         self.costs = costs
         self.requests = list(requests)
         self.aborts = list(aborts)
+        self.rules = Rules(config, self.hit_tokens)
+        self.memory = build_memory(config)
+        self.admission = config.admission or self.default_admission()
+        self.grows = self.memory.grows and not self.admission.startswith("reserve-")
+        self.max_rows = config.max_rows or config.max_running
+        self.chunk_tokens = config.chunk_tokens or 512
+        self.starvation = round(config.starvation_s * 1e9)
+        # what is counted and compared
         self.counters = RunCounters()
         self.jobs: list[Job] = []
-        self.waiting: list[Job] = []
-        self.residents: list[Job] = []
-        self.prefilling: Job | None = None
-        self.closed_rows = 0
         self.gaps: Counter[int] = Counter()
         self.features: list[StepFeatures] = []
         self.steps: list[tuple[str, dict[str, tuple[int, int]]]] = []
-        paged = (config.kv_pool or ("paged" if config.layout == "paged" else "contiguous")) == "paged"
-        self.grows_blocks = paged and config.policy != "static"
-        self.memory: Blocks | Slots = (
-            Blocks(config.kv_tokens, config.block_tokens) if paged else Slots(config.kv_tokens)
-        )
-        self.width = config.bucket or WIDTHS.get(config.policy)
-        self.min_rows = config.min_rows or 0
-        self.max_rows = config.max_rows or config.max_running
-        self.starvation = round(config.starvation_s * 1e9)
-        self.aging: int | None = None
-        if config.policy == "sjf-aging":
-            self.aging = round((60 if config.aging_s is None else config.aging_s) * 1e9)
-        self.quantum = 32 if config.quantum is None else config.quantum
+        self.spans: list[tuple[int, int]] = []
+        # the state
+        self.cancelled: list[str] = []
+        self.waiting: list[Job] = []
+        self.residents: list[Job] = []
+        self.ending: list[Job] = []
+        self.prefilling: Job | None = None
+        self.flight: Step | None = None
+        self.ahead: Step | None = None
+        self.batch: list[Job] = []
+        self.batch_rows = 0
+        self.batch_step = 0
+        self.finished_lengths: list[int] = []
+        self.host_tokens = 0
+        self.last_end = 0
+        # of the step that is being planned
+        self.admitted: list[Job] = []
+        self.evicted: list[Job] = []
+        self.stepped: list[Job] = []
+        self.moved_tokens = 0
+
+    def default_admission(self) -> str:
+        reserves = self.rules.runs_to_completion or self.rules.policy == "orca-reserve"
+        return "now" if self.memory.grows and not reserves else "reserve-max"
 
     # -- time
 
     def run(self) -> Reference:
         now = 0
+        step: Step | None = None
         while True:
             self.deliver(now)
-            pieces = self.next_pieces(now)
-            if pieces:
-                kind = "decode" if all(job in self.residents for job, _, _ in pieces) else "prefill"
-                features = self.measure(kind, pieces)
-                end = now + int(self.costs.device_ns(self.columns(features)))
-                self.finish_step(pieces, features, end)
-                now = end
+            if step is None:
+                step = self.next_step(now)
+            if step is None:
+                times = [request.arrival_ns for request in self.requests[:1]] + [time for time, _ in self.aborts[:1]]
+                if self.batch_is_short(now):
+                    times.append(self.batch_start())
+                if not times:
+                    return self
+                now = min(times)
                 continue
-            later = [r.arrival_ns for r in self.requests] + [time for time, _ in self.aborts]
-            if self.waiting and not self.residents:
-                later.append(min(job.request.arrival_ns for job in self.waiting) + self.max_wait)
-            if not later:
-                return self
-            now = min(later)
-
-    @property
-    def max_wait(self) -> int:
-        return round((self.config.max_wait_s or 0) * 1e9)
+            self.flight = step
+            self.ahead = self.next_step(now) if self.config.overlap else None
+            columns = self.columns(step.features)
+            device, host = int(self.costs.device_ns(columns)), int(self.costs.host_ns(columns))
+            now += max(device, host) if step.ahead else device + host
+            self.complete(step, now)
+            self.flight, step, self.ahead = None, self.ahead, None
 
     def deliver(self, now: int) -> None:
         while self.requests and self.requests[0].arrival_ns <= now:
             self.submit(self.requests.pop(0))
         while self.aborts and self.aborts[0][0] <= now:
-            _, name = self.aborts.pop(0)
-            for job in [*self.waiting, *self.residents, *([self.prefilling] if self.prefilling else [])]:
-                if job.request.id == name:
-                    self.abort(job, now)
+            self.cancelled.append(self.aborts.pop(0)[1])
+
+    def unended(self) -> list[Job]:
+        return [job for job in self.jobs if not job.ended]
 
     def submit(self, request: Request) -> None:
         context, memory = self.config.context_tokens, self.memory
         most = min(request.max_tokens, context - request.prompt_tokens)
-        planned = (
-            request.max_tokens if request.output_tokens is None else min(request.output_tokens, request.max_tokens)
-        )
-        job = Job(request, len(self.jobs), most, request.prompt_tokens + min(most, planned), request.prompt_tokens)
+        limit = request.prompt_tokens + min(most, request.planned_output_tokens)
+        hidden = request.stop_kind == "eos" and request.output_tokens is not None
+        foreseen = request.prompt_tokens + most if hidden else limit
+        job = Job(request, len(self.jobs), most, limit, foreseen, request.prompt_tokens)
+        others = self.unended()
+        job.estimates = self.rules.oracle.estimates(job)
         self.jobs.append(job)
         self.counters.submitted += 1
-        wanted = request.prompt_tokens + (1 if request.output_tokens is None else planned)
-        held = job.limit if self.grows_blocks else request.prompt_tokens + most
-        if wanted > context or held > memory.total * memory.size:
+        wanted = request.prompt_tokens + (1 if request.output_tokens is None else request.planned_output_tokens)
+        if wanted > context or memory.need(max(limit, self.booking(job))) > memory.total:
             job.state = "rejected"
             self.counters.rejected += 1
         else:
+            self.rules.submitted(job, others)
             self.waiting.append(job)
 
+    # -- a plan
+
+    def next_step(self, now: int) -> Step | None:
+        self.rules.now = now
+        if self.flight is not None:
+            self.advance(self.flight)
+        for name in self.cancelled:
+            for job in self.unended():
+                if job.id == name:
+                    self.abort(job, now)
+        self.cancelled = []
+        if self.rules.policy == "mlfq":
+            self.rules.promote([job for job in self.unended() if not self.is_flying(job)], now)
+        before = self.save() if self.flight is not None else None
+        self.admitted, self.evicted, self.stepped, self.moved_tokens = [], [], [], 0
+        try:
+            pieces = self.choose(now)
+        except NeedsEviction:
+            assert before is not None
+            self.restore(before)
+            return None
+        if not pieces:
+            return None
+        pieces.sort(key=lambda piece: piece[0].number)
+        return Step(pieces, self.measure(pieces), now, self.flight is not None)
+
+    def is_flying(self, job: Job) -> bool:
+        return self.flight is not None and any(job is member for member, _, _ in self.flight.pieces)
+
     def abort(self, job: Job, now: int) -> None:
-        for queue in (self.waiting, self.residents):
+        for queue in (self.waiting, self.residents, self.ending):
             if job in queue:
                 queue.remove(job)
         if job is self.prefilling:
             self.prefilling = None
-        self.memory.give_back(job, "finished")
+        if job.swapped:
+            self.host_tokens -= job.computed
+        if self.flight is not None and job in self.flight.sampled:
+            job.known -= 1
+        if job.holds_memory and not self.is_flying(job):
+            self.give_back(job, "finished")
         job.state, job.finish = "aborted", now
         self.counters.aborted += 1
+        self.open_empty_batch()
+
+    def open_empty_batch(self) -> None:
         if not self.residents and self.prefilling is None:
-            self.closed_rows = 0
+            self.batch, self.batch_rows, self.batch_step = [], 0, 0
 
-    # -- who goes
+    def batch_members(self) -> list[Job]:
+        """Those left of a closed batch that has steps to go."""
+        if self.batch_step >= self.rules.batch_steps:
+            return []
+        return [job for job in self.batch if job in self.residents]
 
-    def next_pieces(self, now: int) -> list[Piece]:
-        if self.prefilling is None and self.waiting and not self.closed_rows and not self.batch_is_short(now):
-            admitted = self.admit(now)
-            if len(admitted) == 1 and admitted[0].known > self.config.max_prefill_tokens:
-                self.prefilling = admitted[0]
-            elif admitted:
-                return [(job, 0, job.known) for job in admitted]
+    def choose(self, now: int) -> list[Piece]:
+        config = self.config
+        if self.batch_members():
+            return self.decode(now, self.max_rows)
+        self.batch, self.batch_rows, self.batch_step = [], 0, 0
+        if config.phase == "mixed":
+            rows = self.decode(now, min(self.max_rows, self.chunk_tokens))
+            self.stepped = [job for job, _, _ in rows]
+            budget = min(config.max_prefill_tokens, self.chunk_tokens - len(rows))
+            chunks = self.prefill(now, budget, self.max_rows - len(rows))
+            if self.admitted and not rows and not chunks:
+                rows = self.decode(now, min(self.max_rows, self.chunk_tokens))
+            return rows + chunks
+        if config.phase == "decode-first" and (self.residents or self.ending):
+            return self.decode(now, self.max_rows)
+        return self.prefill(now, config.max_prefill_tokens, self.max_rows) or self.decode(now, self.max_rows)
+
+    # -- who is prefilled
+
+    def prefill(self, now: int, budget: int, rows: int) -> list[Piece]:
+        mixed = self.config.phase == "mixed"
+        chunks: list[Piece] = []
+        tokens = 0
+        if budget <= 0 or rows <= 0:
+            return []
         if self.prefilling is not None:
             job = self.prefilling
-            return [(job, job.computed, min(self.config.max_prefill_tokens, job.known - job.computed))]
-        return self.decode_pieces(now)
+            tokens = min(budget, job.known - job.computed)
+            chunks.append((job, job.computed, tokens))
+            if not mixed or job.computed + tokens < job.known:
+                return chunks
+        if self.batch_is_short(now):
+            return chunks
+        leader = self.aged_leader(self.candidates(), now)
+        group: list[Job] | None = None
+        while tokens < budget and len(chunks) < rows:
+            self.rules.n_waiting = len(self.waiting)
+            candidates = [job for job in self.candidates() if group is None or job in group]
+            if not candidates:
+                break
+            lane = self.rules.waiting.lanes(candidates, None if self.admitted else leader)[0]
+            if self.rules.waiting.exclusive and group is None:
+                group = lane
+            job = lane[0]
+            cached = 0 if job.swapped else self.hit_tokens(job)
+            wanted = 0 if job.swapped else job.known - cached
+            if chunks and tokens + wanted > budget and not mixed:
+                break
+            if job in self.evicted or not self.make_room(job):
+                break
+            self.admit(job, now)
+            if job.swapped:
+                self.swap_in(job)
+                continue
+            taken = min(wanted, budget - tokens)
+            chunks.append((job, cached, taken))
+            job.computed = cached
+            tokens += taken
+            if taken < wanted:
+                self.prefilling = job
+        return chunks
+
+    def candidates(self) -> list[Job]:
+        """Those who may be admitted: while a batch of one bin fills, only those of its bin."""
+        members = self.residents + ([self.prefilling] if self.prefilling else [])
+        if self.rules.policy == "multi-bin" and self.rules.runs_to_completion and members:
+            return [job for job in self.waiting if self.rules.bin(job) == self.rules.bin(members[0])]
+        return self.waiting
+
+    def batch_start(self) -> int:
+        return min(job.request.arrival_ns for job in self.waiting) + self.rules.max_wait
 
     def batch_is_short(self, now: int) -> bool:
-        if self.config.policy != "static" or self.residents:
+        """Whether a batch that runs to completion has yet to wait for more members before it starts."""
+        if not self.rules.runs_to_completion or self.residents or self.prefilling or not self.waiting:
             return False
-        oldest = min(job.request.arrival_ns for job in self.waiting)
-        return len(self.waiting) < (self.config.min_batch or 1) and now < oldest + self.max_wait
-
-    def lane(self, job: Job) -> int:
-        return (job.known - 1) // self.width if self.width else 0
-
-    def remaining(self, job: Job) -> int:
-        predicted = job.request.max_tokens if self.config.oracle == "none" else job.predicted
-        return max(1, predicted - (job.known - job.request.prompt_tokens))
+        if self.rules.policy == "multi-bin":
+            count = max(len(lane) for lane in self.rules.waiting.lanes(self.waiting))
+        else:
+            count = len(self.waiting)
+        return count < self.rules.min_batch and now < self.batch_start()
 
     def aged_leader(self, jobs: list[Job], now: int) -> Job | None:
-        if self.aging is None:
+        if self.rules.aging is None or not jobs:
             return None
-        oldest = min(jobs, key=lambda job: job.number)
-        return oldest if now - oldest.request.arrival_ns >= self.aging else None
+        first = min(jobs, key=lambda job: job.number)
+        return first if now - first.request.arrival_ns >= self.rules.aging else None
 
-    def prefill_queue(self, leader: Job | None) -> list[Job]:
-        """The waiting jobs that may share a prefill step, in the order in which they are packed."""
-        if self.config.policy == "srpt":
-            return sorted(self.waiting, key=lambda job: (self.remaining(job), job.number))
-        in_order = sorted(self.waiting, key=lambda job: (job is not leader, job.number))
-        if self.width is None:
-            return in_order
-        groups: dict[int, list[Job]] = {}
-        for job in in_order:
-            groups.setdefault(self.lane(job), []).append(job)
-        if leader is not None:
-            return groups[self.lane(leader)]
-        return min(groups.values(), key=lambda group: (-len(group), group[0].number))
+    def hit_tokens(self, job: Job) -> int:
+        return len(self.hits(job)) * self.memory.size
 
-    def admit(self, now: int) -> list[Job]:
-        admitted: list[Job] = []
-        evicted: list[Job] = []
-        tokens = 0
-        for job in self.prefill_queue(self.aged_leader(self.waiting, now)):
-            if tokens >= self.config.max_prefill_tokens or len(admitted) == self.max_rows:
-                break
-            if admitted and tokens + job.known > self.config.max_prefill_tokens:
-                break
-            victims = self.make_room(job, len(admitted))
-            if victims is None:
-                break
-            evicted += victims
-            self.waiting.remove(job)
-            self.memory.book(job, self.booking(job))
-            job.state, job.admitted_known = "prefilling", job.known
-            if job.first_scheduled < 0:
-                job.first_scheduled = now
-                wait = now - job.request.arrival_ns
-                self.counters.longest_wait_ns = max(self.counters.longest_wait_ns, wait)
-                self.check_starvation(job, wait)
-            admitted.append(job)
-            tokens += job.known
-            if evicted and self.waiting and self.prefill_queue(None)[0] in evicted:
-                # it is its turn again, and nobody passes it
-                break
-        return sorted(admitted, key=lambda job: job.number)
+    def hits(self, job: Job) -> list[int]:
+        if not self.config.prefix_cache or job.swapped:
+            return []
+        return self.memory.hits(self.hashes(job), job.known)
+
+    def hashes(self, job: Job) -> tuple[int, ...]:
+        return job.request.block_hashes[: job.prompt_tokens // self.memory.size]
 
     def booking(self, job: Job) -> int:
-        return job.known if self.grows_blocks else max(job.known, job.request.prompt_tokens + job.most)
+        prompt, most = job.prompt_tokens, job.most
+        if self.admission == "reserve-max":
+            wanted = prompt + most
+        elif self.admission == "reserve-oracle":
+            wanted = prompt + min(most, job.predicted)
+        elif self.admission == "reserve-pow2":
+            power = 1
+            while power < job.predicted:
+                power *= 2
+            wanted = prompt + min(most, power)
+        else:
+            wanted = job.known
+        return max(job.known, wanted)
 
-    def make_room(self, job: Job, admitted: int) -> list[Job] | None:
-        """Those evicted for ``job``, or ``None`` if there is no room for it."""
-        slots = self.config.max_running - len(self.residents) - admitted
-        tokens, memory = self.booking(job), self.memory
-        fits = memory.fits(tokens)
+    def consents(self, job: Job) -> bool:
+        here = [*self.residents, *([self.prefilling] if self.prefilling else [])]
+        here += [other for other in self.admitted if other not in here]
+        if not here:
+            return True
+        capacity = self.memory.total * self.memory.size
+        if self.admission == "peak-future":
+            members = sorted([*here, job], key=lambda other: -other.left)
+            peaks = []
+            for count in range(1, len(members) + 1):
+                used = sum(other.known for other in members[:count])
+                peaks.append(used + count * members[count - 1].left)
+            return max(peaks) <= capacity
+        if self.admission.startswith("quantile"):
+            return sum(other.commitment for other in here) + self.commitment(job) <= capacity
+        return True
+
+    def commitment(self, job: Job) -> int:
+        quantile = float(self.admission.partition(":")[2] or 0.9)
+        lengths = sorted(self.finished_lengths[-1000:])
+        length = job.most
+        if len(lengths) >= 10:
+            index = next(i for i in range(len(lengths)) if i + 1 >= quantile * len(lengths))
+            length = min(length, lengths[index])
+        return max(job.known, job.prompt_tokens + length)
+
+    def make_room(self, job: Job) -> bool:
+        """Whether there is room for the job, once less urgent ones are evicted for it."""
+        if not self.consents(job):
+            return False
+        slots = self.config.max_running - sum(other.holds_memory for other in self.jobs)
+        tokens, hits, memory = self.booking(job), self.hits(job), self.memory
+        fits = memory.fits(tokens, hits)
         if slots > 0 and fits:
-            return []
-        if self.config.policy != "srpt" or (isinstance(memory, Slots) and not fits):
-            return None
-        weaker = [
-            other
-            for other in self.residents
-            if self.remaining(other) > self.remaining(job) and other.known - other.admitted_known >= self.quantum
-        ]
-        weaker.sort(key=lambda other: (-self.remaining(other), -other.number))
+            return True
+        urgency = self.rules.urgency
+        if urgency is None or not (memory.grows or fits):
+            return False
+        weaker = [other for other in self.residents if urgency(other) > urgency(job) and self.rules.evictable(other)]
+        weaker = [other for other in weaker if other not in self.stepped]
+        weaker.sort(key=lambda other: (urgency(other), other.number), reverse=True)
         for count in range(1, len(weaker) + 1):
             victims = weaker[:count]
-            if slots + count > 0 and len(memory.free) + sum(v.booked for v in victims) >= memory.need(tokens):
+            if slots + count > 0 and memory.fits(tokens, hits, [victim.number for victim in victims]):
+                if self.flight is not None:
+                    if self.admitted:
+                        return False
+                    raise NeedsEviction
                 for victim in victims:
                     self.evict(victim)
-                return victims
-        return None
+                return True
+        return False
+
+    def admit(self, job: Job, now: int) -> None:
+        c = self.counters
+        hits = self.hits(job)
+        if self.config.prefix_cache and job.request.block_hashes and not job.swapped:
+            c.prefix_query_tokens += job.known
+            c.prefix_hit_tokens += len(hits) * self.memory.size
+        job.commitment = self.commitment(job) if self.admission.startswith("quantile") else 0
+        self.memory.book(job.number, self.booking(job), hits)
+        self.waiting.remove(job)
+        job.holds_memory = True
+        job.state, job.admitted_known = "prefilling", job.known
+        if job.first_scheduled < 0:
+            job.first_scheduled = now
+            wait = now - job.request.arrival_ns
+            c.longest_wait_ns = max(c.longest_wait_ns, wait)
+            self.check_starvation(job, wait)
+        if not job.swapped:
+            self.rules.tenant_counter[job.request.tenant] += job.prompt_tokens
+        self.admitted.append(job)
+
+    def swap_in(self, job: Job) -> None:
+        job.swapped, job.state = False, "resident"
+        self.host_tokens -= job.computed
+        self.counters.swapped_in += 1
+        self.counters.swapped_tokens += job.computed
+        self.moved_tokens += job.computed
+        self.residents.append(job)
+
+    # -- who is stepped
+
+    def decode(self, now: int, limit: int) -> list[Piece]:
+        while self.residents:
+            rows = self.select(now, limit)
+            growing = [job for job in rows if self.must_grow(job)]
+            if not growing or len(growing) <= self.memory.free:
+                for job in sorted(growing, key=lambda job: job.number):
+                    self.memory.grow(job.number)
+                self.close_batch(rows)
+                return [(job, job.computed, 1) for job in rows]
+            if self.flight is not None:
+                raise NeedsEviction
+            self.evict(self.victim())
+        return []
+
+    def must_grow(self, job: Job) -> bool:
+        return self.grows and self.memory.must_grow(job.number, job.computed + 1)
+
+    def close_batch(self, rows: list[Job]) -> None:
+        if self.rules.batch_steps:
+            if not self.batch_members():
+                self.batch = list(self.residents) if self.rules.runs_to_completion else list(rows)
+                self.batch_rows, self.batch_step = len(rows), 0
+            self.batch_step += 1
+
+    def select(self, now: int, limit: int) -> list[Job]:
+        order = self.rules.resident
+        members = self.batch_members()
+        if members and not self.rules.runs_to_completion:
+            return members
+        exclusive = order.exclusive and not self.rules.runs_to_completion
+        rows: list[Job] = []
+        for lane in order.lanes(self.residents, self.aged_leader(self.residents, now)):
+            room = min(limit, order.min_rows) if rows and exclusive else limit
+            rows += lane[: max(0, room - len(rows))]
+        return rows
+
+    def victim(self) -> Job:
+        urgency = self.rules.urgency
+        ranks: dict[str, Any] = {
+            "newest": lambda job: 0,
+            "longest-remaining": lambda job: job.left,
+            "lowest-priority": lambda job: job.request.priority,
+        }
+        rank = ranks[self.config.victim] if self.config.victim else urgency or ranks["newest"]
+        return max(self.residents, key=lambda job: (rank(job), job.number))
 
     def evict(self, job: Job) -> None:
         self.residents.remove(job)
-        self.memory.give_back(job, "evicted")
+        self.give_back(job, "evicted")
         self.counters.preemptions += 1
-        self.counters.recomputed_tokens += job.computed
         job.preemptions += 1
-        job.recomputed += job.computed
-        job.computed = 0
+        job.commitment = 0
+        room = self.config.swap_tokens is None or self.host_tokens + job.computed <= self.config.swap_tokens
+        if self.config.preemption == "swap" and room:
+            job.swapped = True
+            self.host_tokens += job.computed
+            self.counters.swapped_out += 1
+            self.counters.swapped_tokens += job.computed
+            self.moved_tokens += job.computed
+        else:
+            self.counters.recomputed_tokens += job.computed
+            job.recomputed += job.computed
+            job.computed = 0
         job.state = "waiting"
         self.waiting.append(job)
+        self.evicted.append(job)
 
-    def decode_pieces(self, now: int) -> list[Piece]:
-        while self.residents:
-            rows = self.select(now)
-            growing = [job for job in rows if job.computed % self.memory.size == 0]
-            if not self.grows_blocks or len(growing) <= len(self.memory.free):
-                if self.config.policy == "static" and not self.closed_rows:
-                    self.closed_rows = len(rows)
-                return [(job, job.computed, 1) for job in sorted(rows, key=lambda job: job.number)]
-            if self.config.policy == "srpt":
-                self.evict(max(self.residents, key=lambda job: (self.remaining(job), job.number)))
-            else:
-                self.evict(max(self.residents, key=lambda job: job.number))
-        return []
-
-    def select(self, now: int) -> list[Job]:
-        leader = self.aged_leader(self.residents, now)
-        lanes: dict[int, list[Job]] = {}
-        for job in self.residents:
-            lanes.setdefault(self.lane(job), []).append(job)
-
-        def lane_rank(item: tuple[int, list[Job]]) -> tuple[object, ...]:
-            key, jobs = item
-            oldest = min(job.number for job in jobs)
-            pick = {"fullest": (-len(jobs), oldest), "oldest": (oldest, 0)}.get(
-                self.config.bucket_order or "", (key, 0)
-            )
-            return (leader not in jobs, *pick)
-
-        def rank(job: Job) -> tuple[object, ...]:
-            first = {"sjf-bucket": job.known, "srpt": self.remaining(job)}.get(self.config.policy, 0)
-            return (job is not leader, first, job.number)
-
-        rows: list[Job] = []
-        for _, jobs in sorted(lanes.items(), key=lane_rank):
-            limit = self.max_rows if not rows else min(self.max_rows, self.min_rows)
-            rows += sorted(jobs, key=rank)[: max(0, limit - len(rows))]
-        return rows
+    def give_back(self, job: Job, how: str) -> None:
+        self.memory.release(job.number, how)
+        job.holds_memory = False
 
     # -- what a step costs and does
 
-    def measure(self, kind: str, pieces: list[Piece]) -> StepFeatures:
+    def measure(self, pieces: list[Piece]) -> StepFeatures:
+        decoding = [piece for piece in pieces if piece[0] in self.residents]
+        kind = "decode" if len(decoding) == len(pieces) else "mixed" if decoding else "prefill"
         rows = len(pieces)
         padded = self.config.layout == "padded"
-        rows_computed = max(rows, self.closed_rows) if padded and kind == "decode" else rows
+        rows_computed = max(rows, self.batch_rows) if padded and kind == "decode" else rows
         tokens = [n for _, _, n in pieces]
         ends = [start + n for _, start, n in pieces]
-        pairs = sum(position + 1 for _, start, n in pieces for position in range(start, start + n))
-        blocks = sum(self.memory.need(end) for end in ends) if isinstance(self.memory, Blocks) else rows
+        pairs = pairs_of(pieces)
         return StepFeatures(
             layout=self.config.layout,
-            kind="decode" if kind == "decode" else "prefill",
+            kind=kind,  # type: ignore[arg-type]
             rows=rows,
             rows_computed=rows_computed,
             new_tokens=sum(tokens),
@@ -402,50 +491,85 @@ class Reference:
             kv_columns_computed=rows_computed * max(tokens) * max(ends) if padded else pairs,
             kv_tokens_read=sum(ends),
             longest_context=max(ends),
-            blocks_touched=blocks,
+            blocks_touched=sum(self.memory.need(end) for end in ends) if self.memory.grows else rows,
             sampled_rows=sum(start + n == job.known for job, start, n in pieces),
+            decode_rows=len(decoding),
+            decode_context_tokens=pairs_of(decoding),
+            swapped_tokens=self.moved_tokens,
         )
 
-    def columns(self, f: StepFeatures) -> StepColumns:
-        return StepColumns(f.layout, f.kind, 1, f.rows, f.rows_computed, f.new_tokens, f.new_tokens_computed,
-                           f.context_tokens, f.kv_columns_computed, f.kv_tokens_read, f.longest_context,
-                           f.sampled_rows)  # fmt: skip
+    def columns(self, features: StepFeatures) -> StepColumns:
+        same = {name: getattr(features, name) for name in StepColumns._fields if name != "repeat"}
+        return StepColumns(repeat=1, **same)
 
-    def finish_step(self, pieces: list[Piece], features: StepFeatures, end: int) -> None:
-        self.steps.append((features.kind, {job.request.id: (start, n) for job, start, n in pieces}))
-        self.features.append(features)
-        self.count_step(features)
-        for job, start, n in pieces:
-            grows = self.grows_blocks and features.kind == "decode"
-            if grows and isinstance(self.memory, Blocks) and start % self.memory.size == 0:
-                self.memory.grow(job)
+    def advance(self, step: Step) -> None:
+        """The step counts as done: everybody is as far as it takes them, but nobody has been told of a token yet."""
+        step.advanced = True
+        for job, start, n in step.pieces:
             job.computed = start + n
-        self.count_memory([job for job, _, _ in pieces])
-        for job, _, _ in pieces:
-            if job.computed == job.known:
+            if job.ended or job.computed < job.known:
+                continue
+            job.known += 1
+            step.sampled.append(job)
+            if job is self.prefilling:
+                self.prefilling = None
+            if job.known >= job.foreseen:
+                self.ending.append(job)
+                if job in self.residents:
+                    self.residents.remove(job)
+            elif job not in self.residents:
+                job.state = "resident"
+                self.residents.append(job)
+        self.count_memory(step)
+
+    def complete(self, step: Step, end: int) -> None:
+        self.rules.now = end
+        if not step.advanced:
+            self.advance(step)
+        duration = end - max(step.planned_at, self.last_end)
+        self.spans.append((end - duration, end))
+        self.last_end = end
+        self.features.append(step.features)
+        self.steps.append((step.features.kind, {job.id: (start, n) for job, start, n in step.pieces}))
+        self.count_step(step.features)
+        self.count_time(step, duration)
+        for job, start, n in step.pieces:
+            if job.ended:
+                self.counters.wasted_rows += 1
+                self.give_back(job, "finished")
+                continue
+            job.service += duration
+            job.last_served = end
+            if self.config.prefix_cache:
+                self.memory.enter(job.number, self.hashes(job), start, start + n)
+            if job in step.sampled:
                 self.emit(job, end)
-        if not self.residents and self.prefilling is None:
-            self.closed_rows = 0
+        self.open_empty_batch()
 
     def emit(self, job: Job, end: int) -> None:
-        if job is self.prefilling:
-            self.prefilling = None
         if job.token_times:
             gap = end - job.token_times[-1]
             self.gaps[gap] += 1
             self.counters.longest_gap_ns = max(self.counters.longest_gap_ns, gap)
             self.check_starvation(job, gap)
         job.token_times.append(end)
-        job.known += 1
-        if job.known == job.limit:
-            self.memory.give_back(job, "finished")
-            if job in self.residents:
-                self.residents.remove(job)
-            job.state, job.finish = "finished", end
-            self.counters.finished += 1
-        elif job not in self.residents:
-            job.state = "resident"
-            self.residents.append(job)
+        self.rules.tenant_counter[job.request.tenant] += 2
+        if job.known >= job.limit:
+            self.finish(job, end)
+
+    def finish(self, job: Job, end: int) -> None:
+        for queue in (self.residents, self.ending):
+            if job in queue:
+                queue.remove(job)
+        job.state, job.finish = "finished", end
+        self.counters.finished += 1
+        self.finished_lengths.append(job.output_tokens)
+        self.rules.oracle.finished(job)
+        wasted = self.ahead is not None and any(job is member for member, _, _ in self.ahead.pieces)
+        if not wasted:
+            self.give_back(job, "finished")
+
+    # -- what is counted
 
     def check_starvation(self, job: Job, gap: int) -> None:
         if gap > self.starvation and not job.starved:
@@ -454,39 +578,73 @@ class Reference:
 
     def count_step(self, f: StepFeatures) -> None:
         c = self.counters
-        if f.kind == "prefill":
-            c.steps_prefill += 1
-            c.linear_useful_prefill += f.new_tokens
-            c.linear_computed_prefill += f.new_tokens_computed
-            c.attention_useful_prefill += f.context_tokens
-            c.attention_computed_prefill += f.kv_columns_computed
-        else:
-            c.steps_decode += 1
-            c.linear_useful_decode += f.new_tokens
-            c.linear_computed_decode += f.new_tokens_computed
-            c.attention_useful_decode += f.context_tokens
-            c.attention_computed_decode += f.kv_columns_computed
-            c.decode_rows += f.rows
-            c.decode_rows_computed += f.rows_computed
+        c.steps_prefill += f.kind == "prefill"
+        c.steps_decode += f.kind == "decode"
+        if f.kind == "mixed":
+            c.steps_mixed += 1
+        linear, attention = (f.new_tokens, f.new_tokens_computed), (f.context_tokens, f.kv_columns_computed)
+        decode_linear, decode_attention, rows, rows_computed = linear, attention, f.rows, f.rows_computed
+        if f.kind != "decode":
+            # neither mixed steps nor their parts are ever padded; a prefill has no decode part
+            decode_linear = (f.decode_rows, f.decode_rows)
+            decode_attention = (f.decode_context_tokens, f.decode_context_tokens)
+            rows = rows_computed = f.decode_rows
+        c.linear_useful_decode += decode_linear[0]
+        c.linear_computed_decode += decode_linear[1]
+        c.attention_useful_decode += decode_attention[0]
+        c.attention_computed_decode += decode_attention[1]
+        c.decode_rows += rows
+        c.decode_rows_computed += rows_computed
+        c.linear_useful_prefill += linear[0] - decode_linear[0]
+        c.linear_computed_prefill += linear[1] - decode_linear[1]
+        c.attention_useful_prefill += attention[0] - decode_attention[0]
+        c.attention_computed_prefill += attention[1] - decode_attention[1]
 
-    def count_memory(self, stepped: list[Job]) -> None:
+    def count_memory(self, step: Step) -> None:
         c, memory = self.counters, self.memory
-        held = sum(job.computed for job in {*self.residents, *stepped})
-        reserved = memory.reserved
-        c.kv_peak_tokens = max(c.kv_peak_tokens, held)
-        c.kv_held_sum += held
-        c.kv_reserved_sum += reserved
-        c.kv_free_sum += memory.total * memory.size - reserved
-        if self.waiting:
-            c.kv_unusable_sum += memory.unusable(self.booking(self.prefill_queue(None)[0]))
+        step.held = sum(job.computed for job in self.jobs if job.holds_memory)
+        step.reserved = memory.reserved
+        c.kv_peak_tokens = max(c.kv_peak_tokens, step.held)
+        c.kv_held_sum += step.held
+        c.kv_reserved_sum += step.reserved
+        c.kv_free_sum += memory.total * memory.size - step.reserved
+        if self.waiting and not memory.grows:
+            self.rules.n_waiting = len(self.waiting)
+            c.kv_unusable_sum += memory.unusable(self.booking(self.rules.waiting.lanes(self.waiting)[0][0]))
         c.kv_allocations = sum(memory.taken.values())
         c.kv_reused = memory.taken["finished"]
         c.kv_reused_after_preemption = memory.taken["evicted"]
 
+    def count_time(self, step: Step, duration: int) -> None:
+        c, memory = self.counters, self.memory
+        c.kv_held_token_ns += step.held * duration
+        c.kv_reserved_token_ns += step.reserved * duration
+        c.kv_free_token_ns += (memory.total * memory.size - step.reserved) * duration
+
+    # -- taking a decision back
+
+    _STATE = ("memory", "counters", "host_tokens", "batch_rows", "batch_step", "prefilling")
+    _LISTS = ("waiting", "residents", "ending", "batch")
+
+    def save(self) -> dict[str, Any]:
+        """The state that a decision may change, with the jobs' own."""
+        state: dict[str, Any] = {name: deepcopy(getattr(self, name)) for name in self._STATE[:-1]}
+        state["prefilling"] = self.prefilling
+        state |= {name: list(getattr(self, name)) for name in self._LISTS}
+        state["jobs"] = [(job, dict(vars(job))) for job in self.jobs]
+        return state | {"tenants": dict(self.rules.tenant_counter)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        for name in self._STATE + self._LISTS:
+            setattr(self, name, state[name])
+        for job, values in state["jobs"]:
+            vars(job).update(values)
+        self.rules.tenant_counter = state["tenants"]
+
     # -- what is compared
 
     def hexdigest(self) -> str:
-        """Maximal runs of equal decode steps, each hashed as the sums that SCHEDULER.md names."""
+        """Maximal runs of equal decode steps, each hashed as the sums that define a plan."""
         runs: list[tuple[str, dict[str, tuple[int, int]], int]] = []
         for kind, members in self.steps:
             if runs and kind == "decode" == runs[-1][0]:
@@ -505,6 +663,17 @@ class Reference:
             )
             digest.update(repr((kind, len(members), *sums, count)).encode())
         return digest.hexdigest()
+
+
+def build_memory(config: SchedulerConfig) -> Any:
+    """The memory that ``config`` names."""
+    kind = config.kv_pool or ("paged" if config.layout == "paged" else "contiguous")
+    return Pages(config.kv_tokens, config.block_tokens) if kind == "paged" else Slots(config.kv_tokens)
+
+
+def pairs_of(pieces: list[Piece]) -> int:
+    """(query, key) pairs under the causal mask."""
+    return sum(position + 1 for _, start, n in pieces for position in range(start, start + n))
 
 
 def _hash(name: str) -> int:

@@ -1,0 +1,195 @@
+"""What a run is counted by: steps, slots, memory held, gaps between tokens, and who starved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from scheduler.cohorts import Cohort, Residents, sum_of
+from scheduler.counters import RunCounters
+from scheduler.features import Draft
+from scheduler.kv import KvPool
+from scheduler.observer import Observer
+from scheduler.sequence import UNSET, Sequence
+
+Ends = npt.NDArray[np.int64] | list[int]
+
+
+class Crowd(NamedTuple):
+    """Sequences that got their last token at the same time."""
+
+    base_ns: int
+    size: int
+    members: Callable[[], Iterable[Sequence]]
+
+
+class Waits(NamedTuple):
+    """Since when the decode rows of a step have waited for their next token."""
+
+    singles: list[tuple[int, Sequence]]
+    crowds: list[Crowd]
+
+    @property
+    def rows(self) -> int:
+        return len(self.singles) + sum(crowd.size for crowd in self.crowds)
+
+
+class Memory(NamedTuple):
+    """KV memory over the steps of a plan, as they begin."""
+
+    held_tokens: int
+    reserved_tokens: int
+    unusable_tokens: int
+    rows: int
+    """tokens held more after each step"""
+    growth: list[int]
+    """blocks handed out in each step; it repeats"""
+
+
+def waits_of(draft: Draft, residents: Residents, keep: bool) -> Waits:
+    """The waits of a draft's decode rows, before they are advanced. ``keep``: they are looked at later, not now."""
+    waits = Waits([], [])
+    for cohort in draft.cohorts:
+        fresh = list(cohort.fresh.values())
+        waits.singles.extend((_end_ns(residents, s), s) for s in fresh)
+        count = cohort.count - len(fresh)
+        if count:
+            waits.crowds.append(Crowd(cohort.served.end_ns, count, _others(cohort, keep)))
+    waits.singles.extend((_end_ns(residents, s), s) for s in draft.rows)
+    return waits
+
+
+def _end_ns(residents: Residents, sequence: Sequence) -> int:
+    served = residents.served(sequence)
+    return UNSET if served is None else served.end_ns
+
+
+def _others(cohort: Cohort, keep: bool) -> Callable[[], Iterable[Sequence]]:
+    if keep:
+        kept = [s for number, s in cohort.members.items() if number not in cohort.fresh]
+        return lambda: kept
+    return lambda: (s for number, s in cohort.members.items() if number not in cohort.fresh)
+
+
+class Account:
+    """Counts a run, and tells its observer of gaps. Times are integer nanoseconds."""
+
+    def __init__(self, counters: RunCounters, pool: KvPool, starvation_ns: int, observer: Observer | None) -> None:
+        self._counters = counters
+        self._pool = pool
+        self._starvation_ns = starvation_ns
+        self._observer = observer
+        self._last_end_ns = 0
+
+    # -- memory
+
+    def memory(self, memory: Memory, start_ns: int, ends_ns: Ends) -> None:
+        """Add up what was held and reserved in each step of a plan, by steps and by time."""
+        counters, pool = self._counters, self._pool
+        steps = len(ends_ns)
+        block = pool.block_tokens
+        capacity = pool.capacity_blocks * block
+        start_ns = max(start_ns, self._last_end_ns)
+        self._last_end_ns = int(ends_ns[-1])
+        if steps == 1:
+            held = memory.held_tokens + memory.rows
+            reserved = memory.reserved_tokens + block * (memory.growth[0] if memory.growth else 0)
+            took = self._last_end_ns - start_ns
+            held_sum, reserved_sum, held_ns, reserved_ns = held, reserved, held * took, reserved * took
+        else:
+            ends = np.asarray(ends_ns, dtype=np.int64)
+            took_ns = np.diff(ends, prepend=start_ns)
+            held_steps = memory.held_tokens + memory.rows * np.arange(1, steps + 1, dtype=np.int64)
+            held = int(held_steps[-1])
+            held_sum, held_ns = int(held_steps.sum()), _dot(held_steps, took_ns)
+            took = self._last_end_ns - start_ns
+            reserved_sum, reserved_ns = memory.reserved_tokens * steps, memory.reserved_tokens * took
+            if memory.growth and sum_of(memory.growth, steps):
+                grown = np.resize(np.array(memory.growth, dtype=np.int64), steps).cumsum()
+                reserved_sum += block * int(grown.sum())
+                reserved_ns += block * _dot(grown, took_ns)
+        counters.kv_peak_tokens = max(counters.kv_peak_tokens, held)
+        counters.kv_held_sum += held_sum
+        counters.kv_reserved_sum += reserved_sum
+        counters.kv_free_sum += capacity * steps - reserved_sum
+        counters.kv_unusable_sum += memory.unusable_tokens * steps
+        counters.kv_held_token_ns += held_ns
+        counters.kv_reserved_token_ns += reserved_ns
+        counters.kv_free_token_ns += capacity * took - reserved_ns
+        counters.kv_allocations = pool.allocations
+        counters.kv_reused = pool.reused
+        counters.kv_reused_after_preemption = pool.reused_after_preemption
+
+    # -- gaps between output tokens
+
+    def gaps(self, waits: Waits, ends_ns: Ends, dropped: set[int]) -> None:
+        """The rows of a decode were served at ``ends_ns``; the last token of those ``dropped`` does not count."""
+        first, steps = int(ends_ns[0]), len(ends_ns)
+        lost = dropped if steps == 1 else set()
+        singles = [(first - base, s) for base, s in waits.singles if s.number not in lost]
+        for gap, sequence in singles:
+            self._saw(gap, lambda s=sequence: [s])  # type: ignore[misc]
+        if singles:
+            self._tell(np.array([gap for gap, _ in singles], dtype=np.int64), 1)
+        for crowd in waits.crowds:
+            members = crowd.members
+            count = crowd.size
+            if lost:
+                kept = [s for s in members() if s.number not in lost]
+                members, count = (lambda k=kept: k), len(kept)  # type: ignore[misc]
+            if count:
+                self._saw(first - crowd.base_ns, members)
+                self._tell(np.array([first - crowd.base_ns], dtype=np.int64), count)
+        if steps > 1:
+            self._gaps_between(waits, np.asarray(ends_ns, dtype=np.int64), dropped)
+
+    def _gaps_between(self, waits: Waits, ends_ns: npt.NDArray[np.int64], dropped: set[int]) -> None:
+        between = ends_ns[1:] - ends_ns[:-1]
+        whole = between[:-1] if dropped else between
+        if len(whole):
+            self._saw_all(int(whole.max()), waits, set())
+            self._tell(whole, waits.rows)
+        if dropped:
+            self._saw_all(int(between[-1]), waits, dropped)
+            self._tell(between[-1:], waits.rows - len(dropped))
+
+    def gap_of(self, sequence: Sequence, gap_ns: int) -> None:
+        """One sequence got its next token after ``gap_ns``."""
+        self._saw(gap_ns, lambda: [sequence])
+        self._tell(np.array([gap_ns], dtype=np.int64), 1)
+
+    def waited(self, sequence: Sequence, wait_ns: int) -> None:
+        """A request was first admitted after ``wait_ns``."""
+        self._counters.longest_wait_ns = max(self._counters.longest_wait_ns, wait_ns)
+        if wait_ns > self._starvation_ns:
+            self._starved(sequence)
+
+    def _tell(self, gaps_ns: npt.NDArray[np.int64], weight: int) -> None:
+        if self._observer is not None and weight:
+            self._observer.gaps(gaps_ns, weight)
+
+    def _saw(self, gap_ns: int, members: Callable[[], Iterable[Sequence]]) -> None:
+        self._counters.longest_gap_ns = max(self._counters.longest_gap_ns, gap_ns)
+        if gap_ns > self._starvation_ns:
+            for sequence in members():
+                self._starved(sequence)
+
+    def _saw_all(self, gap_ns: int, waits: Waits, dropped: set[int]) -> None:
+        everybody = [s for _, s in waits.singles if s.number not in dropped]
+        if len(everybody) + sum(crowd.size for crowd in waits.crowds) > len(dropped):
+            self._saw(gap_ns, lambda: everybody)
+        for crowd in waits.crowds:
+            self._saw(gap_ns if crowd.size > len(dropped) else 0,
+                      lambda c=crowd: [s for s in c.members() if s.number not in dropped])  # type: ignore[misc]  # fmt: skip
+
+    def _starved(self, sequence: Sequence) -> None:
+        if not sequence.over_threshold:
+            sequence.over_threshold = True
+            self._counters.over_threshold += 1
+
+
+def _dot(values: npt.NDArray[np.int64], took_ns: npt.NDArray[np.int64]) -> int:
+    return int(np.dot(values, took_ns))

@@ -1,0 +1,170 @@
+"""A policy and its parts put together, or refused with the reason and what to change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import cast
+
+from scheduler.config import SchedulerConfig
+from scheduler.errors import ConfigError
+from scheduler.orders import LinearAgeing
+from scheduler.parts import Admission, parse_admission, parse_batching
+from scheduler.policies import POLICIES, build_policy, policy_name
+from scheduler.policy import Ageing, Phase, Policy
+
+DEFAULT_CHUNK_TOKENS = 512
+DEFAULT_THRESHOLD_S = 60.0
+DEFAULT_AGEING_WEIGHT = 10.0
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A policy with every part decided."""
+
+    policy: Policy
+    phase: Phase
+    chunk_tokens: int
+    """token budget of a mixed step; otherwise without effect"""
+    slice_steps: int | None
+    """decode steps of a closed batch; 0: until its last member ends; ``None``: none is ever closed"""
+    admission: Admission
+    swaps: bool
+
+
+def compose(config: SchedulerConfig) -> Composition:
+    """What ``config`` describes. A composition that cannot be is a :class:`~scheduler.config.ConfigError`."""
+    policy = build_policy(config)
+    slice_steps = _slice_steps(config, policy)
+    if slice_steps == 0 and not policy.run_to_completion:
+        policy = replace(policy, run_to_completion=True)
+    elif slice_steps != 0:
+        policy = replace(policy, run_to_completion=False, min_batch=1, max_wait_ns=0)
+    policy = _aged(config, policy)
+    admission = parse_admission(config.admission or _default_admission(config, policy))
+    phase = _phase(config, slice_steps)
+    _check_memory(config, policy, admission)
+    _check_eviction(config, policy, admission)
+    _check_prefix_cache(config, policy)
+    _check_oracle(config, admission)
+    return Composition(
+        policy=policy,
+        phase=phase,
+        chunk_tokens=config.chunk_tokens or DEFAULT_CHUNK_TOKENS,
+        slice_steps=slice_steps,
+        admission=admission,
+        swaps=config.preemption == "swap",
+    )
+
+
+def _slice_steps(config: SchedulerConfig, policy: Policy) -> int | None:
+    if config.batching is None:
+        return 0 if policy.run_to_completion else None
+    kind, steps = parse_batching(config.batching)
+    if kind == "run-to-completion" and policy.urgency is not None:
+        raise ConfigError(
+            f"run-to-completion with {config.policy}: that policy takes a request's place away while it runs, and a "
+            f"batch that runs to completion never gives one up; use batching iteration, or a policy such as "
+            f"sjf-predicted"
+        )
+    if kind != "run-to-completion" and (config.min_batch is not None or config.max_wait_s is not None):
+        raise ConfigError("min_batch and max_wait_s start a batch that runs to completion; leave them out")
+    return None if kind == "iteration" else steps
+
+
+def _phase(config: SchedulerConfig, slice_steps: int | None) -> Phase:
+    phase = config.phase or "prefill-first"
+    if phase == "mixed" and config.layout == "padded":
+        raise ConfigError("phase mixed needs layout paged: a padded batch would be as wide as its longest chunk")
+    if phase != "prefill-first" and slice_steps is not None:
+        raise ConfigError(f"phase {phase} needs batching iteration: a closed batch fills first and decodes then")
+    if config.chunk_tokens is not None and phase != "mixed":
+        raise ConfigError(
+            "chunk_tokens is the budget of a mixed step; use it with phase mixed (else max_prefill_tokens)"
+        )
+    return cast(Phase, phase)
+
+
+def _aged(config: SchedulerConfig, policy: Policy) -> Policy:
+    kind = config.aging
+    linear = kind == "linear" or (config.aging_weight is not None and kind is None)
+    threshold = kind == "threshold" or (config.aging_s is not None and kind is None)
+    if config.aging_weight is not None and not linear:
+        raise ConfigError(f"aging_weight belongs to linear ageing, and ageing is {kind}")
+    if config.aging_s is not None and not threshold:
+        raise ConfigError(f"aging_s belongs to ageing by threshold, and ageing is {kind}")
+    if kind == "none" or linear:
+        policy = replace(policy, ageing=None)
+    if threshold:
+        seconds = DEFAULT_THRESHOLD_S if config.aging_s is None else config.aging_s
+        policy = replace(policy, ageing=Ageing(round(seconds * 1e9)))
+    if linear:
+        weight = DEFAULT_AGEING_WEIGHT if config.aging_weight is None else config.aging_weight
+        if policy.waiting.numeric is None and policy.resident.numeric is None:
+            raise ConfigError(
+                f"linear ageing with {config.policy}: that policy has no rank in tokens to weigh waiting against; "
+                f"use aging threshold"
+            )
+        policy = replace(
+            policy,
+            waiting=LinearAgeing(policy.waiting, weight) if policy.waiting.numeric else policy.waiting,
+            resident=LinearAgeing(policy.resident, weight) if policy.resident.numeric else policy.resident,
+        )
+    return policy
+
+
+def _default_admission(config: SchedulerConfig, policy: Policy) -> str:
+    grows = config.pool == "paged" and not policy.run_to_completion and not policy.reserves
+    return "now" if grows else "reserve-max"
+
+
+def _check_memory(config: SchedulerConfig, policy: Policy, admission: Admission) -> None:
+    reserves = admission.kind.startswith("reserve-")
+    if not reserves and config.pool != "paged":
+        raise ConfigError(
+            f"admission {admission.kind} with a {config.pool} pool: what is reserved there cannot grow; "
+            f"use kv_pool paged or admission reserve-max"
+        )
+    if not reserves and policy.run_to_completion:
+        raise ConfigError(
+            f"admission {admission.kind} with batches that run to completion: nobody can be preempted when memory runs "
+            f"out; use admission reserve-max or batching iteration"
+        )
+    if admission.kind in ("reserve-pow2", "reserve-oracle") and (config.oracle or "true") != "true":
+        raise ConfigError(f"admission {admission.kind} stands for knowing the output length; use oracle true")
+
+
+def _check_eviction(config: SchedulerConfig, policy: Policy, admission: Admission) -> None:
+    if config.swap_tokens is not None and config.preemption != "swap":
+        raise ConfigError("swap_tokens is the host memory that preemption swap uses; add preemption swap")
+    reserves = admission.kind.startswith("reserve-")
+    if config.victim is not None and reserves:
+        raise ConfigError(
+            f"victim {config.victim} with admission {admission.kind}: memory never runs out, so nobody has to be chosen; "
+            f"leave victim out or use admission now"
+        )
+    if config.preemption is not None and reserves and policy.urgency is None:
+        raise ConfigError(
+            f"preemption {config.preemption} with {config.policy} and admission {admission.kind}: nobody is ever preempted; "
+            f"leave it out or use admission now"
+        )
+
+
+def _check_prefix_cache(config: SchedulerConfig, policy: Policy) -> None:
+    if config.prefix_cache and (config.pool != "paged" or config.layout != "paged"):
+        raise ConfigError("prefix_cache shares KV blocks between sequences; it needs layout paged and kv_pool paged")
+    if policy.needs_prefix_cache and not config.prefix_cache:
+        raise ConfigError(
+            f"{config.policy} ranks by what the prefix cache holds, and there is none; add prefix_cache, or use fcfs"
+        )
+
+
+def _check_oracle(config: SchedulerConfig, admission: Admission) -> None:
+    if config.oracle is None:
+        return
+    predicts = "oracle" in POLICIES[policy_name(config.policy)].settings
+    if not predicts and admission.kind not in ("peak-future", "reserve-pow2", "reserve-oracle"):
+        if config.victim != "longest-remaining":
+            raise ConfigError(
+                f"oracle {config.oracle} with {config.policy}: nothing in this composition asks for a length; leave it "
+                f"out, or use a policy, an admission or a victim that does (srpt, peak-future, longest-remaining)"
+            )

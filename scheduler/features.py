@@ -1,0 +1,144 @@
+"""What a step comes to: the exact integers of its layout, and the digest of its rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from scheduler.cohorts import MASK64, Cohort
+from scheduler.kv import KvPool
+from scheduler.plan import Chunk, DigestEntry, Layout, StepFeatures
+from scheduler.sequence import Sequence
+
+
+@dataclass(slots=True)
+class Draft:
+    """What a step is to do, before it is a plan."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    """prefills"""
+    cohorts: list[Cohort] = field(default_factory=list)
+    """stepped as a whole"""
+    rows: list[Sequence] = field(default_factory=list)
+    """stepped without their cohort"""
+    joining: list[Sequence] = field(default_factory=list)
+    """swapped in by the step, and resident after it"""
+
+    @property
+    def decodes(self) -> bool:
+        return bool(self.cohorts or self.rows)
+
+    def steps_on(self, sequence: Sequence) -> bool:
+        """Whether ``sequence``, not yet advanced, is a decode row."""
+        return any(cohort is sequence.cohort for cohort in self.cohorts) or sequence in self.rows
+
+    def decode_chunks(self) -> list[Chunk]:
+        """The decode rows as chunks, in no order."""
+        members = [s for cohort in self.cohorts for s in cohort.members.values()] + self.rows
+        return [Chunk(s, s.known - 1, 1, True) for s in members]
+
+
+def measure(
+    draft: Draft, layout: Layout, pool: KvPool, batch_rows: int, swapped_tokens: int, steps: int
+) -> tuple[StepFeatures, DigestEntry]:
+    """Features and digest of a draft's (first) step. ``batch_rows``: rows that a closed batch began with."""
+    if not draft.chunks:
+        return _decode(draft, layout, pool, batch_rows, swapped_tokens, steps)
+    prefill, entry = _prefill(draft.chunks, layout, pool, swapped_tokens)
+    if not draft.decodes:
+        return prefill, entry
+    decode, other = _decode(draft, layout, pool, 0, 0, 1)
+    features = StepFeatures(
+        layout=layout,
+        kind="mixed",
+        rows=prefill.rows + decode.rows,
+        rows_computed=prefill.rows + decode.rows,
+        new_tokens=prefill.new_tokens + decode.new_tokens,
+        new_tokens_computed=prefill.new_tokens + decode.new_tokens,
+        context_tokens=prefill.context_tokens + decode.context_tokens,
+        kv_columns_computed=prefill.kv_columns_computed + decode.kv_columns_computed,
+        kv_tokens_read=prefill.kv_tokens_read + decode.kv_tokens_read,
+        longest_context=max(prefill.longest_context, decode.longest_context),
+        blocks_touched=prefill.blocks_touched + decode.blocks_touched,
+        sampled_rows=prefill.sampled_rows + decode.rows,
+        decode_rows=decode.rows,
+        decode_context_tokens=decode.context_tokens,
+        swapped_tokens=swapped_tokens,
+    )
+    return features, DigestEntry(
+        "mixed",
+        features.rows,
+        (entry.ids + other.ids) & MASK64,
+        (entry.starts + other.starts) & MASK64,
+        (entry.tokens + other.tokens) & MASK64,
+        1,
+    )
+
+
+def _prefill(chunks: list[Chunk], layout: Layout, pool: KvPool, swapped: int) -> tuple[StepFeatures, DigestEntry]:
+    rows = len(chunks)
+    new = sum(chunk.tokens for chunk in chunks)
+    context = sum(chunk.tokens * chunk.start + chunk.tokens * (chunk.tokens + 1) // 2 for chunk in chunks)
+    ends = [chunk.start + chunk.tokens for chunk in chunks]
+    longest_chunk = max(chunk.tokens for chunk in chunks)
+    padded = layout == "padded"
+    features = StepFeatures(
+        layout=layout,
+        kind="prefill",
+        rows=rows,
+        rows_computed=rows,
+        new_tokens=new,
+        new_tokens_computed=rows * longest_chunk if padded else new,
+        context_tokens=context,
+        kv_columns_computed=rows * longest_chunk * max(ends) if padded else context,
+        kv_tokens_read=sum(ends),
+        longest_context=max(ends),
+        blocks_touched=sum(pool.blocks_for(end) for end in ends) if pool.grows else rows,
+        sampled_rows=sum(chunk.samples for chunk in chunks),
+        swapped_tokens=swapped,
+    )
+    entry = DigestEntry(
+        "prefill",
+        rows,
+        sum(chunk.sequence.hash64 for chunk in chunks) & MASK64,
+        sum(chunk.sequence.hash64 * chunk.start for chunk in chunks) & MASK64,
+        sum(chunk.sequence.hash64 * chunk.tokens for chunk in chunks) & MASK64,
+        1,
+    )
+    return features, entry
+
+
+def _decode(
+    draft: Draft, layout: Layout, pool: KvPool, batch_rows: int, swapped: int, steps: int
+) -> tuple[StepFeatures, DigestEntry]:
+    cohorts, rows = draft.cohorts, draft.rows
+    if len(cohorts) == 1 and not rows:
+        (cohort,) = cohorts
+        count, tokens, longest, blocks = cohort.count, cohort.tokens, cohort.longest, cohort.blocks
+        ids, starts = cohort.ids, cohort.starts
+    else:
+        count = sum(cohort.count for cohort in cohorts) + len(rows)
+        tokens = sum(cohort.tokens for cohort in cohorts) + sum(s.known for s in rows)
+        longest = max([cohort.longest for cohort in cohorts] + [s.known for s in rows])
+        blocks = sum(cohort.blocks for cohort in cohorts) + sum(pool.blocks_for(s.known) for s in rows)
+        ids = (sum(cohort.ids for cohort in cohorts) + sum(s.hash64 for s in rows)) & MASK64
+        starts = (sum(cohort.starts for cohort in cohorts) + sum(s.hash64 * (s.known - 1) for s in rows)) & MASK64
+    padded = layout == "padded"
+    computed = max(count, batch_rows) if padded else count
+    features = StepFeatures(
+        layout=layout,
+        kind="decode",
+        rows=count,
+        rows_computed=computed,
+        new_tokens=count,
+        new_tokens_computed=computed,
+        context_tokens=tokens,
+        kv_columns_computed=computed * longest if padded else tokens,
+        kv_tokens_read=tokens,
+        longest_context=longest,
+        blocks_touched=blocks if pool.grows else count,
+        sampled_rows=count,
+        decode_rows=count,
+        decode_context_tokens=tokens,
+        swapped_tokens=swapped,
+    )
+    return features, DigestEntry("decode", count, ids, starts, ids, steps)

@@ -1,0 +1,149 @@
+"""KV memory for the slow reference: every block has an id and a count of its users, every contiguous slot an owner."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+
+class Pages:
+    """Blocks of a fixed size. A released block is free, or stays in the cache until somebody else needs it.
+
+    ``tables`` maps a sequence's number to its block ids; ``taken`` counts allocations by how the block was left
+    before (``None``: it had never been used).
+    """
+
+    grows = True
+
+    def __init__(self, tokens: int, size: int) -> None:
+        self.size = size
+        self.total = tokens // size
+        self.users = [0] * self.total
+        self.left: list[str | None] = [None] * self.total
+        self.stack = list(reversed(range(self.total)))
+        self.cache: dict[int, int] = {}
+        self.unused_cached: list[int] = []
+        self.tables: dict[int, list[int]] = {}
+        self.taken: Counter[str | None] = Counter()
+
+    @property
+    def free(self) -> int:
+        return len(self.stack) + len(self.unused_cached)
+
+    @property
+    def reserved(self) -> int:
+        return (self.total - self.free) * self.size
+
+    def need(self, tokens: int) -> int:
+        return (tokens + self.size - 1) // self.size
+
+    def hits(self, hashes: Iterable[int], known: int) -> list[int]:
+        """The cached blocks of a prompt: its leading ones, and never its last known token."""
+        found: list[int] = []
+        for value in hashes:
+            if value not in self.cache or len(found) == (known - 1) // self.size:
+                break
+            found.append(self.cache[value])
+        return found
+
+    def fits(self, tokens: int, hits: list[int], without: Iterable[int] = ()) -> bool:
+        """Whether ``tokens`` tokens, of which ``hits`` are there, can be had once the sequences ``without`` are gone."""
+        users = list(self.users)
+        for number in without:
+            for block in self.tables[number]:
+                users[block] -= 1
+        for block in hits:
+            users[block] += 1
+        return self.need(tokens) - len(hits) <= users.count(0)
+
+    def book(self, number: int, tokens: int, hits: list[int]) -> None:
+        for block in hits:
+            self.users[block] += 1
+            if block in self.unused_cached:
+                self.unused_cached.remove(block)
+        self.tables[number] = list(hits)
+        for _ in range(self.need(tokens) - len(hits)):
+            self.grow(number)
+
+    def grow(self, number: int) -> None:
+        if self.stack:
+            block = self.stack.pop()
+        else:
+            block = self.unused_cached.pop(0)
+            self.cache = {value: other for value, other in self.cache.items() if other != block}
+        self.taken[self.left[block]] += 1
+        self.users[block] = 1
+        self.tables[number].append(block)
+
+    def must_grow(self, number: int, tokens: int) -> bool:
+        return self.need(tokens) > len(self.tables[number])
+
+    def enter(self, number: int, hashes: Iterable[int], start: int, end: int) -> None:
+        """The blocks that the step from position ``start`` to ``end`` has filled are found by others from now on."""
+        for index, value in enumerate(hashes):
+            if start < (index + 1) * self.size <= end and value not in self.cache:
+                self.cache[value] = self.tables[number][index]
+
+    def release(self, number: int, how: str) -> None:
+        for block in reversed(self.tables.pop(number)):
+            self.users[block] -= 1
+            if not self.users[block]:
+                self.left[block] = how
+                (self.unused_cached if block in self.cache.values() else self.stack).append(block)
+
+    def unusable(self, tokens: int) -> int:
+        return 0
+
+
+class Slots:
+    """Contiguous memory, first fit: one owner a token."""
+
+    grows = False
+    size = 1
+
+    def __init__(self, tokens: int) -> None:
+        self.owner: list[int | None] = [None] * tokens
+        self.touched = [False] * tokens
+        self.total = tokens
+        self.taken: Counter[str | None] = Counter()
+
+    def need(self, tokens: int) -> int:
+        return tokens
+
+    def pieces(self) -> list[range]:
+        found: list[range] = []
+        for slot, owner in enumerate(self.owner):
+            if owner is not None:
+                continue
+            if found and found[-1].stop == slot:
+                found[-1] = range(found[-1].start, slot + 1)
+            else:
+                found.append(range(slot, slot + 1))
+        return found
+
+    def hits(self, hashes: Iterable[int], known: int) -> list[int]:
+        return []
+
+    def fits(self, tokens: int, hits: list[int], without: Iterable[int] = ()) -> bool:
+        return any(len(piece) >= self.need(tokens) for piece in self.pieces())
+
+    def place(self, tokens: int) -> range:
+        return next(piece for piece in self.pieces() if len(piece) >= tokens)[:tokens]
+
+    def book(self, number: int, tokens: int, hits: list[int]) -> None:
+        piece = self.place(tokens)
+        self.taken["finished" if all(self.touched[slot] for slot in piece) else None] += 1
+        for slot in piece:
+            self.owner[slot], self.touched[slot] = number, True
+
+    def release(self, number: int, how: str) -> None:
+        self.owner = [None if owner == number else owner for owner in self.owner]
+
+    @property
+    def reserved(self) -> int:
+        return sum(owner is not None for owner in self.owner)
+
+    def unusable(self, tokens: int) -> int:
+        pieces = [len(piece) for piece in self.pieces()]
+        needed = self.need(tokens)
+        return sum(length for length in pieces if length < needed) if sum(pieces) >= needed else 0
