@@ -56,7 +56,8 @@ class JournaledScheduler(Scheduler):
     One JSON object a line: a header, then in the order of the calls ``plan`` (the time that was read, what came in
     since the plan before, and the digest of what was planned, if anything was) and ``complete`` (the index of the
     plan, the end times, device and host nanoseconds, and who was stopped by an end token or a stop string). With
-    overlap there is a ``plan`` between a plan and its ``complete``. Times are integers and are never computed again.
+    overlap there is a ``plan`` between a plan and its ``complete``; a stretch in flight may be the subject of a
+    ``shorten`` before it. Times are integers and are never computed again.
     """
 
     def __init__(self, config: SchedulerConfig, stream: TextIO, observer: Observer | None = None) -> None:
@@ -101,6 +102,10 @@ class JournaledScheduler(Scheduler):
         self._write(entry)
         self._inbox = []
         return plan
+
+    def shorten(self, plan: StepPlan, steps: int) -> None:
+        super().shorten(plan, steps)
+        self._write({"e": "shorten", "i": plan.index, "steps": steps})
 
     def complete(self, plan: StepPlan, outcome: StepOutcome, now_ns: int) -> list[Sequence]:
         entry = {
@@ -156,17 +161,25 @@ def replay(lines: Iterable[str], observer: Observer | None = None, world: type[S
                 if planned != entry.get("run"):
                     where = f"line {number}: planned {planned}, recorded {entry.get('run')}"
                     return Replay(scheduler, plans, where)
+            elif entry["e"] == "shorten":
+                scheduler.shorten(_named(in_flight, entry), entry["steps"])
             elif entry["e"] == "complete":
                 stops = dict(entry.get("stops", ()))
                 outcome = StepOutcome(entry["ends"], entry["device_ns"], entry["host_ns"], stops)
-                if entry["i"] not in in_flight:
-                    raise ValueError(f"plan {entry['i']} is not in flight")
-                scheduler.complete(in_flight.pop(entry["i"]), outcome, entry["now"])
+                scheduler.complete(_named(in_flight, entry), outcome, entry["now"])
+                del in_flight[entry["i"]]
             else:
                 raise ValueError(f"no entry is called {entry['e']!r}")
         except (KeyError, TypeError, IndexError, ValueError, RuntimeError) as error:
             raise JournalError(f"line {number}: malformed entry ({error!r})") from error
     return Replay(scheduler, plans, None)
+
+
+def _named(in_flight: dict[int, StepPlan], entry: dict[str, Any]) -> StepPlan:
+    plan = in_flight.get(entry["i"])
+    if plan is None:
+        raise ValueError(f"plan {entry['i']} is not in flight")
+    return plan
 
 
 def _parse(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
