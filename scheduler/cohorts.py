@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Iterable
-from heapq import heappop, heappush
+from collections.abc import Callable, Iterable, Iterator
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any, NamedTuple
 
 from scheduler.plan import NEVER
@@ -38,6 +38,7 @@ class Cohort:
         "members",
         "oldest_first",
         "position_hash",
+        "quanta",
         "residues",
         "served",
         "sum_offsets",
@@ -66,6 +67,8 @@ class Cohort:
         #: time of the steps that the members were in together, and when it puts them into another lane (timed orders)
         self.clock_ns = 0
         self.expiries: list[Entry] = []
+        #: when members have had their quantum since their admission, where that matters
+        self.quanta: list[Entry] = []
         #: members by tenant, where somebody keeps account of them
         self.tenants: dict[str, int] = {}
 
@@ -109,6 +112,10 @@ class Cohort:
     def steps_to_leave(self) -> int:
         """Steps until the first member belongs to another lane."""
         return self._first_of(self.leaves) - self.tick
+
+    def steps_to_quantum(self) -> int:
+        """Steps until the next member has had its quantum."""
+        return self._first_of(self.quanta) - self.tick
 
     def time_to_leave(self) -> int:
         """Nanoseconds of service until the first member belongs to another lane (timed orders)."""
@@ -181,11 +188,25 @@ class Advance(NamedTuple):
 class Residents:
     """All sequences that can be stepped, in cohorts, under one :class:`~scheduler.policy.Order`."""
 
-    def __init__(self, order: Order, view: View, block_tokens: int, *, by_tenant: bool = False) -> None:
+    def __init__(
+        self,
+        order: Order,
+        view: View,
+        block_tokens: int,
+        *,
+        urgency: Callable[[Sequence, View], Any] | None = None,
+        quantum: int = 0,
+        by_tenant: bool = False,
+    ) -> None:
         self.order = order
         self._view = view
         self._block_tokens = block_tokens
         self._by_tenant = by_tenant
+        self._urgency = urgency
+        self._quantum = quantum
+        #: (-urgency at some time, -number, join, sequence) of all who have had their quantum: an upper bound, since
+        #: urgency only falls inside a lane
+        self._least_urgent: list[Entry] = []
         self._joins = 0
         self.cohorts: dict[Any, Cohort] = {}
         #: cohort keys in order, kept for uniform orders: the next one above is where a cohort will merge
@@ -223,19 +244,37 @@ class Residents:
         self._by_number.discard(sequence.number)
         self._newest_first.discard(sequence.number)
 
-    def relane(self, sequence: Sequence) -> None:
-        """Put a resident sequence where it now belongs."""
+    def relane(self, sequences: list[Sequence]) -> None:
+        """Put resident sequences where they now belong."""
+        if not sequences:
+            return
         self.version += 1
-        self._unplace(sequence)
-        self._place(sequence)
+        touched: dict[Any, Cohort] = {}
+        for sequence in sequences:
+            cohort = sequence.cohort
+            if cohort is None:
+                raise RuntimeError(f"{sequence!r} is not resident")
+            self._remove(cohort, sequence)
+            touched[cohort.key] = cohort
+            key = self.order.lane(sequence, self._view)
+            cohort = self.cohorts.get(key)
+            if cohort is None:
+                cohort = self._open(key)
+            self._joins += 1
+            self._insert(cohort, sequence, self._joins)
+            touched[key] = cohort
+        for cohort in touched.values():
+            if cohort.members:
+                self._ranked(cohort)
+            else:
+                self._close(cohort)
 
     def follow_order(self) -> None:
         """Put everybody where they now belong if the order's lanes have changed as a whole."""
         if self.order.epoch == self._epoch:
             return
         self._epoch = self.order.epoch
-        for sequence in sorted(self._sequences.values(), key=lambda s: s.number):
-            self.relane(sequence)
+        self.relane(sorted(self._sequences.values(), key=lambda s: s.number))
 
     def _place(self, sequence: Sequence) -> None:
         key = self.order.lane(sequence, self._view)
@@ -269,6 +308,12 @@ class Residents:
         heappush(cohort.longest_first, (-offset, number, join, sequence))
         heappush(cohort.oldest_first, (number, number, join, sequence))
         cohort.fresh[number] = sequence
+        if self._urgency is not None:
+            due = sequence.admitted_known + self._quantum - offset
+            if due <= cohort.tick:
+                self._had_quantum(sequence)
+            else:
+                heappush(cohort.quanta, (due, number, join, sequence))
         if self._by_tenant:
             tenant = sequence.request.tenant
             cohort.tenants[tenant] = cohort.tenants.get(tenant, 0) + 1
@@ -340,6 +385,42 @@ class Residents:
         index = bisect_right(self._keys, cohort.key)
         return self._keys[index] - cohort.key if index < len(self._keys) else NEVER
 
+    def above(self, bound: Any) -> Iterator[Sequence]:
+        """The residents who have had their quantum and whose urgency is more than ``bound``.
+
+        The largest urgency first, the newest of equal ones first.
+        """
+        heap, taken = self._least_urgent, list[Entry]()
+        try:
+            while heap and -heap[0][0] > bound and self._urgency is not None:
+                entry = heap[0]
+                sequence = entry[3]
+                if sequence.cohort is None or sequence.join != entry[2]:
+                    heappop(heap)
+                    continue
+                urgency = self._urgency(sequence, self._view)
+                if urgency != -entry[0]:
+                    heapreplace(heap, (-urgency, -sequence.number, entry[2], sequence))
+                    continue
+                taken.append(heappop(heap))
+                yield sequence
+        finally:
+            for entry in taken:
+                heappush(heap, entry)
+
+    def steps_to_quantum(self) -> int:
+        """Steps, at the least, until another resident has had its quantum."""
+        return min((cohort.steps_to_quantum() for cohort in self.cohorts.values()), default=NEVER)
+
+    def _had_quantum(self, sequence: Sequence) -> None:
+        if self._urgency is None:
+            return
+        heap = self._least_urgent
+        heappush(heap, (-self._urgency(sequence, self._view), -sequence.number, sequence.join, sequence))
+        if len(heap) > 4 * self.count + 64:
+            heap[:] = [entry for entry in heap if entry[3].cohort is not None and entry[3].join == entry[2]]
+            heapify(heap)
+
     def newest(self) -> Sequence:
         """The resident sequence that was submitted last."""
         return self._sequences[self._newest_first.first()]
@@ -381,6 +462,8 @@ class Residents:
             cohort.fresh.clear()
             for sequence in cohort.due(cohort.finishes, cohort.tick):
                 (done.ending if sequence.known >= sequence.foreseen else done.hidden).append(sequence)
+            for sequence in cohort.due(cohort.quanta, cohort.tick):
+                self._had_quantum(sequence)
         for sequence in done.ending:
             self.leave(sequence)
         if self.order.uniform:
@@ -388,9 +471,7 @@ class Residents:
                 if cohort.members:
                     self._rekey(cohort, steps)
         else:
-            for cohort in cohorts:
-                for sequence in cohort.due(cohort.leaves, cohort.tick):
-                    self.relane(sequence)
+            self.relane([s for cohort in cohorts for s in cohort.due(cohort.leaves, cohort.tick)])
         for sequence in rows:
             self._advance_row(sequence, steps, served, done)
         return done

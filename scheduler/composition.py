@@ -139,13 +139,13 @@ def _check_eviction(config: SchedulerConfig, policy: Policy, admission: Admissio
     reserves = admission.kind.startswith("reserve-")
     if config.victim is not None and reserves:
         raise ConfigError(
-            f"victim {config.victim} with admission {admission.kind}: memory never runs out, so nobody has to be chosen; "
-            f"leave victim out or use admission now"
+            f"victim {config.victim} with admission {admission.kind}: memory never runs out, so nobody has to be "
+            f"chosen; leave victim out or use admission now"
         )
     if config.preemption is not None and reserves and policy.urgency is None:
         raise ConfigError(
-            f"preemption {config.preemption} with {config.policy} and admission {admission.kind}: nobody is ever preempted; "
-            f"leave it out or use admission now"
+            f"preemption {config.preemption} with {config.policy} and admission {admission.kind}: nobody is ever "
+            f"preempted; leave it out or use admission now"
         )
 
 

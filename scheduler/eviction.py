@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from scheduler.cohorts import Residents
@@ -34,34 +34,15 @@ class Eviction:
     def victim(self) -> Sequence:
         """Who loses its KV when memory runs out."""
         residents, worth, view = self._residents, self._worth, self._view
-        if residents.count == 1:
-            raise RuntimeError(f"{residents.newest()!r} alone does not fit into the KV memory")
         if worth is None:
             return residents.newest()
         return max(residents.members(), key=lambda s: (worth(s, view), s.number))
 
-    def weaker(self, sequence: Sequence) -> list[Sequence]:
+    def weaker(self, sequence: Sequence) -> Iterator[Sequence]:
         """Residents that ``sequence`` may take the place of, the least urgent first."""
-        urgency, view = self._policy.urgency, self._view
+        urgency, evictable = self._policy.urgency, self._policy.evictable
         if urgency is None:
-            return []
-        own = urgency(sequence, view)
-        found = [
-            (rank, s.number, s)
-            for s in self._residents.members()
-            if (rank := urgency(s, view)) > own and self.may_go(s)
-        ]
-        found.sort(key=lambda entry: entry[:2], reverse=True)
-        return [s for _, _, s in found]
-
-    def may_go(self, sequence: Sequence) -> bool:
-        """Whether a resident sequence has had its quantum and is not protected."""
-        if sequence.known - sequence.admitted_known < self._policy.quantum:
-            return False
-        return self._policy.evictable is None or self._policy.evictable(sequence, self._view)
-
-    def steps_to_quantum(self) -> int:
-        """Steps until the next resident sequence has had its quantum; a large number if all have."""
-        quantum = self._policy.quantum
-        left = [quantum - (s.known - s.admitted_known) for s in self._residents.members()]
-        return min((steps for steps in left if steps > 0), default=1 << 60)
+            return
+        for resident in self._residents.above(urgency(sequence, self._view)):
+            if evictable is None or evictable(resident, self._view):
+                yield resident

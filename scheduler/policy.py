@@ -192,8 +192,8 @@ class Policy:
 
     ``waiting`` orders who is prefilled, ``resident`` who is stepped. ``urgency`` ranks sequences for eviction: a
     waiting one that cannot be admitted evicts a resident one of larger urgency that has been served at least
-    ``quantum`` tokens since its admission and that ``evictable`` lets go. A resident's urgency may rise only when its
-    lane changes.
+    ``quantum`` tokens since its admission and that ``evictable`` lets go. Urgency is a number; a resident's may
+    rise only when its lane changes.
 
     ``run_to_completion``: a batch fills until nobody waits or nothing more fits, is closed by its first decode step
     and runs until its last member ends. It starts when a lane holds ``min_batch`` requests or the oldest has waited

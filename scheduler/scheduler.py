@@ -161,7 +161,12 @@ class Scheduler:
         self._grows = self._admission.grows and self.pool.grows
         self._waiting: WaitingQueue = build_waiting(policy.waiting, self._view)
         self._residents = Residents(
-            policy.resident, self._view, self.pool.block_tokens, by_tenant=policy.ledger is not None
+            policy.resident,
+            self._view,
+            self.pool.block_tokens,
+            urgency=policy.urgency,
+            quantum=policy.quantum,
+            by_tenant=policy.ledger is not None,
         )
         self._eviction = Eviction(policy, config.victim, self._residents, self._view)
         self._promotion = None if policy.promote_ns is None else Promotion(policy.promote_ns)
@@ -208,11 +213,14 @@ class Scheduler:
 
     def refusal(self, request: Request) -> str | None:
         """Why ``request`` can never be served under this configuration, or ``None``."""
-        config = self.config
+        return self._refusal(self._unnumbered(request))
+
+    def _refusal(self, sequence: Sequence) -> str | None:
+        request, config = sequence.request, self.config
         tokens = request.prompt_tokens + (1 if request.output_tokens is None else request.planned_output_tokens)
         if tokens > config.context_tokens:
             return f"{tokens} tokens are more than the model's context of {config.context_tokens}"
-        tokens = self.kv_tokens_needed(request)
+        tokens = max(sequence.limit, self._admission.booking(sequence))
         most = self.pool.largest_tokens
         if tokens > most:
             return f"{tokens} tokens are more than the KV memory of {most}"
@@ -220,9 +228,13 @@ class Scheduler:
 
     def kv_tokens_needed(self, request: Request) -> int:
         """KV memory that ``request`` needs to be served at all, within the model's context."""
+        sequence = self._unnumbered(request)
+        return max(sequence.limit, self._admission.booking(sequence))
+
+    def _unnumbered(self, request: Request) -> Sequence:
         sequence = Sequence(request, 0, 0, self.config.context_tokens)
         sequence.estimates = self._oracle.estimates(sequence)
-        return max(sequence.limit, self._admission.booking(sequence))
+        return sequence
 
     def submit(self, request: Request, now_ns: int) -> Sequence:
         """Take in a request. One that can never be served is ``rejected``, with the reason, and never waits.
@@ -234,14 +246,14 @@ class Scheduler:
         sequence = Sequence(request, self._submissions, hash_id(request.id), self.config.context_tokens)
         self._submissions += 1
         self.counters.submitted += 1
-        refusal = self.refusal(request)
+        sequence.estimates = self._oracle.estimates(sequence)
+        refusal = self._refusal(sequence)
         if refusal is not None:
             sequence.state, sequence.reason = "rejected", refusal
             self.counters.rejected += 1
             if self._observer is not None:
                 self._observer.ended(sequence)
             return sequence
-        sequence.estimates = self._oracle.estimates(sequence)
         self._sequences[request.id] = sequence
         if self.policy.waiting.timed:
             sequence.set_service(self.policy.waiting.first_service_ns(sequence, self._view))
@@ -329,17 +341,18 @@ class Scheduler:
             return self._draft_of_batch(self._batch)
         if self.parts.phase == "mixed":
             return self._mixed_draft()
-        decodes = self._residents.count or (self._flights and self._flights[-1].ending)
-        if not (self.parts.phase == "decode-first" and decodes):
-            chunks, _ = self._prefill(self.config.max_prefill_tokens, self.config.rows)
-            if chunks:
-                return Draft(chunks)
-        return self._decode_draft() if self._residents.count else None
+        if self.parts.phase == "decode-first":
+            draft = self._decode_draft()
+            if draft.decodes or (self._flights and self._flights[-1].ending):
+                return draft if draft.decodes else None
+        chunks, _ = self._prefill(self.config.max_prefill_tokens, self.config.rows)
+        draft = Draft(chunks) if chunks else self._decode_draft()
+        return draft if draft.chunks or draft.decodes else None
 
     def _mixed_draft(self) -> Draft | None:
         """Decodes first, prompts with what is left of the token budget (Sarathi-Serve)."""
         config, budget = self.config, self.parts.chunk_tokens
-        draft = self._decode_draft(budget) if self._residents.count else Draft()
+        draft = self._decode_draft(budget)
         rows = sum(cohort.count for cohort in draft.cohorts) + len(draft.rows)
         tokens = min(config.max_prefill_tokens, budget - rows)
         if tokens > 0:
@@ -348,7 +361,8 @@ class Scheduler:
             return draft
         for sequence in draft.joining:
             self._join(sequence)
-        return self._decode_draft(budget) if self._residents.count else None
+        draft = self._decode_draft(budget)
+        return draft if draft.decodes else None
 
     # -- who is prefilled
 
@@ -453,7 +467,7 @@ class Scheduler:
             return self._block(blocked, NEVER)
         victims = self._victims_for(sequence, tokens, 1 - slots, mixed)
         if victims is None:
-            return self._block(blocked, self._eviction.steps_to_quantum() if mixed is None else 0)
+            return self._block(blocked, self._residents.steps_to_quantum() if mixed is None else 0)
         if self._flights:
             if chunks or swapped_in or (mixed is not None and mixed.decodes):
                 return False
@@ -498,6 +512,8 @@ class Scheduler:
         self._admission.admitted(sequence)
         if self.policy.ledger is not None:
             self.policy.ledger.admitted(sequence, sequence.first_scheduled_ns == UNSET)
+        if self._promotion is not None:
+            self._promotion.admitted(sequence, self.now_ns)
         self._holding += 1
         self._residents.version += 1
         if sequence.host_tokens:
@@ -515,14 +531,6 @@ class Scheduler:
             sequence.first_scheduled_ns = self.now_ns
             self._account.waited(sequence, self.now_ns - sequence.arrival_ns)
 
-    @property
-    def _held_tokens(self) -> int:
-        """Token slots that hold KV: a token in a block that several sequences share counts once."""
-        held = self._residents.tokens - self._residents.count
-        if self._prefilling is not None:
-            held += self._prefilling.computed
-        return held - self.pool.shared_blocks * self.pool.block_tokens
-
     def _join(self, sequence: Sequence) -> None:
         sequence.state = "resident"
         self._residents.join(sequence)
@@ -532,6 +540,8 @@ class Scheduler:
     def _decode_draft(self, most: int = NEVER) -> Draft:
         """At most ``most`` rows of the residents, after evicting whom their growth leaves no memory for."""
         while True:
+            if not self._residents.count:
+                return Draft()
             cohorts, rows = self._select(min(most, self.config.rows))
             if self._grow(cohorts, rows):
                 break
@@ -555,7 +565,9 @@ class Scheduler:
             cohorts, rows = self._select_members(batch)
             if not cohorts and not rows:
                 self._batch = None
-                return self._decode_draft() if self._evicted and self._residents.count else self._draft()
+                if self._evicted and self._residents.count:
+                    return self._decode_draft()
+                return self._draft()
             if self._grow(cohorts, rows):
                 return Draft([], cohorts, rows)
             self._evict_for_growth()
@@ -567,6 +579,8 @@ class Scheduler:
         return [], [s for s in map(self._residents.get, numbers) if s is not None]
 
     def _evict_for_growth(self) -> None:
+        if self._holding == 1:
+            raise RuntimeError(f"{self._residents.newest()!r} alone does not fit into the KV memory")
         if self._flights:
             raise BusyError
         self._evict(self._eviction.victim())
@@ -741,9 +755,7 @@ class Scheduler:
             flight.members = _members(draft.cohorts, draft.rows)
         grown = self._growth(draft.cohorts, draft.rows, steps) if self._grows and steps > 1 else []
         flight.memory = Memory(
-            held_tokens=self._held_tokens
-            + sum(s.computed for s in draft.joining)
-            + sum(s.computed + 1 for s, _ in flight.held),
+            held_tokens=self._held_tokens(flight),
             # the first step's blocks were handed out when it was planned
             reserved_tokens=self.pool.reserved_tokens - (grown[0] * self.pool.block_tokens if grown else 0),
             unusable_tokens=flight.unusable_tokens,
@@ -764,6 +776,16 @@ class Scheduler:
             self._batch.steps_left -= steps
             if not self._batch.steps_left:
                 self._batch = None
+
+    def _held_tokens(self, flight: Flight) -> int:
+        """Token slots that hold KV as a plan begins: a token in a block that several sequences share counts once."""
+        draft, prefilling = flight.draft, self._prefilling
+        held = self._residents.tokens - self._residents.count
+        held += sum(s.computed for s in draft.joining) + sum(s.computed + 1 for s, _ in flight.held)
+        held += sum(chunk.start for chunk in draft.chunks)
+        if prefilling is not None and all(chunk.sequence is not prefilling for chunk in draft.chunks):
+            held += prefilling.computed
+        return held - self.pool.shared_blocks * self.pool.block_tokens
 
     @staticmethod
     def _alive(draft: Draft) -> int:
@@ -838,6 +860,7 @@ class Scheduler:
         if self.config.prefix_cache:
             self.pool.computed(sequence, chunk.start + chunk.tokens)
             self._residents.version += 1
+        sequence.idle_since_ns = end_ns
         if not chunk.samples:
             return
         if sequence.first_token_ns == UNSET:
@@ -877,24 +900,31 @@ class Scheduler:
     def _retime(self) -> None:
         """Put everybody into the lane that their service so far, or their waiting, gives them."""
         residents, order = self._residents, self.policy.resident
-        for cohort in list(residents.cohorts.values()):
-            for sequence in cohort.due(cohort.expiries, cohort.clock_ns):
-                residents.relane(sequence)
+        residents.relane(
+            [s for cohort in residents.cohorts.values() for s in cohort.due(cohort.expiries, cohort.clock_ns)]
+        )
         for sequence in self._served_alone:
             cohort_of = sequence.cohort
             if cohort_of is None or (self.config.overlap and order.lane(sequence, self._view) == cohort_of.key):
                 continue
-            residents.relane(sequence)
+            residents.relane([sequence])
         self._served_alone.clear()
         if self._promotion is None:
             return
-        for sequence in self._promotion.due(self.now_ns, residents):
+        for sequence in self._promotion.due(self.now_ns, self._unserved_since):
             sequence.set_service(0)
             residents.version += 1
             if sequence.state == "resident":
-                residents.relane(sequence)
+                residents.relane([sequence])
             elif sequence.state == "waiting":
                 self._waiting.relane(sequence)
+
+    def _unserved_since(self, sequence: Sequence) -> int:
+        """Since when ``sequence`` has been in no step; now, if it is in one."""
+        if any(flight.holds(sequence) for flight in self._flights):
+            return self.now_ns
+        served = self._residents.served(sequence)
+        return max(sequence.idle_since_ns, sequence.arrival_ns, UNSET if served is None else served.end_ns)
 
     # -- who leaves
 

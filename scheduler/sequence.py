@@ -46,6 +46,7 @@ class Sequence:
         "foreseen",
         "hash64",
         "host_tokens",
+        "idle_since_ns",
         "join",
         "limit",
         "max_tokens",
@@ -54,7 +55,6 @@ class Sequence:
         "over_threshold",
         "pool_blocks",
         "preemptions",
-        "promoted_ns",
         "prompt_tokens",
         "reason",
         "recomputed_tokens",
@@ -92,7 +92,8 @@ class Sequence:
         #: tokens that its admission counts on
         self.committed_tokens = 0
         self._service_ns = 0
-        self.promoted_ns = UNSET
+        #: end of the last prefill step that it was in, or its promotion if that was later
+        self.idle_since_ns = UNSET
         self.first_scheduled_ns = UNSET
         self.first_token_ns = UNSET
         #: the step that gave it its last token

@@ -18,7 +18,7 @@ class ByResponseRatio(LiveOrder):
     def first(self, queue: Queue, view: View) -> Sequence:
         waits_ns, predictions = view.now_ns - queue.arrivals_ns, queue.predictions
         ratios = waits_ns / predictions
-        near = np.flatnonzero(ratios >= ratios.max() * (1 - 1e-12))
+        near = np.flatnonzero(ratios >= ratios.max() - 1e-12 * abs(ratios.max()))
         first = min(near, key=lambda row: (-Fraction(int(waits_ns[row]), int(predictions[row])), queue.numbers[row]))
         return queue.sequences[int(queue.numbers[first])]
 

@@ -11,9 +11,9 @@ DEFAULT_WIDTH = 32
 def build(config: SchedulerConfig) -> Policy:
     """Prefill: the bucket of input lengths with the most waiting requests. Decode: one bucket of current lengths.
 
-    ``bucket`` is the width (default 32, the seed's 0-32, 33-64) or another scheme of :mod:`scheduler.buckets`; ``bucket_order`` says which bucket is stepped:
-    ``lowest`` (default, shortest first as the seed says), ``fullest`` or ``oldest``; ``min_rows`` (default 0) lets
-    a small bucket take rows from the next ones.
+    ``bucket`` is the width (default 32, the seed's 0-32, 33-64) or another scheme of :mod:`scheduler.buckets`;
+    ``bucket_order`` says which bucket is stepped: ``lowest`` (default, shortest first as the seed says), ``fullest`` or
+    ``oldest``; ``min_rows`` (default 0) lets a small bucket take rows from the next ones.
     """
     buckets = parse_buckets(config.bucket or DEFAULT_WIDTH)
     return Policy(

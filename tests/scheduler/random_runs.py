@@ -123,7 +123,7 @@ def draw_config(rng: Random, policy: str) -> SchedulerConfig:
 def _draw_any_config(rng: Random, policy: str) -> SchedulerConfig:
     pick = rng.choice
     drawn: dict[str, Any] = {}
-    share = pick((0.0, 0.15, 0.3, 0.5))
+    share = pick((0.0, 0.2, 0.4, 0.6))
     for part, values in PARTS.items():
         if rng.random() < share:
             drawn[part] = pick(values)
@@ -131,12 +131,14 @@ def _draw_any_config(rng: Random, policy: str) -> SchedulerConfig:
         if drawn.get(part) == value:
             drawn |= {name: pick(values) for name, values in settings_of_part.items()}
     own = {name: pick(values) for name, values in POLICY_SETTINGS[policy].items()}
+    mixed = drawn.get("phase") == "mixed"
+    paged = mixed or "prefix_cache" in drawn or "preemption" in drawn
     return SchedulerConfig(
         policy=policy,
-        layout=pick(("paged", "paged", "padded")),
-        kv_pool=pick((None, None, "paged", "contiguous", "buddy")),
-        max_running=pick((1, 2, 3, 4, 6, 8)),
-        max_rows=pick((None, None, 1, 2, 5)),
+        layout="paged" if paged else pick(("paged", "padded")),
+        kv_pool=None if paged else pick((None, None, "paged", "contiguous", "buddy")),
+        max_running=pick((2, 3, 4, 6, 8) if mixed else (1, 2, 3, 4, 6, 8)),
+        max_rows=pick((None, None, 2, 5) if mixed else (None, None, 1, 2, 5)),
         max_prefill_tokens=pick((4, 10, 25, 2048)),
         kv_tokens=pick((48, 52, 64, 80, 130, 600)),
         block_tokens=pick((1, 2, 4, 16)),
@@ -198,8 +200,14 @@ def draw_aborts(rng: Random, requests: list[Request], scale: int = 1) -> list[tu
 def runs(draw: st.DrawFn, policies: tuple[str, ...] = tuple(POLICY_SETTINGS)) -> Run:
     """A random run: hypothesis draws its size, which it can shrink, and a seed for all the rest."""
     policy = draw(st.sampled_from(policies))
-    count = draw(st.sampled_from((1, 2, 3, 5, 8, 12, 18, 24)))
-    seed = draw(st.integers(0, 2**32))
+    # adaptive buckets split while more than 16 wait
+    most = (30, 40) if policy in ("bucket-serve", "sjf-bucket") else (24,)
+    count = draw(st.sampled_from((1, 2, 3, 5, 8, 12, 18, *most)))
+    return draw_run(policy, count, draw(st.integers(0, 2**32)))
+
+
+def draw_run(policy: str, count: int, seed: int) -> Run:
+    """The run of ``count`` requests that ``seed`` stands for."""
     rng = Random(f"settings {policy} {seed}")
     config = draw_config(rng, policy)
     scale = rng.choice(SLOW_MOTION.get(policy, (1,)))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from scheduler.config import SchedulerConfig
+
 
 class Pages:
     """Blocks of a fixed size. A released block is free, or stays in the cache until somebody else needs it.
@@ -33,6 +35,15 @@ class Pages:
     @property
     def reserved(self) -> int:
         return (self.total - self.free) * self.size
+
+    @property
+    def largest(self) -> int:
+        return self.total
+
+    @property
+    def shared(self) -> int:
+        """Tokens that are in a block for more than one user, once for each user but one."""
+        return sum(users - 1 for users in self.users if users) * self.size
 
     def need(self, tokens: int) -> int:
         return (tokens + self.size - 1) // self.size
@@ -103,14 +114,32 @@ class Slots:
 
     def __init__(self, tokens: int) -> None:
         self.owner: list[int | None] = [None] * tokens
-        self.touched = [False] * tokens
+        self.left: list[str | None] = [None] * tokens
         self.total = tokens
         self.taken: Counter[str | None] = Counter()
+
+    @property
+    def free(self) -> int:
+        return self.owner.count(None)
+
+    @property
+    def reserved(self) -> int:
+        return self.total - self.free
+
+    @property
+    def largest(self) -> int:
+        """The largest piece that an empty memory has."""
+        return self.total
+
+    @property
+    def shared(self) -> int:
+        return 0
 
     def need(self, tokens: int) -> int:
         return tokens
 
     def pieces(self) -> list[range]:
+        """The free pieces, lowest first."""
         found: list[range] = []
         for slot, owner in enumerate(self.owner):
             if owner is not None:
@@ -121,29 +150,80 @@ class Slots:
                 found.append(range(slot, slot + 1))
         return found
 
+    def best(self, needed: int) -> range | None:
+        """The free piece to take ``needed`` slots from."""
+        return next((piece for piece in self.pieces() if len(piece) >= needed), None)
+
     def hits(self, hashes: Iterable[int], known: int) -> list[int]:
         return []
 
     def fits(self, tokens: int, hits: list[int], without: Iterable[int] = ()) -> bool:
-        return any(len(piece) >= self.need(tokens) for piece in self.pieces())
-
-    def place(self, tokens: int) -> range:
-        return next(piece for piece in self.pieces() if len(piece) >= tokens)[:tokens]
+        return self.best(self.need(tokens)) is not None
 
     def book(self, number: int, tokens: int, hits: list[int]) -> None:
-        piece = self.place(tokens)
-        self.taken["finished" if all(self.touched[slot] for slot in piece) else None] += 1
+        piece = self.best(self.need(tokens))
+        if piece is None:
+            raise RuntimeError(f"no free piece of {tokens} tokens")
+        piece = piece[: self.need(tokens)]
+        # new memory, unless somebody gave back every slot of it; and then the first one's story stands for all
+        self.taken[None if None in [self.left[slot] for slot in piece] else self.left[piece[0]]] += 1
         for slot in piece:
-            self.owner[slot], self.touched[slot] = number, True
+            self.owner[slot] = number
 
     def release(self, number: int, how: str) -> None:
-        self.owner = [None if owner == number else owner for owner in self.owner]
-
-    @property
-    def reserved(self) -> int:
-        return sum(owner is not None for owner in self.owner)
+        for slot, owner in enumerate(self.owner):
+            if owner == number:
+                self.owner[slot], self.left[slot] = None, how
 
     def unusable(self, tokens: int) -> int:
-        pieces = [len(piece) for piece in self.pieces()]
         needed = self.need(tokens)
+        pieces = [len(piece) for piece in self.pieces()]
         return sum(length for length in pieces if length < needed) if sum(pieces) >= needed else 0
+
+
+class Buddies(Slots):
+    """Pieces of a power of two tokens: an area is free as a whole, or else its halves are looked at.
+
+    A memory of another size is a row of areas, the largest first.
+    """
+
+    @property
+    def largest(self) -> int:
+        return max(len(area) for area in self.areas())
+
+    def need(self, tokens: int) -> int:
+        power = 1
+        while power < tokens:
+            power *= 2
+        return power
+
+    def areas(self) -> list[range]:
+        found: list[range] = []
+        start = 0
+        for order in reversed(range(self.total.bit_length())):
+            if self.total & 2**order:
+                found.append(range(start, start + 2**order))
+                start += 2**order
+        return found
+
+    def pieces(self) -> list[range]:
+        return [piece for area in self.areas() for piece in self.halves(area)]
+
+    def halves(self, area: range) -> list[range]:
+        if all(self.owner[slot] is None for slot in area):
+            return [area]
+        if len(area) == 1:
+            return []
+        middle = len(area) // 2
+        return self.halves(area[:middle]) + self.halves(area[middle:])
+
+    def best(self, needed: int) -> range | None:
+        large = [piece for piece in self.pieces() if len(piece) >= needed]
+        return min(large, key=lambda piece: (len(piece), piece.start), default=None)
+
+
+def build_memory(config: SchedulerConfig) -> Pages | Slots:
+    """The memory that ``config`` names."""
+    if config.pool == "paged":
+        return Pages(config.kv_tokens, config.block_tokens)
+    return (Buddies if str(config.pool) == "buddy" else Slots)(config.kv_tokens)

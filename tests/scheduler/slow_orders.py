@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from slow_oracle import oracle_of
-
+from scheduler.buckets import parse_buckets
 from scheduler.config import SchedulerConfig
+from scheduler.oracle import build_oracle
 from scheduler.plan import NEVER
 from scheduler.request import Request
 
 SECOND = 1_000_000_000
+#: of the first level of ``mlfq``
+QUANTUM_NS = 10_000_000
 
 
 @dataclass(eq=False)
@@ -33,7 +35,6 @@ class Job:
     holds_memory: bool = False
     commitment: int = 0
     estimates: tuple[int, ...] = ()
-    start_level: int = 0
     service: int = 0
     last_served: int = 0
     first_scheduled: int = -1
@@ -120,7 +121,9 @@ class Rules:
         self.hit_tokens = hit_tokens
         self.now = 0
         self.n_waiting = 0
-        self.oracle = oracle_of(config)
+        self.oracle = build_oracle(config)
+        #: told of everybody who comes to wait or waits no longer
+        self.buckets: list[Any] = []
         self.tenant_counter: dict[str, int] = {}
         batching = config.batching or (
             "run-to-completion" if self.policy in ("static", "multi-bin") else "iteration"
@@ -166,6 +169,11 @@ class Rules:
             return rank
         return lambda job: rank(job) * SECOND + round(weight * job.request.arrival_ns)
 
+    def aged_lane(self, rank: Key) -> Callable[[Any, list[Job]], Any]:
+        """The rank of a lane is what its oldest member's is, in tokens."""
+        aged = self.aged(rank)
+        return lambda _, jobs: aged(min(jobs, key=lambda job: job.number))
+
     # -- orders
 
     def _orders(self) -> tuple[Order, Order, Key | None]:
@@ -174,15 +182,13 @@ class Rules:
         if policy in ("sjf", "sjf-aging", "sjf-bucket"):
             return self._by_length()
         if policy in ("srpt", "trail"):
-            left = self.aged(lambda job: job.left)
-            order = Order(rank=left)
-            return order, order, left
+            order = Order(rank=self.aged(lambda job: job.left))
+            return order, order, lambda job: job.left
         if policy == "sjf-predicted":
             return Order(rank=self.aged(lambda job: job.predicted)), by_arrival, None
         if policy == "las":
-            served = self.aged(lambda job: job.output_tokens // self.quantum)
-            resident = Order(served, by_key) if self.weight is None else Order(rank=served)
-            return Order(rank=served), resident, served
+            order = Order(lambda job: job.output_tokens // self.quantum, self.aged_lane(lambda job: job.output_tokens // self.quantum * self.quantum))
+            return order, order, order.lane
         if policy == "mlfq":
             order = Order(self.level, by_key)
             return order, order, self.level
@@ -192,11 +198,13 @@ class Rules:
             order = Order(self.bin, lambda _, jobs: (len(jobs) < self.min_batch, oldest(jobs)), exclusive=True)
             return order, by_arrival, None
         if policy == "bucket-serve":
-            bucket = bucket_of("adaptive")
-            return Order(lambda job: bucket(job.known), lambda _, jobs: oldest(jobs), exclusive=True), by_arrival, None
+            buckets = parse_buckets("adaptive")
+            self.buckets.append(buckets)
+            lanes = Order(lambda job: buckets.key(job.known), lambda _, jobs: oldest(jobs), exclusive=True)
+            return lanes, by_arrival, None
         if policy == "vtc":
-            order = Order(lambda job: job.request.tenant, lambda tenant, _: self.tenant_counter[tenant])
-            return order, order, None
+            tenants = Order(lambda job: job.request.tenant, lambda tenant, _: self.tenant_counter[tenant])
+            return tenants, by_arrival, None
         if policy == "lpm":
             return Order(rank=lambda job: -self.hit_tokens(job) if self.n_waiting <= 128 else 0), by_arrival, None
         if policy == "edf":
@@ -206,25 +214,21 @@ class Rules:
 
     def _by_length(self) -> tuple[Order, Order, None]:
         config = self.config
-        bucket = bucket_of((config.bucket or 32) if self.policy == "sjf-bucket" else 1)
-        pick = config.bucket_order or "lowest"
-        weight = self.weight
+        buckets = parse_buckets((config.bucket or 32) if self.policy == "sjf-bucket" else 1)
+        self.buckets.append(buckets)
 
         def lane(job: Job) -> int:
-            return bucket(job.known)
+            return buckets.key(job.known)
 
-        def lowest(key: int, jobs: list[Job]) -> Any:
-            if weight is None:
-                return key
-            return key * SECOND + round(weight * min(job.request.arrival_ns for job in jobs))
-
-        def fullest(key: int, jobs: list[Job]) -> Any:
-            return (-len(jobs), oldest(jobs))
-
-        ranks = {"lowest": lowest, "fullest": fullest, "oldest": lambda _, jobs: oldest(jobs)}
-        rank: Key = self.aged(lambda job: job.known) if self.policy == "sjf-bucket" else (lambda job: 0)
-        waiting = Order(lane, fullest, exclusive=True)
-        return waiting, Order(lane, ranks[pick], rank, exclusive=True, min_rows=config.min_rows or 0), None
+        ranks: dict[str, Callable[[Any, list[Job]], Any]] = {
+            "lowest": self.aged_lane(lambda job: buckets.last(job.known)),
+            "fullest": lambda _, jobs: (-len(jobs), oldest(jobs)),
+            "oldest": lambda _, jobs: oldest(jobs),
+        }
+        rank: Key = (lambda job: job.known) if self.policy == "sjf-bucket" else (lambda job: 0)
+        waiting = Order(lane, ranks["fullest"], exclusive=True)
+        resident = Order(lane, ranks[config.bucket_order or "lowest"], rank, True, config.min_rows or 0)
+        return waiting, resident, None
 
     def bin(self, job: Job) -> int:
         table = sorted(self.config.length_quantiles or ())
@@ -233,8 +237,10 @@ class Rules:
         return sum(job.estimates[0] > edge for edge in edges)
 
     def level(self, job: Job) -> int:
-        level = job.start_level
-        while job.service >= 10_000_000 * 2**level:
+        """Each level has its quantum of service, and what is left over counts on the next."""
+        level, service = 0, job.service
+        while service >= 2**level * QUANTUM_NS:
+            service -= 2**level * QUANTUM_NS
             level += 1
         return level
 
@@ -246,14 +252,16 @@ class Rules:
 
     # -- what a policy keeps
 
-    def submitted(self, job: Job, others: list[Job]) -> None:
-        """``others``: those that have not ended."""
+    def submitted(self, job: Job, waiting: list[Job]) -> None:
+        """``job`` has come, while ``waiting`` wait."""
         job.last_served = job.request.arrival_ns
-        while 10_000_000 * 2**job.start_level < self.config.prefill_token_ns * job.prompt_tokens:
-            job.start_level += 1
+        level = 0
+        while 2**level * QUANTUM_NS < self.config.prefill_token_ns * job.prompt_tokens:
+            job.service += 2**level * QUANTUM_NS
+            level += 1
         counter, tenant = self.tenant_counter, job.request.tenant
         counter.setdefault(tenant, 0)
-        active = {other.request.tenant for other in others}
+        active = {other.request.tenant for other in waiting}
         if active and tenant not in active:
             counter[tenant] = max(counter[tenant], min(counter[name] for name in active))
 
@@ -261,20 +269,8 @@ class Rules:
         """Those that nobody has served for 3 s start anew."""
         for job in jobs:
             if now - job.last_served >= 3 * SECOND:
-                job.start_level = job.service = 0
+                job.service = 0
 
 
 def deadline(job: Job) -> int:
     return NEVER if job.request.deadline_ns is None else job.request.deadline_ns
-
-
-def bucket_of(scheme: int | str) -> Callable[[int], int]:
-    """The bucket of a length."""
-    if isinstance(scheme, int) or scheme.isdigit():
-        return lambda length: (length - 1) // int(scheme)
-    if scheme == "pow2":
-        return lambda length: (length - 1).bit_length()
-    if scheme.startswith("edges:"):
-        edges = [int(edge) for edge in scheme.partition(":")[2].split(",")]
-        return lambda length: sum(length > edge for edge in edges)
-    raise NotImplementedError(f"bucket scheme {scheme!r}")

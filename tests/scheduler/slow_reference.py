@@ -10,11 +10,10 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
-from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
-from slow_memory import Pages, Slots
+from slow_memory import build_memory
 from slow_orders import Job, Rules
 
 from scheduler.config import SchedulerConfig
@@ -39,6 +38,8 @@ class Step:
     planned_at: int
     ahead: bool
     """made while the step before was running"""
+    unusable: int
+    """free slots of no use to who is next, when the plan was made"""
     advanced: bool = False
     sampled: list[Job] = field(default_factory=list)
     held: int = 0
@@ -80,6 +81,7 @@ class Reference:
         self.batch: list[Job] = []
         self.batch_rows = 0
         self.batch_step = 0
+        self.batch_lane: Any = None
         self.finished_lengths: list[int] = []
         self.host_tokens = 0
         self.last_end = 0
@@ -134,17 +136,26 @@ class Reference:
         hidden = request.stop_kind == "eos" and request.output_tokens is not None
         foreseen = request.prompt_tokens + most if hidden else limit
         job = Job(request, len(self.jobs), most, limit, foreseen, request.prompt_tokens)
-        others = self.unended()
         job.estimates = self.rules.oracle.estimates(job)
         self.jobs.append(job)
         self.counters.submitted += 1
         wanted = request.prompt_tokens + (1 if request.output_tokens is None else request.planned_output_tokens)
-        if wanted > context or memory.need(max(limit, self.booking(job))) > memory.total:
+        if wanted > context or memory.need(max(limit, self.booking(job))) > memory.largest:
             job.state = "rejected"
             self.counters.rejected += 1
         else:
-            self.rules.submitted(job, others)
-            self.waiting.append(job)
+            self.rules.submitted(job, self.waiting)
+            self.queue(job)
+
+    def queue(self, job: Job) -> None:
+        self.waiting.append(job)
+        for buckets in self.rules.buckets:
+            buckets.submitted(job.known)
+
+    def leave_queue(self, job: Job) -> None:
+        self.waiting.remove(job)
+        for buckets in self.rules.buckets:
+            buckets.removed(job.known)
 
     # -- a plan
 
@@ -159,24 +170,25 @@ class Reference:
         self.cancelled = []
         if self.rules.policy == "mlfq":
             self.rules.promote([job for job in self.unended() if not self.is_flying(job)], now)
-        before = self.save() if self.flight is not None else None
-        self.admitted, self.evicted, self.stepped, self.moved_tokens = [], [], [], 0
+        self.admitted, self.evicted, self.stepped = [], [], []
         try:
             pieces = self.choose(now)
         except NeedsEviction:
-            assert before is not None
-            self.restore(before)
             return None
         if not pieces:
             return None
         pieces.sort(key=lambda piece: piece[0].number)
-        return Step(pieces, self.measure(pieces), now, self.flight is not None)
+        step = Step(pieces, self.measure(pieces), now, self.flight is not None, self.unusable())
+        self.moved_tokens = 0
+        return step
 
     def is_flying(self, job: Job) -> bool:
         return self.flight is not None and any(job is member for member, _, _ in self.flight.pieces)
 
     def abort(self, job: Job, now: int) -> None:
-        for queue in (self.waiting, self.residents, self.ending):
+        if job in self.waiting:
+            self.leave_queue(job)
+        for queue in (self.residents, self.ending):
             if job in queue:
                 queue.remove(job)
         if job is self.prefilling:
@@ -245,6 +257,7 @@ class Reference:
             if self.rules.waiting.exclusive and group is None:
                 group = lane
             job = lane[0]
+            batch_lane = self.rules.waiting.lane(job)
             cached = 0 if job.swapped else self.hit_tokens(job)
             wanted = 0 if job.swapped else job.known - cached
             if chunks and tokens + wanted > budget and not mixed:
@@ -252,6 +265,7 @@ class Reference:
             if job in self.evicted or not self.make_room(job):
                 break
             self.admit(job, now)
+            self.batch_lane = batch_lane
             if job.swapped:
                 self.swap_in(job)
                 continue
@@ -264,10 +278,9 @@ class Reference:
         return chunks
 
     def candidates(self) -> list[Job]:
-        """Those who may be admitted: while a batch of one bin fills, only those of its bin."""
-        members = self.residents + ([self.prefilling] if self.prefilling else [])
-        if self.rules.policy == "multi-bin" and self.rules.runs_to_completion and members:
-            return [job for job in self.waiting if self.rules.bin(job) == self.rules.bin(members[0])]
+        """Those who may be admitted: while a batch fills, only those of its lane."""
+        if self.rules.runs_to_completion and self.rules.waiting.exclusive and (self.residents or self.prefilling):
+            return [job for job in self.waiting if self.rules.waiting.lane(job) == self.batch_lane]
         return self.waiting
 
     def batch_start(self) -> int:
@@ -360,7 +373,7 @@ class Reference:
             victims = weaker[:count]
             if slots + count > 0 and memory.fits(tokens, hits, [victim.number for victim in victims]):
                 if self.flight is not None:
-                    if self.admitted:
+                    if self.admitted or self.stepped:
                         return False
                     raise NeedsEviction
                 for victim in victims:
@@ -376,7 +389,7 @@ class Reference:
             c.prefix_hit_tokens += len(hits) * self.memory.size
         job.commitment = self.commitment(job) if self.admission.startswith("quantile") else 0
         self.memory.book(job.number, self.booking(job), hits)
-        self.waiting.remove(job)
+        self.leave_queue(job)
         job.holds_memory = True
         job.state, job.admitted_known = "prefilling", job.known
         if job.first_scheduled < 0:
@@ -384,7 +397,6 @@ class Reference:
             wait = now - job.request.arrival_ns
             c.longest_wait_ns = max(c.longest_wait_ns, wait)
             self.check_starvation(job, wait)
-        if not job.swapped:
             self.rules.tenant_counter[job.request.tenant] += job.prompt_tokens
         self.admitted.append(job)
 
@@ -462,7 +474,7 @@ class Reference:
             job.recomputed += job.computed
             job.computed = 0
         job.state = "waiting"
-        self.waiting.append(job)
+        self.queue(job)
         self.evicted.append(job)
 
     def give_back(self, job: Job, how: str) -> None:
@@ -498,6 +510,12 @@ class Reference:
             swapped_tokens=self.moved_tokens,
         )
 
+    def unusable(self) -> int:
+        if not self.waiting or self.memory.grows:
+            return 0
+        self.rules.n_waiting = len(self.waiting)
+        return self.memory.unusable(self.booking(self.rules.waiting.lanes(self.waiting)[0][0]))
+
     def columns(self, features: StepFeatures) -> StepColumns:
         same = {name: getattr(features, name) for name in StepColumns._fields if name != "repeat"}
         return StepColumns(repeat=1, **same)
@@ -510,6 +528,7 @@ class Reference:
             if job.ended or job.computed < job.known:
                 continue
             job.known += 1
+            self.rules.tenant_counter[job.request.tenant] += 2
             step.sampled.append(job)
             if job is self.prefilling:
                 self.prefilling = None
@@ -553,7 +572,6 @@ class Reference:
             self.counters.longest_gap_ns = max(self.counters.longest_gap_ns, gap)
             self.check_starvation(job, gap)
         job.token_times.append(end)
-        self.rules.tenant_counter[job.request.tenant] += 2
         if job.known >= job.limit:
             self.finish(job, end)
 
@@ -602,15 +620,13 @@ class Reference:
 
     def count_memory(self, step: Step) -> None:
         c, memory = self.counters, self.memory
-        step.held = sum(job.computed for job in self.jobs if job.holds_memory)
+        step.held = sum(job.computed for job in self.jobs if job.holds_memory) - memory.shared
         step.reserved = memory.reserved
         c.kv_peak_tokens = max(c.kv_peak_tokens, step.held)
         c.kv_held_sum += step.held
         c.kv_reserved_sum += step.reserved
         c.kv_free_sum += memory.total * memory.size - step.reserved
-        if self.waiting and not memory.grows:
-            self.rules.n_waiting = len(self.waiting)
-            c.kv_unusable_sum += memory.unusable(self.booking(self.rules.waiting.lanes(self.waiting)[0][0]))
+        c.kv_unusable_sum += step.unusable
         c.kv_allocations = sum(memory.taken.values())
         c.kv_reused = memory.taken["finished"]
         c.kv_reused_after_preemption = memory.taken["evicted"]
@@ -620,26 +636,6 @@ class Reference:
         c.kv_held_token_ns += step.held * duration
         c.kv_reserved_token_ns += step.reserved * duration
         c.kv_free_token_ns += (memory.total * memory.size - step.reserved) * duration
-
-    # -- taking a decision back
-
-    _STATE = ("memory", "counters", "host_tokens", "batch_rows", "batch_step", "prefilling")
-    _LISTS = ("waiting", "residents", "ending", "batch")
-
-    def save(self) -> dict[str, Any]:
-        """The state that a decision may change, with the jobs' own."""
-        state: dict[str, Any] = {name: deepcopy(getattr(self, name)) for name in self._STATE[:-1]}
-        state["prefilling"] = self.prefilling
-        state |= {name: list(getattr(self, name)) for name in self._LISTS}
-        state["jobs"] = [(job, dict(vars(job))) for job in self.jobs]
-        return state | {"tenants": dict(self.rules.tenant_counter)}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        for name in self._STATE + self._LISTS:
-            setattr(self, name, state[name])
-        for job, values in state["jobs"]:
-            vars(job).update(values)
-        self.rules.tenant_counter = state["tenants"]
 
     # -- what is compared
 
@@ -663,12 +659,6 @@ class Reference:
             )
             digest.update(repr((kind, len(members), *sums, count)).encode())
         return digest.hexdigest()
-
-
-def build_memory(config: SchedulerConfig) -> Any:
-    """The memory that ``config`` names."""
-    kind = config.kv_pool or ("paged" if config.layout == "paged" else "contiguous")
-    return Pages(config.kv_tokens, config.block_tokens) if kind == "paged" else Slots(config.kv_tokens)
 
 
 def pairs_of(pieces: list[Piece]) -> int:

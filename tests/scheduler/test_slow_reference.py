@@ -6,8 +6,9 @@ from dataclasses import asdict
 
 import pytest
 from hypothesis import given
-from random_runs import POLICY_SETTINGS, Recorder, Run, examples, runs, times_of
-from slow_reference import Job, Reference
+from random_runs import PARTS, POLICY_SETTINGS, Recorder, Run, draw_run, examples, runs, times_of
+from slow_orders import Job
+from slow_reference import Reference
 
 from scheduler.config import SchedulerConfig
 from scheduler.request import Request
@@ -74,3 +75,36 @@ def test_slow_reference_single_steps_and_stretches_agree(policy: str) -> None:
         check(run)
 
     agree()
+
+
+#: what random runs must reach, and the least share of all of them that does
+REACHED = {
+    "preemptions": 0.25,
+    "swapped_in": 0.03,
+    "steps_mixed": 0.06,
+    "wasted_rows": 0.05,
+    "prefix_hit_tokens": 0.05,
+    "kv_unusable_sum": 0.02,
+    "kv_reused": 0.5,
+    "aborted": 0.2,
+    "rejected": 0.05,
+}
+
+
+def test_the_random_runs_reach_every_part() -> None:
+    """Or the test above would prove little: each counter moves in a fair share of runs, each part is in some."""
+    counts = dict.fromkeys(REACHED, 0)
+    parts: dict[str, set[object]] = {name: set() for name in PARTS} | {"kv_pool": set(), "layout": set()}
+    drawn = [draw_run(policy, 18, seed) for policy in POLICY_SETTINGS for seed in range(12)]
+    for run in drawn:
+        counters = Reference(run.config, run.costs, run.requests, run.aborts).run().counters
+        for name in counts:
+            counts[name] += getattr(counters, name) > 0
+        for name, values in parts.items():
+            values.add(getattr(run.config, name))
+    for name, share in REACHED.items():
+        assert counts[name] >= share * len(drawn), (name, counts[name], len(drawn))
+    for name, values in PARTS.items():
+        assert parts[name] >= set(values), name
+    assert parts["kv_pool"] >= {"paged", "contiguous", "buddy"}
+    assert parts["layout"] == {"paged", "padded"}
