@@ -11,6 +11,7 @@ import pytest
 
 from engine.executors import build_executor
 from engine.loop import EngineLoop, Progress
+from scheduler.buckets import FixedWidth
 from scheduler.config import SchedulerConfig
 from scheduler.journal import JournaledScheduler, replay
 from scheduler.orders import ByLength
@@ -78,7 +79,7 @@ def test_a_world_with_another_tie_break_is_found_out(reference: Callable[[str], 
     class Other(Scheduler):
         def __init__(self, config: SchedulerConfig, observer: Any = None) -> None:
             super().__init__(config, observer)
-            self._residents._order = LongestFirst(1, "lowest")
+            self._residents.order = LongestFirst(FixedWidth(1), "lowest")
 
     journal, _ = recorded(reference("qwen2").ours, "sjf", "paged")
     lines = journal.splitlines(keepends=True)
