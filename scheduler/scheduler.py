@@ -276,7 +276,7 @@ class Scheduler:
         """Whether a slot and KV are there for ``sequence``, after evicting less urgent ones if the policy says so."""
         slots = self.config.max_running - self._residents.count - admitted
         tokens = self._booking(sequence)
-        fits = self.pool.can_book(tokens)
+        fits = self.pool.can_book(sequence, tokens)
         if slots > 0 and fits:
             return True
         urgency = self.policy.urgency

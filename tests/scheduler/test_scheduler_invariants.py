@@ -52,7 +52,7 @@ class Checker:
         self.waiting_before = [s for s in self.sequences if s.state == "waiting"]
         slots = self.config.max_running - len(self.holders) + len(self.gone)
         aged = self.aged(self.waiting_before)
-        self.room_for_aged = bool(aged) and slots > 0 and self.scheduler.pool.can_book(self.needed(aged[0]))
+        self.room_for_aged = bool(aged) and slots > 0 and self.scheduler.pool.can_book(aged[0], self.needed(aged[0]))
 
     # -- a plan
 

@@ -1,0 +1,212 @@
+"""Prompt blocks that later prompts with the same beginning share (vLLM's automatic prefix caching).
+
+A block hash stands for its block and all before it, so the cached prefix of a prompt is the longest run of its leading
+hashes that are there: a trie without its edges. Only full prompt blocks are cached, from the end of the step on that
+computed them. A block without a user stays cached until its memory is needed: the one that was used least recently
+goes first, and of one sequence's blocks the last, because the first are in more prompts.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from scheduler.kv.paged import PagedPool
+from scheduler.kv.pool import Freed
+from scheduler.sequence import Sequence
+
+
+class CachedBlock:
+    """A block that holds the KV of a full prompt block, and how many sequences use it."""
+
+    __slots__ = ("hash", "id", "users")
+
+    def __init__(self, hash: int, id: int) -> None:
+        self.hash = hash
+        #: the block's id in tables; ``None`` once it was handed out to a step that will overwrite the block
+        self.id: int | None = id
+        self.users = 1
+
+
+class PrefixCache:
+    """The cached blocks by hash, and those without a user in the order in which they are overwritten."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[int, CachedBlock] = {}
+        self._idle: OrderedDict[int, CachedBlock] = OrderedDict()
+        #: blocks, first of the idle ones, whose ids were handed out before they were evicted
+        self.lent = 0
+        #: users beyond the first, over all blocks
+        self.shared = 0
+        self.evictions = 0
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    @property
+    def idle(self) -> int:
+        """Blocks without a user."""
+        return len(self._idle)
+
+    def leading(self, hashes: tuple[int, ...], most: int) -> list[CachedBlock]:
+        """The blocks of the longest run of leading ``hashes`` that are cached, at most ``most``."""
+        found = []
+        for block_hash in hashes[:most]:
+            block = self._blocks.get(block_hash)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def enter(self, hash: int, id: int) -> CachedBlock | None:
+        """Cache the block ``id`` of one user, or return ``None`` where that hash has a block already."""
+        if hash in self._blocks:
+            return None
+        block = self._blocks[hash] = CachedBlock(hash, id)
+        return block
+
+    def use(self, block: CachedBlock) -> bool:
+        """One user more. Returns whether it is the only one: the block was idle."""
+        block.users += 1
+        if block.users > 1:
+            self.shared += 1
+            return False
+        del self._idle[block.hash]
+        return True
+
+    def leave(self, block: CachedBlock) -> bool:
+        """One user less. Returns whether none is left: the block is idle, and the last to be evicted."""
+        block.users -= 1
+        if block.users:
+            self.shared -= 1
+            return False
+        self._idle[block.hash] = block
+        return True
+
+    def evict(self) -> int | None:
+        """Forget the idle block that was used least recently. Returns its id, unless somebody has it already."""
+        block_hash, block = self._idle.popitem(last=False)
+        del self._blocks[block_hash]
+        self.evictions += 1
+        if block.id is None:
+            self.lent -= 1
+        return block.id
+
+    def lend(self) -> int:
+        """The id of the block that will be evicted next, ahead of that."""
+        for block in self._idle.values():
+            if block.id is not None:
+                lent, block.id = block.id, None
+                self.lent += 1
+                return lent
+        raise RuntimeError("a KV block id wanted, and all blocks are in use")
+
+
+class CachingPagedPool(PagedPool):
+    """A paged pool whose full prompt blocks are shared, and kept for later prompts as long as nothing else needs them.
+
+    Free blocks that are not cached are handed out first. Admission, completion and release cost time in proportion to
+    the blocks of the prompt, growth to the cached blocks that it overwrites.
+    """
+
+    def __init__(self, kv_tokens: int, block_tokens: int) -> None:
+        super().__init__(kv_tokens, block_tokens)
+        self._cache = PrefixCache()
+        #: the leading blocks of a sequence that hold KV to share; ``None`` where its own block stays private, because
+        #: another one with that hash was cached first
+        self._prompts: dict[int, list[CachedBlock | None]] = {}
+
+    @property
+    def cached_blocks(self) -> int:
+        return len(self._cache)
+
+    @property
+    def shared_blocks(self) -> int:
+        return self._cache.shared
+
+    @property
+    def evictions(self) -> int:
+        return self._cache.evictions
+
+    def own_blocks(self, sequence: Sequence, blocks: int) -> int:
+        prompt = self._prompts.get(sequence.number, ())
+        return blocks - sum(block is not None and block.users > 1 for block in prompt)
+
+    def can_book(self, sequence: Sequence, tokens: int) -> bool:
+        return self._fits(self._hits(sequence), tokens)
+
+    def book(self, sequence: Sequence, tokens: int) -> None:
+        self._require_grown()
+        super().book(sequence, tokens)
+
+    def book_cached(self, sequence: Sequence, tokens: int) -> int:
+        self._require_grown()
+        hits = self._hits(sequence)
+        if not self._fits(hits, tokens):
+            raise RuntimeError(f"{sequence!r}: no KV blocks for {tokens} tokens, {self.free_blocks} free")
+        for block in hits:
+            self.free_blocks -= self._cache.use(block)
+        if hits:
+            self._prompts[sequence.number] = list(hits)
+            self._tables[sequence.number] = [block.id for block in hits if block.id is not None]
+        blocks = self.blocks_for(tokens)
+        self.grow(blocks - len(hits))
+        sequence.pool_blocks = blocks
+        return len(hits) * self.block_tokens
+
+    def cached_tokens(self, sequence: Sequence) -> int:
+        return len(self._hits(sequence)) * self.block_tokens
+
+    def computed(self, sequence: Sequence, tokens: int) -> None:
+        blocks = min(tokens // self.block_tokens, self._hashed_blocks(sequence))
+        if not blocks:
+            return
+        self._require_grown()
+        prompt = self._prompts.setdefault(sequence.number, [])
+        if len(prompt) < blocks:
+            hashes, ids = sequence.request.block_hashes, self.table(sequence, blocks)
+            prompt += [self._cache.enter(hashes[i], ids[i]) for i in range(len(prompt), blocks)]
+
+    def grow(self, blocks: int) -> None:
+        overwritten = blocks - (self.free_blocks - self._cache.idle)
+        if overwritten > 0 and blocks <= self.free_blocks:
+            # all others that are free are handed out with them, so it does not matter that these are on top
+            evicted = [self._cache.evict() for _ in range(overwritten)]
+            self._free_ids += [block_id for block_id in evicted if block_id is not None]
+            self._recycle(overwritten, "finished")
+        super().grow(blocks)
+
+    def release(self, sequence: Sequence, blocks: int, freed: Freed) -> None:
+        self._require_grown()
+        prompt = self._prompts.pop(sequence.number, [])
+        cached = {index: block for index, block in enumerate(prompt) if block is not None}
+        if cached:
+            for block in reversed(cached.values()):
+                self.free_blocks += self._cache.leave(block)
+            ids = self._tables[sequence.number]
+            self._tables[sequence.number] = [block_id for index, block_id in enumerate(ids) if index not in cached]
+        super().release(sequence, blocks - len(cached), freed)
+
+    def _hits(self, sequence: Sequence) -> list[CachedBlock]:
+        """The cached blocks that ``sequence`` would share: at least one token is left to be computed."""
+        if sequence.computed:
+            return []
+        most = min((sequence.known - 1) // self.block_tokens, self._hashed_blocks(sequence))
+        return self._cache.leading(sequence.request.block_hashes, most)
+
+    def _fits(self, hits: list[CachedBlock], tokens: int) -> bool:
+        """Whether the blocks besides ``hits`` are there, once idle ones among ``hits`` are no longer free."""
+        idle = len({block for block in hits if not block.users})
+        return self.blocks_for(tokens) - len(hits) <= self.free_blocks - idle
+
+    def _hashed_blocks(self, sequence: Sequence) -> int:
+        return min(len(sequence.request.block_hashes), sequence.prompt_tokens // self.block_tokens)
+
+    def _next_id(self) -> int:
+        if self._free_ids or self._virgin_id < self.capacity_blocks:
+            return super()._next_id()
+        return self._cache.lend()
+
+    def _require_grown(self) -> None:
+        """A block that a step overwrites is still cached until the pool has grown: nobody may find it there."""
+        if self._cache.lent:
+            raise RuntimeError(f"{self._cache.lent} KV blocks are in tables that the pool has not grown by yet")
