@@ -161,6 +161,8 @@ class CachingPagedPool(PagedPool):
         if not blocks:
             return
         self._require_grown()
+        if not sequence.pool_blocks:
+            raise RuntimeError(f"{sequence!r} holds no blocks whose KV could be shared")
         prompt = self._prompts.setdefault(sequence.number, [])
         if len(prompt) < blocks:
             hashes, ids = sequence.request.block_hashes, self.table(sequence, blocks)

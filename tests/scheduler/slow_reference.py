@@ -92,7 +92,7 @@ class Slots:
 
     def __init__(self, tokens: int) -> None:
         self.owner: list[Job | None] = [None] * tokens
-        self.touched = [False] * tokens
+        self.left: list[str | None] = [None] * tokens
         self.total = tokens
         self.taken: Counter[str | None] = Counter()
 
@@ -117,12 +117,13 @@ class Slots:
 
     def book(self, job: Job, tokens: int) -> None:
         piece = next(piece for piece in self.pieces() if len(piece) >= tokens)[:tokens]
-        self.taken["finished" if all(self.touched[slot] for slot in piece) else None] += 1
+        self.taken[self.left[piece.start] if all(self.left[slot] for slot in piece) else None] += 1
         for slot in piece:
-            self.owner[slot], self.touched[slot] = job, True
+            self.owner[slot] = job
         job.booked = tokens
 
     def give_back(self, job: Job, tag: str) -> None:
+        self.left = [tag if owner is job else left for owner, left in zip(self.owner, self.left, strict=True)]
         self.owner = [None if owner is job else owner for owner in self.owner]
         job.booked = 0
 

@@ -326,3 +326,12 @@ def test_ids_run_out_only_with_the_blocks() -> None:
         pool.table(a, 3)
     with pytest.raises(RuntimeError, match="1 KV blocks wanted, 0 free"):
         pool.grow(1)
+
+
+def test_what_was_released_is_not_shared() -> None:
+    pool = pool_of(4)
+    a = prompt(0, (1,))
+    pool.book_cached(a, a.known)
+    leave(pool, a)
+    with pytest.raises(RuntimeError, match=r"s0.* holds no blocks whose KV could be shared"):
+        pool.computed(a, a.known)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -17,6 +16,12 @@ BLOCK = 2
 #: the deepest prompt, in blocks
 DEPTH = 4
 FREED = st.sampled_from(["finished", "evicted"])
+#: the kinds of a prompt's blocks
+PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=DEPTH)
+#: how many of a prompt's blocks have no hash
+LATE_BLOCKS = st.sampled_from([0, 0, 0, 1])
+#: one of those that are there
+PICK = st.integers(0, 11)
 
 
 def chain_hashes(symbols: tuple[int, ...]) -> tuple[int, ...]:
@@ -103,7 +108,7 @@ class PagedPools(RuleBasedStateMachine):
 
     caching = False
 
-    @initialize(capacity=st.integers(1, 14), asks=st.sampled_from(["always", "sometimes", "never"]))
+    @initialize(capacity=st.integers(1, 12), asks=st.sampled_from(["always", "sometimes", "never"]))
     def start(self, capacity: int, asks: str) -> None:
         self.pool: KvPool = build_pool("paged", capacity * BLOCK + 1, BLOCK, prefix_cache=self.caching)
         self.model = NaiveBlocks(capacity, self.caching)
@@ -119,87 +124,96 @@ class PagedPools(RuleBasedStateMachine):
 
     # -- what a scheduler does
 
-    @precondition(lambda self: len(self.waiting) < 3)
-    @rule(symbols=st.lists(st.integers(0, 1), max_size=DEPTH), extra=st.integers(0, 3), hashed=st.integers(0, DEPTH))
-    def submit(self, symbols: list[int], extra: int, hashed: int) -> None:
-        tokens = max(1, len(symbols) * BLOCK + extra)
-        self.waiting.append(sequence(self.numbers, tokens, chain_hashes(tuple(symbols))[:hashed]))
-        self.numbers += 1
+    @rule(symbols=PROMPTS, extra=st.integers(0, 2), without_hashes=LATE_BLOCKS, ask=st.booleans())
+    def serve(self, symbols: list[int], extra: int, without_hashes: int, ask: bool) -> None:
+        """A request that can be admitted is prefilled at once; the others wait."""
+        member = self.submitted(symbols, extra, without_hashes)
+        if self.admitted(member, member.known, True, ask):
+            self.compute(member, member.known, ask)
+        elif len(self.waiting) < 3:
+            self.waiting.append(member)
+
+    @rule(symbols=PROMPTS, extra=st.integers(0, 2), without_hashes=LATE_BLOCKS)
+    def submit(self, symbols: list[int], extra: int, without_hashes: int) -> None:
+        if len(self.waiting) < 3:
+            self.waiting.append(self.submitted(symbols, extra, without_hashes))
 
     @precondition(lambda self: self.waiting)
-    @rule(data=st.data(), more=st.integers(0, 5), cached=st.booleans())
-    def admit(self, data: Any, more: int, cached: bool) -> None:
-        member = data.draw(st.sampled_from(self.waiting), label="admitted")
-        tokens = member.known + more
-        hits, swapped = self.model.hits(member), member.computed > 0
-        if not self.model.fits(member, tokens, hits):
-            return
-        if not cached and not self.model.fits(member, tokens, []):
-            return
-        self.waiting.remove(member)
-        self.holders.append(member)
-        if cached or not self.caching:
-            found = self.pool.book_cached(member, tokens)
-            assert found == len(hits) * BLOCK
-            self.model.book(member, tokens, hits)
-            if not swapped:
-                member.place(member.known, found)
-        else:
-            hits = []
-            self.pool.book(member, tokens)
-            self.model.book(member, tokens, hits)
-        assert member.pool_blocks == len(self.model.tables[member.number])
-        if self.asks == "always":
-            if swapped:
-                self.write(data, member, 0, member.computed)
-            else:
-                self.asked[member.number] = len(self.pool.table(member, len(hits)))
+    @rule(pick=PICK, more=st.integers(0, 3), cached=st.booleans(), ask=st.booleans())
+    def admit(self, pick: int, more: int, cached: bool, ask: bool) -> None:
+        member = self.waiting[pick % len(self.waiting)]
+        if self.admitted(member, member.known + more, cached, ask):
+            self.waiting.remove(member)
 
     @precondition(lambda self: any(s.computed < s.known for s in self.holders))
-    @rule(data=st.data(), tokens=st.integers(1, 9))
-    def compute_chunk(self, data: Any, tokens: int) -> None:
-        member = data.draw(st.sampled_from([s for s in self.holders if s.computed < s.known]), label="computed")
-        end = min(member.known, member.computed + tokens)
-        self.write(data, member, member.computed, end)
-        member.place(member.known, end)
-        self.pool.computed(member, end)
-        self.model.computed(member, end)
+    @rule(pick=PICK, tokens=st.integers(1, 9), ask=st.booleans())
+    def compute_chunk(self, pick: int, tokens: int, ask: bool) -> None:
+        unfinished = [s for s in self.holders if s.computed < s.known]
+        member = unfinished[pick % len(unfinished)]
+        self.compute(member, min(member.known, member.computed + tokens), ask)
 
     @precondition(lambda self: any(s.computed == s.known for s in self.holders))
-    @rule(data=st.data())
-    def decode(self, data: Any) -> None:
+    @rule(chosen=st.integers(1, 127), steps=st.integers(1, 4), ask=st.booleans())
+    def decode(self, chosen: int, steps: int, ask: bool) -> None:
         ready = [s for s in self.holders if s.computed == s.known]
-        members = data.draw(st.lists(st.sampled_from(ready), min_size=1, unique=True), label="stepped")
-        new = [s for s in members if s.known + 1 > len(self.model.tables[s.number]) * BLOCK]
-        if len(new) > self.model.free:
-            return
-        for member in members:
-            self.write(data, member, member.known, member.known + 1)
-            member.place(member.known + 1, member.known + 1)
-        self.pool.grow(len(new))
-        for member in new:
-            self.model.grow(member)
+        members = [s for index, s in enumerate(ready) if chosen >> index % 7 & 1]
+        for _ in range(steps):
+            new = [s for s in members if s.known + 1 > len(self.model.tables[s.number]) * BLOCK]
+            if len(new) > self.model.free:
+                return
+            for member in members:
+                self.write(member, member.known, member.known + 1, ask)
+                member.place(member.known + 1, member.known + 1)
+            self.pool.grow(len(new))
+            for member in new:
+                self.model.grow(member)
 
     @precondition(lambda self: self.holders)
-    @rule(data=st.data(), freed=FREED, to=st.sampled_from(["nowhere", "waiting", "host"]))
-    def leave(self, data: Any, freed: Freed, to: str) -> None:
-        member = data.draw(st.sampled_from(self.holders), label="gone")
+    @rule(pick=PICK, freed=FREED, to=st.sampled_from(["nowhere", "waiting", "host"]))
+    def leave(self, pick: int, freed: Freed, to: str) -> None:
+        member = self.holders[pick % len(self.holders)]
         self.release(member, freed)
         if to == "waiting":
             member.place(member.known, 0)
         if to != "nowhere" and len(self.waiting) < 3:
             self.waiting.append(member)
 
-    def release(self, member: Sequence, freed: Freed) -> None:
-        self.holders.remove(member)
-        self.asked.pop(member.number, None)
-        self.pool.release(member, len(self.model.tables[member.number]), freed)
-        self.model.release(member, freed)
-        assert member.pool_blocks == 0
+    # -- how it does that
 
-    def write(self, data: Any, member: Sequence, start: int, end: int) -> None:
+    def submitted(self, symbols: list[int], extra: int, without_hashes: int) -> Sequence:
+        hashes = chain_hashes(tuple(symbols))
+        self.numbers += 1
+        return sequence(self.numbers, len(symbols) * BLOCK + extra, hashes[: len(hashes) - without_hashes])
+
+    def admitted(self, member: Sequence, tokens: int, cached: bool, ask: bool) -> bool:
+        hits, swapped = self.model.hits(member), member.computed > 0
+        if not cached:
+            hits = []
+        if not self.model.fits(member, tokens, hits):
+            return False
+        self.holders.append(member)
+        if cached:
+            assert self.pool.book_cached(member, tokens) == len(hits) * BLOCK
+        else:
+            self.pool.book(member, tokens)
+        self.model.book(member, tokens, hits)
+        assert member.pool_blocks == len(self.model.tables[member.number])
+        if swapped:
+            self.write(member, 0, member.computed, ask)
+        else:
+            member.place(member.known, len(hits) * BLOCK)
+            self.asked[member.number] = len(self.pool.table(member, 0))
+        return True
+
+    def compute(self, member: Sequence, end: int, ask: bool) -> None:
+        self.write(member, member.computed, end, ask)
+        member.place(member.known, end)
+        self.pool.computed(member, end)
+        self.model.computed(member, end)
+
+    def write(self, member: Sequence, start: int, end: int, ask: bool) -> None:
         """A step computes tokens: it asks for the table, perhaps ahead of what the pool has handed out."""
-        if self.asks == "never" or (self.asks == "sometimes" and not data.draw(st.booleans(), label="asks")):
+        if self.asks == "never" or (self.asks == "sometimes" and not ask):
             return
         blocks = -(-end // BLOCK)
         ids = self.pool.table(member, blocks)
@@ -208,6 +222,13 @@ class PagedPools(RuleBasedStateMachine):
         hashes = member.request.block_hashes
         for index in range(start // BLOCK, blocks):
             self.memory[ids[index]] = hashes[index] if index < len(hashes) else (member.number, index)
+
+    def release(self, member: Sequence, freed: Freed) -> None:
+        self.holders.remove(member)
+        self.asked.pop(member.number, None)
+        self.pool.release(member, len(self.model.tables[member.number]), freed)
+        self.model.release(member, freed)
+        assert member.pool_blocks == 0
 
     # -- what must hold after each call
 
@@ -367,10 +388,9 @@ class Pieces(RuleBasedStateMachine):
         assert member.pool_blocks == self.model.length(tokens)
 
     @precondition(lambda self: self.holders)
-    @rule(data=st.data(), freed=FREED)
-    def release(self, data: Any, freed: Freed) -> None:
-        member = data.draw(st.sampled_from(self.holders), label="gone")
-        self.holders.remove(member)
+    @rule(pick=PICK, freed=FREED)
+    def release(self, pick: int, freed: Freed) -> None:
+        member = self.holders.pop(pick % len(self.holders))
         self.pool.release(member, member.pool_blocks, freed)
         self.model.release(member, freed)
 
