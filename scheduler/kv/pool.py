@@ -53,9 +53,6 @@ class KvPool(Protocol):
     def blocks_for(self, tokens: int) -> int:
         """Blocks that ``tokens`` tokens need."""
 
-    def own_blocks(self, sequence: Sequence, blocks: int) -> int:
-        """How many of the ``blocks`` blocks of ``sequence`` would be free without it: those that it does not share."""
-
     def shortage(self, sequence: Sequence, tokens: int, shares: bool = True) -> int:
         """Blocks that are missing to book ``tokens`` tokens; ``shares``: cached blocks of its prompt need not be."""
 
