@@ -81,11 +81,7 @@ class KvPool(Protocol):
         """The step has ended after which the first ``tokens`` tokens of ``sequence`` hold KV: others may share it."""
 
     def grow(self, blocks: int) -> None:
-        """Hand out ``blocks`` more blocks to resident sequences.
-
-        Where a table was asked for before the blocks in it were handed out (a step writes them, and grows when it is
-        done), this comes before anything else is booked, computed or released.
-        """
+        """Hand out ``blocks`` more blocks to resident sequences, before anybody asks for their ids."""
 
     def release(self, sequence: Sequence, blocks: int, freed: Freed) -> None:
         """Take back the ``blocks`` blocks that ``sequence`` holds, shared ones among them."""
