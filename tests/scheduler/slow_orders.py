@@ -131,6 +131,7 @@ class Rules:
         if self.batch_steps < 0:
             self.batch_steps = int(batching.partition(":")[2])
         self.runs_to_completion = self.batch_steps == NEVER
+        self.full_bin = config.min_batch or config.max_running
         default_batch = config.max_running if self.policy == "multi-bin" else 1
         self.min_batch = (config.min_batch or default_batch) if self.runs_to_completion else 1
         default_wait = 1.0 if self.policy == "multi-bin" else 0.0
@@ -196,7 +197,7 @@ class Rules:
         if policy == "hrrn":
             return Order(rank=lambda job: Fraction(job.request.arrival_ns - self.now, job.predicted)), by_arrival, None
         if policy == "multi-bin":
-            order = Order(self.bin, lambda _, jobs: (len(jobs) < self.min_batch, oldest(jobs)), exclusive=True)
+            order = Order(self.bin, lambda _, jobs: (len(jobs) < self.full_bin, oldest(jobs)), exclusive=True)
             return order, by_arrival, None
         if policy == "bucket-serve":
             buckets = parse_buckets("adaptive")
