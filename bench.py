@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from core.arguments import UsageError, parse_arguments
+from core.reproduce.experiment import Experiment, Options
+from core.reproduce.registry import chosen, run_experiments, write_findings
 from core.runs import (
     Case,
     Session,
@@ -32,15 +34,19 @@ from reports.rows import RunFolderError
 from reports.run import Run
 from reports.run_folder import REPORT_FILE, load_run
 from reports.slo import SloError
+from scheduler.buckets import BUCKETS
 from scheduler.config import ConfigError
 from scheduler.journal import JournalError
 from scheduler.model_shapes import MODEL_SHAPES, UnknownShapeError
+from scheduler.oracle import ORACLES
+from scheduler.parts import PARTS
 from scheduler.plan import Layout
 from scheduler.policies import ALIASES, POLICIES
 from scheduler.request import Request
 from scheduler.scheduler import Scheduler
 from simulator.costs import CostError, CostModel
 from simulator.gpus import GPUS
+from simulator.optimum import MissingSolverError
 from simulator.recorded import recorded_costs
 from workloads.errors import WorkloadError
 from workloads.presets import PRESETS
@@ -48,7 +54,7 @@ from workloads.presets import PRESETS
 #: a mistake of the user's, in one line; all else is ours and shows a traceback
 USER_ERRORS: tuple[type[Exception], ...] = (
     UsageError, ConfigError, WorkloadError, CostError, RunFolderError, SloError, JournalError, UnknownShapeError,
-    gate.GateError,
+    gate.GateError, MissingSolverError,
 )  # fmt: skip
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -90,8 +96,11 @@ def show_list(what: str) -> int:
     lists = {
         "policies": [(name, entry.summary) for name, entry in POLICIES.items()]
         + [(alias, f"the seed's name for {name}") for alias, name in ALIASES.items()],
+        "parts": [(f"{part} {name}", text) for part, names in PARTS.items() for name, text in names.items()],
+        "oracles": list(ORACLES.items()),
+        "buckets": list(BUCKETS.items()),
         "workloads": [(name, preset.description) for name, preset in PRESETS.items()]
-        + [("FILE", "a trace of your own: arrival_s,input_tokens,output_tokens[,max_tokens][,tenant]")],
+        + [("FILE", "a trace of your own: arrival_s,input_tokens,output_tokens[,max_tokens][,tenant][,...]")],
         "models": [("(none)", "the embedded SmolLM2-135M-Instruct"), ("FOLDER or NAME", "a Hugging Face model")]
         + [(f"shape:{s.name}", f"random weights, {s.parameters / 1e9:.2f} B") for s in MODEL_SHAPES.values()],
         "costs": [("RUN", "a recorded run folder"), ("roofline:GPU:MODEL", "a projection; see --list gpus, models")],
@@ -113,7 +122,7 @@ def simulated(args: argparse.Namespace, command: str) -> int:
     session = Session(_with_workload(args, "seed"), command)
     costs = read_costs(args.costs)
     cases = _cases(args, default_layout="paged")
-    configs = [session.config(case, costs.kv_tokens, costs.context_tokens) for case in cases]
+    configs = [session.config(case, costs.kv_tokens, costs.context_tokens, costs) for case in cases]
     requests = session.requests()
     for config in configs:
         session.check(config, requests)
@@ -173,7 +182,7 @@ def _validate(args: argparse.Namespace, command: str, cases: list[Case]) -> int:
     runs: list[Run] = []
     agreements: list[Agreement] = []
     for case in cases:
-        config = session.real_config(case)
+        config = session.real_config(case, costs[case.layout])
         measured = session.measure(case, folder / f"real-{case}", config, requests)
         runs.append(measured.run)
         if measured.interrupted:
@@ -228,6 +237,24 @@ def gated(args: argparse.Namespace, command: str) -> int:
     result = gate.check(baseline)
     terminal.print_gate(result, baseline, quiet=args.quiet)
     return OK if result.passed else FAILED
+
+
+def reproduce(args: argparse.Namespace, command: str) -> int:
+    """``--mode reproduce``: published results beside the simulator's; fails where a difference is not explained."""
+    experiments = chosen(args.experiments)
+    folder = open_folder(args, "reproduce")
+
+    def say(experiment: Experiment) -> None:
+        if not args.quiet:
+            print(f"running {experiment.name}", file=sys.stderr, flush=True)
+
+    findings = run_experiments(
+        experiments, Options(args.jobs, args.seed), optional=args.experiments is None, started=say
+    )
+    write_findings(folder, findings, command)
+    terminal.print_reproduction(findings, quiet=args.quiet)
+    print(f"report: {folder / REPORT_FILE}")
+    return FAILED if any(found.unexplained for found in findings) else OK
 
 
 # -- parts of the modes
@@ -311,6 +338,7 @@ def _case_of(run: Run) -> tuple[str, str]:
 
 MODES: dict[str, Callable[[argparse.Namespace, str], int]] = {
     "tour": tour, "real": real, "sim": simulated, "validate": validate, "report": report, "gate": gated,
+    "reproduce": reproduce,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -150,12 +150,11 @@ class LinearAgeing(Order):
         rank = self._order.lane_rank(lane)
         if self.numeric != "lane":
             return rank
-        return self._aged(self._tokens(rank), lane.oldest_arrival_ns)
-
-    def _tokens(self, key: int) -> int:
+        eldest = lane.eldest
+        tokens = rank * self._order.quantum if isinstance(self._order, ByService) else rank
         if isinstance(self._order, ByLength):
-            return min(self._order.buckets.last(key), NEVER)
-        return key * self._order.quantum if isinstance(self._order, ByService) else key
+            tokens = self._order.buckets.last(eldest.known)
+        return self._aged(tokens, eldest.arrival_ns)
 
     def rank(self, sequence: Sequence, view: View) -> Any:
         rank = self._order.rank(sequence, view)

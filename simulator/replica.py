@@ -147,7 +147,10 @@ class Replica:
             start_ns = self.now_ns
             columns = plan.columns()
             device, host = self._costs.device_ns(columns), self._costs.host_ns(columns)
-            self._begin(plan, _larger(device, host) if overlapped else device + host)
+            self._begin(plan, _larger(device, host))
+            if not overlapped:
+                # nothing ran while it was planned
+                self._ends += _first(device) + _first(host) - _first(_larger(device, host))
             if self._ends.size > 1:
                 self._ends = self._ends[: self._decided_on(plan, start_ns)]
                 yield from self._wait_for(2)
@@ -192,6 +195,10 @@ def _larger(device: PerStep, host: PerStep) -> PerStep:
         return max(device, host)
     larger: npt.NDArray[np.int64] = np.maximum(device, host)
     return larger
+
+
+def _first(each: PerStep) -> int:
+    return each if isinstance(each, int) else int(each[0])
 
 
 def _total(each: PerStep, steps: int) -> int:

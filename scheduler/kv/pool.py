@@ -59,8 +59,11 @@ class KvPool(Protocol):
     def shortage(self, sequence: Sequence, tokens: int, shares: bool = True) -> int:
         """Blocks that are missing to book ``tokens`` tokens; ``shares``: cached blocks of its prompt need not be."""
 
-    def freed_by(self, holdings: list[tuple[Sequence, int]]) -> int:
-        """Blocks that become free if these sequences, each holding so many blocks, are released together."""
+    def freed_by(self, holdings: list[tuple[Sequence, int]], shared_with: Sequence | None = None) -> int:
+        """Blocks that become free if these sequences, each holding so many blocks, are released together.
+
+        Those that ``shared_with`` would find in the prefix cache are not counted: it takes them over.
+        """
 
     def can_book(self, sequence: Sequence, tokens: int) -> bool:
         """Whether ``tokens`` tokens of ``sequence`` can be booked now, sharing the prefix that is cached."""

@@ -18,13 +18,15 @@ from scheduler.sequence import Sequence
 class CachedBlock:
     """A block that holds the KV of a full prompt block, and how many sequences use it."""
 
-    __slots__ = ("hash", "id", "users")
+    __slots__ = ("freed", "hash", "id", "users")
 
     def __init__(self, hash: int, id: int) -> None:
         self.hash = hash
         #: the block's id in tables; ``None`` once it was handed out to a step that will overwrite the block
         self.id: int | None = id
         self.users = 1
+        #: how the last user left
+        self.freed: Freed = "finished"
 
 
 class PrefixCache:
@@ -73,23 +75,24 @@ class PrefixCache:
         del self._idle[block.hash]
         return True
 
-    def leave(self, block: CachedBlock) -> bool:
+    def leave(self, block: CachedBlock, freed: Freed) -> bool:
         """One user less. Returns whether none is left: the block is idle, and the last to be evicted."""
         block.users -= 1
         if block.users:
             self.shared -= 1
             return False
+        block.freed = freed
         self._idle[block.hash] = block
         return True
 
-    def evict(self) -> int | None:
-        """Forget the idle block that was used least recently. Returns its id, unless somebody has it already."""
+    def evict(self) -> CachedBlock:
+        """Forget the idle block that was used least recently, and return it."""
         block_hash, block = self._idle.popitem(last=False)
         del self._blocks[block_hash]
         self.evictions += 1
         if block.id is None:
             self.lent -= 1
-        return block.id
+        return block
 
     def lend(self) -> int:
         """The id of the block that will be evicted next, ahead of that."""
@@ -136,10 +139,12 @@ class CachingPagedPool(PagedPool):
         idle = len({block for block in hits if not block.users})
         return self.blocks_for(tokens) - len(hits) - (self.free_blocks - idle)
 
-    def freed_by(self, holdings: list[tuple[Sequence, int]]) -> int:
-        blocks = sum(count for _, count in holdings)
+    def freed_by(self, holdings: list[tuple[Sequence, int]], shared_with: Sequence | None = None) -> int:
+        kept = set() if shared_with is None else set(self._hits(shared_with))
         leaving = Counter(block for s, _ in holdings for block in self._prompts.get(s.number, ()) if block is not None)
-        return blocks - sum(count - (count == block.users) for block, count in leaving.items())
+        cached = sum(leaving.values())
+        freed = sum(count == block.users and block not in kept for block, count in leaving.items())
+        return sum(blocks for _, blocks in holdings) - cached + freed
 
     def can_book(self, sequence: Sequence, tokens: int) -> bool:
         return self._fits(self._hits(sequence), tokens)
@@ -181,8 +186,9 @@ class CachingPagedPool(PagedPool):
         if overwritten > 0 and blocks <= self.free_blocks:
             # all others that are free are handed out with them, so it does not matter that these are on top
             evicted = [self._cache.evict() for _ in range(overwritten)]
-            self._free_ids += [block_id for block_id in evicted if block_id is not None]
-            self._recycle(overwritten, "finished")
+            self._free_ids += [block.id for block in evicted if block.id is not None]
+            for block in evicted:
+                self._recycle(1, block.freed)
         super().grow(blocks)
 
     def release(self, sequence: Sequence, blocks: int, freed: Freed) -> None:
@@ -191,7 +197,7 @@ class CachingPagedPool(PagedPool):
         cached = {index: block for index, block in enumerate(prompt) if block is not None}
         if cached:
             for block in reversed(cached.values()):
-                self.free_blocks += self._cache.leave(block)
+                self.free_blocks += self._cache.leave(block, freed)
             ids = self._tables[sequence.number]
             self._tables[sequence.number] = [block_id for index, block_id in enumerate(ids) if index not in cached]
         super().release(sequence, blocks - len(cached), freed)

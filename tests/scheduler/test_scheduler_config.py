@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from scheduler.config import ConfigError, SchedulerConfig
+from scheduler.parts import PARTS, parse_admission, parse_batching
 from scheduler.policies import ALIASES, POLICIES, POLICY_SETTINGS, build_policy, policy_name
 from scheduler.scheduler import Scheduler
 
 
 @pytest.mark.parametrize(
     "name", ["max_running", "max_rows", "max_prefill_tokens", "kv_tokens", "block_tokens", "context_tokens", "bucket",
-             "min_batch"]
+             "min_batch", "chunk_tokens", "bins"]
 )  # fmt: skip
 @pytest.mark.parametrize("value", [0, -3])
 def test_counts_are_at_least_1(name: str, value: int) -> None:
@@ -22,7 +24,10 @@ def test_counts_are_at_least_1(name: str, value: int) -> None:
         SchedulerConfig(**settings)
 
 
-@pytest.mark.parametrize("name", ["starvation_s", "aging_s", "quantum", "min_rows", "max_wait_s"])
+@pytest.mark.parametrize(
+    "name", ["starvation_s", "aging_s", "aging_weight", "swap_tokens", "quantum", "min_rows", "max_wait_s",
+             "prefill_token_ns"]
+)  # fmt: skip
 @pytest.mark.parametrize("value", [-1, float("nan")])
 def test_times_and_thresholds_are_not_negative(name: str, value: float) -> None:
     settings: dict[str, Any] = {name: value}
@@ -41,6 +46,27 @@ def test_times_and_thresholds_are_not_negative(name: str, value: float) -> None:
         ({"kv_pool": "pages"}, "unknown KV pool 'pages'; did you mean paged?"),
         ({"policy": "sjf-bucket", "bucket_order": "fuller"}, "unknown bucket order 'fuller'; did you mean fullest?"),
         ({"policy": "srpt", "oracle": "ture"}, "unknown oracle 'ture'; did you mean true?"),
+        ({"oracle": "noisy:2"}, "oracle is noisy:2; must be noisy:TAU[:SEED] with TAU from 0 to 1"),
+        ({"bucket": "pow"}, "unknown bucket 'pow'; did you mean pow2?"),
+        ({"bucket": 3.5}, "unknown bucket '3.5' (valid: N, pow2, edges:A,B,..., equal-mass:N, adaptive)"),
+        ({"phase": "prefil"}, "unknown phase 'prefil'; did you mean prefill-first?"),
+        ({"aging": "liner"}, "unknown aging 'liner'; did you mean linear?"),
+        ({"victim": "oldest"}, "unknown victim 'oldest'; did you mean newest?"),
+        ({"preemption": "swop"}, "unknown preemption 'swop'; did you mean swap?"),
+        ({"batching": "slices:8"}, "unknown batching 'slices:8'; did you mean slice:K?"),
+        ({"batching": "iteration:2"}, "unknown batching 'iteration:2'; did you mean iteration?"),
+        ({"batching": "slice"}, "batching is slice; must be slice:K with K >= 1 decode steps"),
+        ({"batching": "slice:0"}, "batching is slice:0; must be slice:K"),
+        ({"batching": "slice:-2"}, "batching is slice:-2; must be slice:K"),
+        ({"batching": "slice:1.5"}, "batching is slice:1.5; must be slice:K"),
+        ({"admission": "reserve"}, "unknown admission 'reserve'; did you mean reserve-max?"),
+        ({"admission": "quantile:1"}, "admission is quantile:1; must be quantile:Q with Q between 0 and 1"),
+        ({"admission": "quantile:0"}, "admission is quantile:0; must be quantile:Q"),
+        ({"admission": "quantile:"}, "admission is quantile:; must be quantile:Q"),
+        ({"admission": "quantile:nan"}, "admission is quantile:nan; must be quantile:Q"),
+        ({"length_quantiles": ()}, "length_quantiles must be lengths >= 1 that never fall, at least one"),
+        ({"length_quantiles": (0, 5)}, "length_quantiles must be lengths >= 1"),
+        ({"length_quantiles": (5, 4)}, "length_quantiles must be lengths >= 1"),
         ({"kv_tokens": 10}, "kv_tokens is 10, less than one block of 16 tokens"),
         ({"policy": "fcfs", "bucket": 8}, "policy fcfs takes no bucket (it belongs to sjf-bucket)"),
         ({"policy": "sjf", "aging_s": 3.0}, "policy sjf takes no aging_s (it belongs to sjf-aging)"),
@@ -60,8 +86,25 @@ def test_unknown_keys_name_the_nearest_setting() -> None:
 
 
 def test_settings_survive_a_manifest() -> None:
-    config = SchedulerConfig(policy="sjf-bucket", bucket=8, layout="padded", max_rows=3)
+    config = SchedulerConfig(policy="sjf-bucket", bucket=8, layout="padded", max_rows=3, length_quantiles=(1, 4, 4))
     assert SchedulerConfig.from_dict(config.as_dict()) == config
+    assert SchedulerConfig.from_dict(json.loads(json.dumps(config.as_dict()))) == config
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_name_of_every_part_is_a_setting(part: str) -> None:
+    values = {"slice:K": ["slice:1", "slice:64"], "quantile:Q": ["quantile", "quantile:0.5"]}
+    for name in PARTS[part]:
+        for value in values.get(name, [name]):
+            assert getattr(SchedulerConfig.from_dict({part: value}), part) == value
+
+
+def test_compound_names_say_their_number() -> None:
+    assert parse_batching("slice:8") == ("slice", 8)
+    assert parse_batching("run-to-completion").kind == "run-to-completion"
+    assert parse_admission("quantile:0.75") == ("quantile", 0.75)
+    assert parse_admission("quantile") == ("quantile", 0.9)
+    assert parse_admission("peak-future").kind == "peak-future"
 
 
 @pytest.mark.parametrize(
