@@ -375,7 +375,7 @@ class Reference:
         if urgency is None or not (memory.grows or fits):
             return False
         weaker = [other for other in self.residents if urgency(other) > urgency(job) and self.rules.evictable(other)]
-        weaker = [other for other in weaker if other not in self.stepped]
+        weaker = [other for other in weaker if other not in self.stepped + self.admitted]
         weaker.sort(key=lambda other: (urgency(other), other.number), reverse=True)
         for count in range(1, len(weaker) + 1):
             victims = weaker[:count]
