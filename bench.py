@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from core.arguments import UsageError, parse_arguments
+from core.reproduce.experiment import Experiment, Options
+from core.reproduce.registry import chosen, run_experiments, write_findings
 from core.runs import (
     Case,
     Session,
@@ -44,6 +46,7 @@ from scheduler.request import Request
 from scheduler.scheduler import Scheduler
 from simulator.costs import CostError, CostModel
 from simulator.gpus import GPUS
+from simulator.optimum import MissingSolverError
 from simulator.recorded import recorded_costs
 from workloads.errors import WorkloadError
 from workloads.presets import PRESETS
@@ -51,7 +54,7 @@ from workloads.presets import PRESETS
 #: a mistake of the user's, in one line; all else is ours and shows a traceback
 USER_ERRORS: tuple[type[Exception], ...] = (
     UsageError, ConfigError, WorkloadError, CostError, RunFolderError, SloError, JournalError, UnknownShapeError,
-    gate.GateError,
+    gate.GateError, MissingSolverError,
 )  # fmt: skip
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -236,6 +239,24 @@ def gated(args: argparse.Namespace, command: str) -> int:
     return OK if result.passed else FAILED
 
 
+def reproduce(args: argparse.Namespace, command: str) -> int:
+    """``--mode reproduce``: published results beside the simulator's; fails where a difference is not explained."""
+    experiments = chosen(args.experiments)
+    folder = open_folder(args, "reproduce")
+
+    def say(experiment: Experiment) -> None:
+        if not args.quiet:
+            print(f"running {experiment.name}", file=sys.stderr, flush=True)
+
+    findings = run_experiments(
+        experiments, Options(args.jobs, args.seed), optional=args.experiments is None, started=say
+    )
+    write_findings(folder, findings, command)
+    terminal.print_reproduction(findings, quiet=args.quiet)
+    print(f"report: {folder / REPORT_FILE}")
+    return FAILED if any(found.unexplained for found in findings) else OK
+
+
 # -- parts of the modes
 
 
@@ -317,6 +338,7 @@ def _case_of(run: Run) -> tuple[str, str]:
 
 MODES: dict[str, Callable[[argparse.Namespace, str], int]] = {
     "tour": tour, "real": real, "sim": simulated, "validate": validate, "report": report, "gate": gated,
+    "reproduce": reproduce,
 }  # fmt: skip
 
 if __name__ == "__main__":

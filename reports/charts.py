@@ -278,6 +278,52 @@ _DRAW: dict[str, Callable[[Axes, Series, Timeline], None]] = {
 }
 
 
+def beside_chart(
+    name: str, title: str, labels: Sequence[str], published: Sequence[float], ours: Sequence[float],
+    errors: Sequence[float],
+) -> str:  # fmt: skip
+    """Published values (rings) and ours (dots, with their statistical errors), a line for each label."""
+    height = 0.5 + 0.24 * len(labels)
+    places = np.arange(len(labels))[::-1]
+    left = min(0.5, 0.03 + 0.0155 * max(map(len, labels)))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.3, height))
+        axes = figure.add_axes((left, 0.4 / height, 0.96 - left, 1 - 0.48 / height))
+        axes.hlines(places, np.minimum(published, ours), np.maximum(published, ours), color=LINE, linewidth=2)
+        axes.errorbar(ours, places, xerr=errors, fmt="none", ecolor="#a10001", elinewidth=1.1)
+        axes.plot(published, places, "o", markerfacecolor="none", markeredgecolor=INK, markersize=6.5)
+        axes.plot(ours, places, "o", color="#a10001", markersize=3.8)
+        values = [value for value in (*published, *ours) if value > 0]
+        if values and max(values) / min(values) > _LINEAR_RATIO:
+            axes.set_xscale("log")
+        else:
+            axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+        axes.set_yticks(places, labels=list(labels))
+        axes.set_ylim(-0.6, len(labels) - 0.4)
+        axes.grid(False, axis="y")
+        axes.set_xlabel("ring: published, dot: here")
+        return _svg(figure, name, f"{title}: published values beside ours")
+
+
+def curves_chart(
+    name: str, title: str, curves: Sequence[tuple[str, Sequence[float], Sequence[float], bool]], x: str, y: str
+) -> str:
+    """Lines as (label, x, y, whether it steps), each with its label at its end."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.3, 2.85))
+        axes = figure.add_axes((0.115, 0.165, 0.80, 0.79))
+        for index, (label, xs, ys, steps) in enumerate(curves):
+            colour = f"#a1000{index % SERIES_COLOURS + 1}"
+            axes.plot(xs, ys, color=colour, drawstyle="steps-post" if steps else "default")
+            axes.annotate(label, (xs[-1], ys[-1]), xytext=(4, 0), textcoords="offset points", color=colour,
+                          va="center", annotation_clip=False)  # fmt: skip
+        axes.set_xlim(left=0)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        return _svg(figure, name, f"{title}: {', '.join(label for label, *_ in curves)}")
+
+
 def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:g}"
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from reports.agreement import Agreement, CounterCheck, summary_line
@@ -27,6 +25,12 @@ from reports.figures import (
     statistic_title,
     why_missing,
 )
+from reports.markup import chip as _chip
+from reports.markup import number_cell as _number_cell
+from reports.markup import page
+from reports.markup import row as _row
+from reports.markup import section as _section
+from reports.markup import table as _table
 from reports.run import Run, look_up
 from reports.summary import verdict
 
@@ -80,11 +84,7 @@ def render_report(
         _reproduce(series, command),
         _footer(),
     ]
-    folder = files("reports")
-    page = Template(folder.joinpath("template.html").read_text(encoding="utf-8"))
-    style = folder.joinpath("report.css").read_text(encoding="utf-8")
-    body = "<main>\n" + "\n".join(filter(None, sections)) + "\n</main>"
-    return page.substitute(title=escape(title), style=style, body=body)
+    return page(title, sections)
 
 
 def _series(runs: Sequence[Run], agreements: Sequence[Agreement]) -> list[Series]:
@@ -113,10 +113,6 @@ def _dot(one: Series) -> str:
     return f'<span class="dot {_class_of(one)}"></span>'
 
 
-def _chip(text: str, kind: str) -> str:
-    return f'<span class="chip {kind}">{escape(text)}</span>'
-
-
 def _yes_no(value: bool | None, yes: str, no: str, unknown: str) -> str:
     if value is None:
         return _chip(unknown, "plain")
@@ -126,29 +122,6 @@ def _yes_no(value: bool | None, yes: str, no: str, unknown: str) -> str:
 def _bar(share: float | None, one: Series) -> str:
     width = 0 if share is None else 100 * min(1.0, max(0.0, share))
     return f'<span class="bar"><i class="{_class_of(one)}" style="width:{width:.1f}%"></i></span>'
-
-
-def _section(heading: str, lead: str, content: str) -> str:
-    return f'<section>\n<h2>{escape(heading)}</h2>\n<p class="lead">{escape(lead)}</p>\n{content}\n</section>'
-
-
-def _table(head: Sequence[tuple[str, str]], rows: Sequence[str]) -> str:
-    """A table in a card that scrolls sideways where it must; ``head``: text and class of each column."""
-    cells = "".join(f'<th scope="col" class="{kind}">{escape(text)}</th>' for text, kind in head)
-    body = "\n".join(rows)
-    return (
-        f'<div class="card scroll"><table>\n<thead><tr>{cells}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
-    )
-
-
-def _row(name: str, cells: Sequence[str], kind: str = "") -> str:
-    """``name`` and ``cells`` are markup."""
-    return f'<tr class="{kind}"><th scope="row" class="first">{name}</th>{"".join(cells)}</tr>'
-
-
-def _number_cell(text: str, detail: str = "", kind: str = "") -> str:
-    below = f'<span class="interval">{escape(detail)}</span>' if detail else ""
-    return f'<td class="number {kind}">{escape(text)}{below}</td>'
 
 
 def _legend(series: Sequence[Series]) -> str:

@@ -34,6 +34,7 @@ from reports.run import Run
 from reports.slo import Slo
 from reports.summary import SCHEMA_VERSION, WallClock, summarise
 from reports.waste import counters_from_rows, digest_from_rows
+from scheduler.config import ConfigError, SchedulerConfig
 from scheduler.counters import RunCounters
 from scheduler.plan import StepOutcome, StepPlan
 from scheduler.sequence import UNSET, Sequence
@@ -171,7 +172,10 @@ class RunWriter:
             self._save_gaps()
             self._files.close()
             requests, steps = read_requests(self.folder), read_steps(self.folder)
-            summary = summarise(requests, steps, self._gaps, counters, plan_digest, slo=slo, costs=costs, wall=wall)
+            summary = summarise(
+                requests, steps, self._gaps, counters, plan_digest, slo=slo, costs=costs, wall=wall,
+                config=_config(self.manifest), simulated=self.manifest.get("world") == "sim",
+            )  # fmt: skip
             _write_atomically(self.folder / SUMMARY_FILE, _json(summary))
             run = Run(self.folder, self.manifest, summary, requests, steps, self._gaps, partial=False)
             if report:
@@ -232,6 +236,14 @@ def load_run(folder: str | Path, costs: CostModel | None = None) -> Run:
         partial=True,
     )
     return Run(folder, manifest, summary, requests, steps, gaps, partial=True)
+
+
+def _config(manifest: Mapping[str, Any]) -> SchedulerConfig | None:
+    """The scheduler's settings, where the manifest has them all."""
+    try:
+        return SchedulerConfig.from_dict(manifest["config"])
+    except (KeyError, TypeError, ConfigError):
+        return None
 
 
 @contextmanager

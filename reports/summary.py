@@ -16,11 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from reports.bounds import bounds_block
 from reports.histogram import Histogram
 from reports.load import LoadStability, assess_load, unknown_load
 from reports.percentiles import Distribution, describe, missing, wilson_interval
 from reports.slo import Slo
 from reports.waste import column, time_waste
+from scheduler.config import SchedulerConfig
 from scheduler.counters import RunCounters
 from simulator.costs import CostError, CostModel
 
@@ -102,11 +104,13 @@ def summarise(
     costs: CostModel | None = None,
     wall: WallClock | None = None,
     partial: bool = False,
+    config: SchedulerConfig | None = None,
+    simulated: bool = False,
 ) -> dict[str, Any]:
     """All figures of a run, as ``summary.json`` holds them.
 
-    ``costs`` gives padding waste in time, ``slo`` goodput. ``partial`` says that the counters were rebuilt from the
-    rows of a run that was killed, so that some figures are not available.
+    ``costs`` gives padding waste in time and, with ``config``, the bounds; ``slo`` goodput. ``partial`` says that the
+    counters were rebuilt from the rows of a run that was killed, so that some figures are not available.
     """
     wall = wall or WallClock()
     absent: dict[str, str] = {}
@@ -146,6 +150,8 @@ def summarise(
             "scheduler_s": None if wall.scheduler_ns is None else wall.scheduler_ns / S,
         },
     }
+    throughput_per_s = summary["output_tokens_per_s"]
+    summary["bounds"] = bounds_block(finished(requests), config, costs, throughput_per_s, absent, simulated=simulated)
     for path in ("mean_decode_batch", "batch_occupancy"):
         if summary[path] is None:
             absent[path] = "no decode step was run"

@@ -14,6 +14,7 @@ from reports.agreement import Agreement, summary_line
 from reports.comparison import Compared, Comparison, labels
 from reports.figures import figure_at, interval_text, quantity, why_missing
 from reports.gate import GateResult
+from reports.reproduction import Findings
 from reports.run import Run, look_up
 from reports.summary import verdict
 
@@ -32,6 +33,8 @@ _RUN_FIGURES = (
     "goodput_per_s",
     "slo_attainment.share",
     "starvation.longest_gap_s",
+    "bounds.e2e_share",
+    "bounds.throughput_share",
     "scheduler_us_per_step",
 )
 _RUN_LATENCIES = ("ttft_ms", "tpot_ms", "itl_ms", "e2e_ms", "queue_ms")
@@ -136,6 +139,34 @@ def print_gate(result: GateResult, baseline: Path, *, quiet: bool = False, conso
         advice = "if this is meant: python bench.py --mode gate --update-baseline, and commit the file"
         found = f"{len(result.differences)} counters differ, {len(result.stale)} cases are stale"
         out.print(Text(f"padding-waste gate FAILED: {found}; {advice}", style="bold red"))
+
+
+def print_reproduction(findings: Sequence[Findings], *, quiet: bool = False, console: Console | None = None) -> None:
+    """Every experiment: its setup, its rows, the explanation of those that differ, and what a reader must know."""
+    out = terminal(quiet, console)
+    for found in findings:
+        out.print(Text.assemble((found.title, "bold"), f" ({found.source})"))
+        out.print(found.setup)
+        if found.not_run:
+            out.print(Text(f"not run: {found.not_run}\n", style="yellow"))
+            continue
+        table = _table(out, None, ["Quantity", "published", "ours", "difference", "allowed", "verdict"])
+        for row in found.rows:
+            style = "green" if row.passed else "yellow" if row.explanation else "bold red"
+            table.add_row(row.quantity, row.published_text(), row.ours_text(), row.difference_text(), row.allowed,
+                          Text(row.verdict, style=style))  # fmt: skip
+        out.print(table)
+        if found.extra:
+            more = _table(out, None, found.extra[0])
+            for cells in found.extra[1:]:
+                more.add_row(*cells)
+            out.print(more)
+        for row in found.rows:
+            if not row.passed:
+                out.print(f"{row.quantity}: {row.explanation or 'not explained'}")
+        for note in found.notes:
+            out.print(note)
+        out.print(f"{found.verdict()}, {found.seconds:.1f} s\n")
 
 
 def _count(value: int | None) -> str:

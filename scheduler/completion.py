@@ -232,7 +232,7 @@ class Completion:
         self._state.admission.left(sequence)
 
     def abort(self, sequence: Sequence) -> None:
-        """End ``sequence`` before its time, whatever it is at. What a plan in flight writes is held until that is done."""
+        """End ``sequence`` early, whatever it is at. Memory that a plan in flight writes is held until that is done."""
         state = self._state
         flight = state.flights[-1] if state.flights else None
         running = flight is not None and flight.holds(sequence)

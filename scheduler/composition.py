@@ -162,9 +162,9 @@ def _check_oracle(config: SchedulerConfig, admission: Admission) -> None:
     if config.oracle is None:
         return
     predicts = "oracle" in POLICIES[policy_name(config.policy)].settings
-    if not predicts and admission.kind not in ("peak-future", "reserve-pow2", "reserve-oracle"):
-        if config.victim != "longest-remaining":
-            raise ConfigError(
-                f"oracle {config.oracle} with {config.policy}: nothing in this composition asks for a length; leave it "
-                f"out, or use a policy, an admission or a victim that does (srpt, peak-future, longest-remaining)"
-            )
+    asks = admission.kind in ("peak-future", "reserve-pow2", "reserve-oracle") or config.victim == "longest-remaining"
+    if not predicts and not asks:
+        raise ConfigError(
+            f"oracle {config.oracle} with {config.policy}: nothing in this composition asks for a length; leave it "
+            f"out, or use a policy, an admission or a victim that does (srpt, peak-future, longest-remaining)"
+        )

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scheduler.plan import Layout, StepColumns
+from simulator.bounds import Floors, StepFloor
 
 
 class CostError(ValueError):
@@ -61,6 +62,13 @@ class IntegerCosts:
 
     def host_ns(self, columns: StepColumns) -> PerStep:
         return 0
+
+    def floors(self, layout: Layout, overlap: bool = False) -> Floors:
+        """What no step can be faster than; see :class:`~simulator.bounds.FlooredCosts`."""
+        return {
+            "prefill": (StepFloor(self.step_ns, self.token_ns, self.column_ns),),
+            "decode": (StepFloor(self.step_ns, self.row_ns, self.column_ns),),
+        }
 
 
 #: the prompt whose prefill says what a prompt's token costs

@@ -14,6 +14,7 @@ import pandas as pd
 from scipy.optimize import nnls
 
 from scheduler.plan import Layout, StepColumns
+from simulator.bounds import ROUNDING_NS, Floors, StepFloor
 from simulator.costs import CostError, PerStep
 
 #: what a step's time is made of, besides a constant: slots of the matrix products, and KV columns of attention
@@ -43,6 +44,12 @@ class LinearCost:
             return ns
         return round(float(total))
 
+    def floor(self, kind: str) -> StepFloor:
+        """What no step can be faster than; a decode step computes one token a row."""
+        rows = self.weights.get("rows_computed", 0.0) if kind == "decode" else 0.0
+        token_ns = self.weights.get("new_tokens_computed", 0.0) + rows
+        return StepFloor(max(0.0, self.constant - ROUNDING_NS), token_ns, self.weights.get("kv_columns_computed", 0.0))
+
 
 @dataclass(frozen=True)
 class RecordedCosts:
@@ -61,6 +68,16 @@ class RecordedCosts:
 
     def host_ns(self, columns: StepColumns) -> PerStep:
         return self._fit(self.host, columns).ns(columns)
+
+    def floors(self, layout: Layout, overlap: bool = False) -> Floors:
+        """What no step can be faster than; see :class:`~simulator.bounds.FlooredCosts`. :class:`CostError` if a kind of
+        step was not recorded."""
+        self.require(layout)
+        floors: Floors = {}
+        for kind in sorted(kind for recorded, kind in self.device if recorded == layout):
+            device, host = (fits[layout, kind].floor(kind) for fits in (self.device, self.host))
+            floors[kind] = (device, host) if overlap else (device.plus(host),)
+        return floors
 
     def require(self, layout: Layout) -> None:
         """Raise :class:`CostError` unless both kinds of step were recorded on ``layout``."""

@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from scheduler.config import unknown_name
 from scheduler.model_shapes import DTYPE_BYTES, ModelShape, UnknownShapeError, model_shape
-from scheduler.plan import StepColumns
+from scheduler.plan import Layout, StepColumns
+from simulator.bounds import ROUNDING_NS, Floors, StepFloor
 from simulator.costs import CostError, PerStep
 from simulator.gpus import GPUS, Gpu
 
@@ -65,6 +66,21 @@ class RooflineCosts:
 
     def host_ns(self, columns: StepColumns) -> PerStep:
         return self.host_ns_per_step
+
+    def floors(self, layout: Layout, overlap: bool = False) -> Floors:
+        """What no step can be faster than; see :class:`~simulator.bounds.FlooredCosts`.
+
+        The weights are read, or the products computed: each is a floor of its own. A prefill multiplies at least as
+        many pairs as it reads tokens.
+        """
+        host_ns = 0 if overlap else self.host_ns_per_step
+        column_ns = max(self._kv_token_s, self._pair_s) * 1e9
+        reads = StepFloor(max(0.0, self._weights_s * 1e9 + host_ns - ROUNDING_NS), 0.0, column_ns)
+        computes = StepFloor(max(0.0, host_ns - ROUNDING_NS), self._token_s * 1e9, column_ns)
+        both: tuple[StepFloor, ...] = (reads, computes)
+        if overlap:
+            both = (reads, computes, StepFloor(self.host_ns_per_step, 0.0, 0.0))
+        return {"prefill": both, "decode": both}
 
 
 def _larger(a: Any, b: Any) -> Any:

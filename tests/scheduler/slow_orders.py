@@ -125,9 +125,7 @@ class Rules:
         #: told of everybody who comes to wait or waits no longer
         self.buckets: list[Any] = []
         self.tenant_counter: dict[str, int] = {}
-        batching = config.batching or (
-            "run-to-completion" if self.policy in ("static", "multi-bin") else "iteration"
-        )
+        batching = config.batching or ("run-to-completion" if self.policy in ("static", "multi-bin") else "iteration")
         #: decode steps of a closed batch; 0: batches are never closed
         self.batch_steps = {"iteration": 0, "run-to-completion": NEVER}.get(batching, -1)
         if self.batch_steps < 0:
@@ -188,7 +186,10 @@ class Rules:
         if policy == "sjf-predicted":
             return Order(rank=self.aged(lambda job: job.predicted)), by_arrival, None
         if policy == "las":
-            order = Order(lambda job: job.output_tokens // self.quantum, self.aged_lane(lambda job: job.output_tokens // self.quantum * self.quantum))
+            order = Order(
+                lambda job: job.output_tokens // self.quantum,
+                self.aged_lane(lambda job: job.output_tokens // self.quantum * self.quantum),
+            )
             return order, order, order.lane
         if policy == "mlfq":
             order = Order(self.level, by_key)

@@ -285,13 +285,13 @@ def test_a_missing_line_is_named(journal: list[str]) -> None:
     "head", [[], ["{}\n"], ['{"e":"header","schema":99,"config":{}}\n'], ['{"e":"plan","now":0,"in":[]}\n']]
 )
 def test_a_journal_starts_with_its_header(head: list[str], journal: list[str]) -> None:
-    with pytest.raises(JournalError, match=r"^line 1: no journal header of schema 1"):
+    with pytest.raises(JournalError, match=r"^line 1: no journal header of schema 2"):
         replay([*head, *journal[1:3]] if head else [])
 
 
 def test_a_header_without_settings_is_named() -> None:
     with pytest.raises(JournalError, match=r"^line 1: "):
-        replay(['{"e":"header","schema":1}\n'])
+        replay(['{"e":"header","schema":2}\n'])
 
 
 def test_a_setting_of_another_version_is_named(journal: list[str]) -> None:

@@ -1,0 +1,188 @@
+"""M/M/1: one row, Poisson arrivals, service of about exponential length, against the closed forms of queueing theory.
+
+A job is a request of one prompt token. Its prefill costs nothing and gives its first token, so that 1 + S output tokens
+are S steps of service, S geometric with mean 1,000 (the exponential in whole tokens).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import ceil, log, log1p, sqrt
+from random import Random
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from core.reproduce import mg1
+from core.reproduce.experiment import MS, Experiment, Options, StepCosts, play
+from reports.reproduction import Findings, Row
+from scheduler.config import SchedulerConfig
+from scheduler.request import Request
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+#: mean service in tokens, and what a token takes
+MEAN_TOKENS = 1_000
+STEP_NS = MS
+#: jobs of a run that should end soon: eight of them in about half a minute
+DEFAULT_JOBS = 10_000
+#: of the stated statistical error: 99 %
+NORMAL_QUANTILE = 2.576
+#: relative tolerance by load
+TOLERANCE = {0.8: 0.02, 0.9: 0.04}
+
+
+@dataclass(frozen=True)
+class Discipline:
+    """One of theory's disciplines: our policy for it, its mean at each load by theory, and as published."""
+
+    title: str
+    settings: dict[str, Any]
+    theory: Callable[[float], float]
+    published: dict[float, float]
+
+
+#: one job at a time is in service; who is preempted goes to the host's memory and back for nothing
+DISCIPLINES = (
+    Discipline("FCFS", {"policy": "fcfs"}, mg1.fcfs, {0.8: 5.0, 0.9: 10.0}),
+    Discipline(
+        "SJF", {"policy": "sjf-predicted", "oracle": "true", "aging": "none"}, mg1.sjf, {0.8: 2.882, 0.9: 4.197}
+    ),
+    Discipline(
+        "SRPT", {"policy": "srpt", "oracle": "true", "quantum": 0, "preemption": "swap"}, mg1.srpt,
+        {0.8: 2.353, 0.9: 3.552},
+    ),
+    Discipline("LAS", {"policy": "las", "preemption": "swap"}, mg1.las, {0.8: 5.0, 0.9: 10.0}),
+)  # fmt: skip
+
+
+def sample_path(jobs: int, rho: float, seed: int) -> list[Request]:
+    """``jobs`` arrivals of a Poisson process of load ``rho``, each with its geometric service."""
+    rng = Random(f"mm1 {seed} {rho}")
+    mean_gap_ns = MEAN_TOKENS * STEP_NS / rho
+    per_token = log1p(-1 / MEAN_TOKENS)
+    requests, now = [], 0.0
+    for index in range(jobs):
+        now -= mean_gap_ns * log(1 - rng.random())
+        service = max(1, ceil(log(1 - rng.random()) / per_token))
+        requests.append(Request(f"j{index}", round(now), 1, service + 1, service + 1))
+    return requests
+
+
+def service_ns(requests: list[Request]) -> IntArray:
+    """Each job's service."""
+    return np.array([request.max_tokens - 1 for request in requests], np.int64) * STEP_NS
+
+
+def response_ns(requests: list[Request], settings: dict[str, Any]) -> IntArray:
+    """Each job's response time under a policy, one job in service at a time."""
+    config = SchedulerConfig(max_running=1, starvation_s=1e9, **settings)
+    _, sequences = play(config, requests, StepCosts(0, STEP_NS))
+    return np.array([sequence.finish_ns - sequence.arrival_ns for sequence in sequences], np.int64)
+
+
+def lindley_wait_ns(requests: list[Request]) -> IntArray:
+    """Waits of first come, first served by Lindley's recursion, W' = max(0, W + S - A): no simulator in it."""
+    waits = np.zeros(len(requests), np.int64)
+    wait = 0
+    for index in range(1, len(requests)):
+        before, request = requests[index - 1], requests[index]
+        wait = max(0, wait + (before.max_tokens - 1) * STEP_NS - (request.arrival_ns - before.arrival_ns))
+        waits[index] = wait
+    return waits
+
+
+def mean_of_cycles(
+    values: IntArray, starts: npt.NDArray[np.bool_], controls: Sequence[FloatArray] = ()
+) -> tuple[float, float]:
+    """Mean of ``values``, and its 99 % half-width by the regenerative method.
+
+    ``starts`` marks the jobs that find the system empty. The busy periods that they begin are independent, and the same
+    under every discipline that never idles. ``controls`` are quantities of the jobs whose true mean is 0: what their
+    means on this path explain of that of ``values`` is taken out (control variates, by least squares over the busy
+    periods).
+    """
+    first = np.flatnonzero(starts)
+    counts = np.diff(np.append(first, len(values))).astype(np.float64)
+    totals = np.add.reduceat(values.astype(np.float64), first)
+    mean = float(totals.sum() / counts.sum())
+    if len(first) <= len(controls) + 1:
+        return mean, float("inf")
+    if controls:
+        sums = np.column_stack([np.add.reduceat(control, first) for control in controls])
+        # the mean and the controls' weights at once: totals = mean x counts + weights x sums, by least squares
+        weights = np.linalg.lstsq(sums - counts[:, None] * (sums.sum(0) / counts.sum()), totals - mean * counts)[0]
+        totals = totals - sums @ weights
+        mean = float(totals.sum() / counts.sum())
+    spread = float(np.sqrt(((totals - mean * counts) ** 2).sum() / (len(first) - 1 - len(controls))))
+    return mean, NORMAL_QUANTILE * spread / (float(counts.mean()) * sqrt(len(first)))
+
+
+def path_controls(requests: list[Request], rho: float) -> list[FloatArray]:
+    """What is known of a path without any simulation: services, gaps, and the response times of FCFS, less their means.
+
+    The last are by Lindley's recursion, and no control for FCFS itself.
+    """
+    service = service_ns(requests).astype(np.float64)
+    gaps = np.diff([request.arrival_ns for request in requests], prepend=0).astype(np.float64)
+    response = lindley_wait_ns(requests) + service
+    mean_ns = MEAN_TOKENS * STEP_NS
+    # geometric service: E[S^2] = (2 - p) / p^2
+    wait_ns = rho / (1 - rho) * (2 - 1 / MEAN_TOKENS) / 2 * mean_ns
+    return [service - mean_ns, gaps - mean_ns / rho, response - (mean_ns + wait_ns)]
+
+
+def mean_response(discipline: Discipline, rho: float, jobs: int, seed: int) -> tuple[float, float]:
+    """E[T] / E[S] as simulated, and its 99 % half-width."""
+    requests = sample_path(jobs, rho, seed)
+    controls = path_controls(requests, rho)
+    known = controls[:2] if discipline.theory is mg1.fcfs else controls
+    starts = lindley_wait_ns(requests) == 0
+    mean_ns, error_ns = mean_of_cycles(response_ns(requests, discipline.settings), starts, known)
+    return mean_ns / (MEAN_TOKENS * STEP_NS), error_ns / (MEAN_TOKENS * STEP_NS)
+
+
+def rows_of(discipline: Discipline, rho: float, jobs: int, seed: int) -> list[Row]:
+    """The simulator's mean and theory's integral beside the published value."""
+    published = discipline.published[rho]
+    mean, error = mean_response(discipline, rho, jobs, seed)
+    quantity = f"{discipline.title}, load {rho:g}"
+    return [
+        Row.within(quantity, published, mean, TOLERANCE[rho], error=error),
+        Row.rounded(f"{quantity}, integral", published, discipline.theory(rho), 3),
+    ]
+
+
+def run(options: Options) -> Findings:
+    """E[T] / E[S] at two loads under four disciplines: theory's integrals, and the simulator's means."""
+    jobs = options.jobs or DEFAULT_JOBS
+    pairs = [rows_of(discipline, rho, jobs, options.seed) for rho in TOLERANCE for discipline in DISCIPLINES]
+    return Findings(
+        name=EXPERIMENT.name,
+        title=EXPERIMENT.title,
+        source=EXPERIMENT.source,
+        setup=(
+            f"Mean response time over mean service, {jobs:,} jobs, one in service at a time, prefill free, service "
+            f"geometric with mean {MEAN_TOKENS:,} tokens."
+        ),
+        rows=(*(pair[0] for pair in pairs), *(pair[1] for pair in pairs)),
+        notes=(
+            "Behind ± is the 99 % error of the mean, from the busy periods of this path (regenerative method), once "
+            "what services, gaps and Lindley's recursion on this path explain is taken out (control variates); what is "
+            "allowed is the tolerance and this error. It shrinks with the root of --jobs.",
+            "Who is preempted is swapped out and in at no cost, so that a preemption is only a pause. A job that "
+            "arrives within a step is seen at its end, at most a thousandth of a mean service later.",
+        ),
+        measured={"jobs": jobs, "seed": options.seed},
+    )
+
+
+EXPERIMENT = Experiment(
+    "mm1",
+    "M/M/1 under four disciplines",
+    "Harchol-Balter, Performance Modeling and Design of Computer Systems, 2013, chapters 29 to 33",
+    run,
+)
