@@ -33,19 +33,23 @@ class ByBin(Order):
         return (lane.count < self._batch, lane.oldest)
 
 
+def equal_mass_bins(config: SchedulerConfig, bins: int, batch: int) -> ByBin:
+    """The order of ``bins`` bins over the run's output lengths, in which ``batch`` requests fill a batch."""
+    if config.length_quantiles is None:
+        raise ConfigError(f"{config.policy} needs length_quantiles: the output lengths that its bins are to divide")
+    return ByBin(quantile_edges(config.length_quantiles, bins), batch)
+
+
 def build(config: SchedulerConfig) -> Policy:
     """``bins`` bins (default 4) of equal mass over the workload's output lengths, by the ``oracle``'s prediction.
 
     A batch starts when a bin holds ``min_batch`` requests (default ``max_running``), or when the oldest has waited
     for ``max_wait_s`` (default 1).
     """
-    if config.length_quantiles is None:
-        raise ConfigError("multi-bin needs length_quantiles: the output lengths that its bins are to divide")
     batch = config.min_batch or config.max_running
-    edges = quantile_edges(config.length_quantiles, config.bins or DEFAULT_BINS)
     return Policy(
         config.policy,
-        waiting=ByBin(edges, batch),
+        waiting=equal_mass_bins(config, config.bins or DEFAULT_BINS, batch),
         run_to_completion=True,
         min_batch=batch,
         max_wait_ns=round((DEFAULT_MAX_WAIT_S if config.max_wait_s is None else config.max_wait_s) * 1e9),
