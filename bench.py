@@ -34,9 +34,12 @@ from reports.rows import RunFolderError
 from reports.run import Run
 from reports.run_folder import REPORT_FILE, load_run
 from reports.slo import SloError
+from scheduler.buckets import BUCKETS
 from scheduler.config import ConfigError
 from scheduler.journal import JournalError
 from scheduler.model_shapes import MODEL_SHAPES, UnknownShapeError
+from scheduler.oracle import ORACLES
+from scheduler.parts import PARTS
 from scheduler.plan import Layout
 from scheduler.policies import ALIASES, POLICIES
 from scheduler.request import Request
@@ -93,8 +96,11 @@ def show_list(what: str) -> int:
     lists = {
         "policies": [(name, entry.summary) for name, entry in POLICIES.items()]
         + [(alias, f"the seed's name for {name}") for alias, name in ALIASES.items()],
+        "parts": [(f"{part} {name}", text) for part, names in PARTS.items() for name, text in names.items()],
+        "oracles": list(ORACLES.items()),
+        "buckets": list(BUCKETS.items()),
         "workloads": [(name, preset.description) for name, preset in PRESETS.items()]
-        + [("FILE", "a trace of your own: arrival_s,input_tokens,output_tokens[,max_tokens][,tenant]")],
+        + [("FILE", "a trace of your own: arrival_s,input_tokens,output_tokens[,max_tokens][,tenant][,...]")],
         "models": [("(none)", "the embedded SmolLM2-135M-Instruct"), ("FOLDER or NAME", "a Hugging Face model")]
         + [(f"shape:{s.name}", f"random weights, {s.parameters / 1e9:.2f} B") for s in MODEL_SHAPES.values()],
         "costs": [("RUN", "a recorded run folder"), ("roofline:GPU:MODEL", "a projection; see --list gpus, models")],
@@ -116,7 +122,7 @@ def simulated(args: argparse.Namespace, command: str) -> int:
     session = Session(_with_workload(args, "seed"), command)
     costs = read_costs(args.costs)
     cases = _cases(args, default_layout="paged")
-    configs = [session.config(case, costs.kv_tokens, costs.context_tokens) for case in cases]
+    configs = [session.config(case, costs.kv_tokens, costs.context_tokens, costs) for case in cases]
     requests = session.requests()
     for config in configs:
         session.check(config, requests)
@@ -176,7 +182,7 @@ def _validate(args: argparse.Namespace, command: str, cases: list[Case]) -> int:
     runs: list[Run] = []
     agreements: list[Agreement] = []
     for case in cases:
-        config = session.real_config(case)
+        config = session.real_config(case, costs[case.layout])
         measured = session.measure(case, folder / f"real-{case}", config, requests)
         runs.append(measured.run)
         if measured.interrupted:

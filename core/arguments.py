@@ -5,32 +5,54 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import yaml
 
-from scheduler.config import ConfigError, SchedulerConfig, unknown_name
+from scheduler.buckets import BUCKETS, equal_mass_buckets, parse_buckets
+from scheduler.config import SchedulerConfig
+from scheduler.errors import ConfigError, unknown_name
 from scheduler.kv import PoolKind
-from scheduler.oracle import ORACLES
+from scheduler.oracle import ORACLES, parse_oracle
 from scheduler.orders import BUCKET_ORDERS
+from scheduler.parts import (
+    ADMISSIONS,
+    AGEINGS,
+    BATCHINGS,
+    PHASES,
+    PREEMPTIONS,
+    VICTIMS,
+    parse_admission,
+    parse_batching,
+)
 from scheduler.plan import Layout
-from scheduler.policies import POLICIES, POLICY_SETTINGS, policy_name
+from scheduler.policies import POLICIES, policy_name
 
 MODES = ("tour", "real", "sim", "validate", "report", "gate", "reproduce")
-LISTS = ("policies", "workloads", "models", "costs", "gpus")
-LAYOUTS: tuple[Layout, ...] = ("padded", "paged")
-POOLS: tuple[PoolKind, ...] = ("paged", "contiguous")
+LISTS = ("policies", "parts", "oracles", "buckets", "workloads", "models", "costs", "gpus")
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+POOLS: tuple[PoolKind, ...] = get_args(PoolKind)
 
 #: the most sequences holding KV where neither the command nor the workload says; vLLM's default
 DEFAULT_MAX_RUNNING = 256
 
-#: flags that set fields of :class:`~scheduler.config.SchedulerConfig` whatever the policy
-_COMMON_SETTINGS = ("max_prefill_tokens", "kv_pool", "block_tokens")
+#: flags that set fields of :class:`~scheduler.config.SchedulerConfig` and decide nothing about who goes when
+_COMMON_SETTINGS = ("max_prefill_tokens", "kv_pool", "block_tokens", "max_rows")
 
+#: flags of the parts that go with any policy
+_PARTS = ("batching", "phase", "chunk_tokens", "admission", "aging", "aging_s", "aging_weight", "victim", "preemption",
+          "swap_tokens", "prefix_cache", "overlap", "oracle")  # fmt: skip
+
+#: flags of what some policies take; the others are not given it where several policies are run
+_OWN_SETTINGS = ("bucket", "bucket_order", "bins", "min_rows", "quantum", "min_batch", "max_wait_s")
+
+#: every setting that a policy is made of, as it is where nothing is asked for
+PLAIN = {f.name: f.default for f in fields(SchedulerConfig) if f.name in (*_PARTS, *_OWN_SETTINGS)}
 
 _PLAYED = {"workload", "trace_format", "requests", "rate", "arrivals", "time_scale", "seed", "strict"}
-_SCHEDULED = {*POLICY_SETTINGS, *_COMMON_SETTINGS, "max_rows", "max_running", "kv_tokens"}
+_SCHEDULED = {*PLAIN, *_COMMON_SETTINGS, "max_running", "kv_tokens"}
 _ENGINE = {"model", "device", "dtype", "temperature"}
 _OUTPUT = {"slo", "out", "name", "config", "dry_run", "quiet"}
 
@@ -95,11 +117,50 @@ def one_of(what: str, valid: Sequence[str]) -> Callable[[str], str]:
     return parse
 
 
+def checked(parse: Callable[[str], Any]) -> Callable[[str], str]:
+    """An argparse type: a text that ``parse`` takes, which raises :class:`ConfigError` for any other."""
+
+    def check(text: str) -> str:
+        try:
+            parse(text)
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return text
+
+    return check
+
+
 def _policies(text: str) -> list[str]:
+    return [_policy(name.strip()) for name in text.split(",")]
+
+
+def _policy(name: str) -> str:
+    """A policy's canonical name, or a file of the user's: ``mine.py:Name`` or ``mine.yaml``."""
+    if is_policy_file(name):
+        path = policy_file(name)
+        if not path.is_file():
+            raise argparse.ArgumentTypeError(f"policy {name}: no such file as {path}")
+        return name
     try:
-        return [policy_name(name.strip()) for name in text.split(",")]
+        return policy_name(name)
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def is_policy_file(policy: str) -> bool:
+    """Whether a policy is named by a file of the user's."""
+    return policy_file(policy).suffix in (".py", ".yaml", ".yml")
+
+
+def policy_file(policy: str) -> Path:
+    """The file of ``mine.py:Name`` or ``mine.yaml``."""
+    path, colon, _ = policy.rpartition(":")
+    return Path(path if colon and path.endswith(".py") else policy)
+
+
+def _bucket(text: str) -> int | str:
+    checked(lambda text: equal_mass_buckets(text) or parse_buckets(text))(text)
+    return int(text) if text.isdecimal() else text
 
 
 def _names(text: str) -> list[str]:
@@ -136,23 +197,39 @@ def build_parser() -> ArgumentParser:
     group.add_argument("--strict", action="store_true", help="exit 2 if any request can never be served")
 
     group = parser.add_argument_group("who goes when")
-    group.add_argument("--policy", type=_policies, metavar="NAME[,NAME]", help="; ".join(POLICIES) + "; orca = srpt")
-    group.add_argument("--bucket", type=positive, metavar="N", help="width of the length buckets (sjf-bucket)")
+    group.add_argument("--policy", type=_policies, metavar="NAME[,NAME]",
+                       help="; ".join(POLICIES) + "; orca = srpt; or your own: FILE.py:NAME, FILE.yaml")  # fmt: skip
+    group.add_argument("--bucket", type=_bucket, metavar="SCHEME", help=" | ".join(BUCKETS) + ": length buckets")
     group.add_argument("--bucket-order", type=one_of("bucket order", BUCKET_ORDERS), metavar="ORDER",
                        help=" | ".join(BUCKET_ORDERS) + ": the bucket that is stepped")  # fmt: skip
+    group.add_argument("--bins", type=positive, metavar="N", help="of predicted lengths (multi-bin)")
     group.add_argument("--min-rows", type=natural, metavar="N", help="a smaller cohort takes rows from the next ones")
     group.add_argument("--max-rows", type=positive, metavar="N", help="rows of a step (default: all resident)")
-    group.add_argument("--aging-s", type=number(float, 0), metavar="S", help="threshold of sjf-aging (default 60)")
-    group.add_argument("--oracle", type=one_of("oracle", tuple(ORACLES)), metavar="NAME",
-                       help=" | ".join(ORACLES) + ": what srpt knows of output lengths")  # fmt: skip
-    group.add_argument("--quantum", type=natural, metavar="N", help="tokens before srpt may evict (default 32)")
-    group.add_argument("--min-batch", type=positive, metavar="N", help="requests that start a static batch")
+    group.add_argument("--quantum", type=natural, metavar="N", help="tokens from admission before an eviction for rank")
+    group.add_argument("--min-batch", type=positive, metavar="N", help="requests that start a closed batch")
     group.add_argument("--max-wait-s", type=number(float, 0), metavar="S", help="... or this much waiting")
+
+    group = parser.add_argument_group("parts that go with any policy (--list parts says what each is)")
+    group.add_argument("--batching", type=checked(parse_batching), metavar="NAME", help=" | ".join(BATCHINGS))
+    group.add_argument("--phase", type=one_of("phase", tuple(PHASES)), metavar="NAME", help=" | ".join(PHASES))
+    group.add_argument("--chunk-tokens", type=positive, metavar="N", help="tokens of a mixed step (default 512)")
+    group.add_argument("--admission", type=checked(parse_admission), metavar="NAME", help=" | ".join(ADMISSIONS))
+    group.add_argument("--aging", type=one_of("aging", tuple(AGEINGS)), metavar="NAME", help=" | ".join(AGEINGS))
+    group.add_argument("--aging-s", type=number(float, 0), metavar="S", help="who has been here so long leads")
+    group.add_argument("--aging-weight", type=number(float, 0), metavar="W", help="tokens of rank per second (linear)")
+    group.add_argument("--victim", type=one_of("victim", tuple(VICTIMS)), metavar="NAME", help=" | ".join(VICTIMS))
+    group.add_argument("--preemption", type=one_of("preemption", tuple(PREEMPTIONS)), metavar="NAME",
+                       help=" | ".join(PREEMPTIONS))  # fmt: skip
+    group.add_argument("--swap-tokens", type=natural, metavar="N", help="host memory for KV (default: no limit)")
+    group.add_argument("--prefix-cache", action="store_true", help="prompts that begin the same are computed once")
+    group.add_argument("--overlap", action="store_true", help="the next step is planned while one runs")
+    group.add_argument("--oracle", type=checked(parse_oracle), metavar="NAME",
+                       help=" | ".join(ORACLES) + ": what is known of output lengths")  # fmt: skip
 
     group = parser.add_argument_group("memory and batch")
     group.add_argument("--layout", type=_layouts, metavar="NAME[,NAME]", help="padded | paged (default paged)")
     group.add_argument("--kv-pool", type=one_of("KV pool", POOLS), metavar="KIND",
-                       help="paged | contiguous (default: the layout's)")  # fmt: skip
+                       help=" | ".join(POOLS) + " (default: the layout's)")  # fmt: skip
     group.add_argument("--max-running", "--max-num-seqs", type=positive, metavar="N",
                        help=f"sequences holding KV (default: the workload's, else {DEFAULT_MAX_RUNNING})")  # fmt: skip
     group.add_argument("--max-prefill-tokens", "--max-num-batched-tokens", type=positive, default=2048, metavar="N",
@@ -229,9 +306,15 @@ def _config_flags(path: Path) -> list[str]:
 
 def scheduler_config(args: argparse.Namespace, policy: str, layout: Layout, **limits: Any) -> SchedulerConfig:
     """The scheduler's settings that the flags ask for; ``limits`` are those that the workload and the model give."""
-    settings = {name: getattr(args, name) for name in (*_COMMON_SETTINGS, "max_rows", *POLICY_SETTINGS)}
-    for name in POLICY_SETTINGS:
-        taken_elsewhere = any(name in POLICIES[other].settings for other in args.policy or ())
-        if name not in POLICIES[policy].settings and taken_elsewhere:
-            settings[name] = None
+    settings = {name: getattr(args, name) for name in (*_COMMON_SETTINGS, *PLAIN)}
+    if policy in POLICIES:
+        for name in _OWN_SETTINGS:
+            taken_elsewhere = any(takes(other, name) for other in args.policy or ())
+            if not takes(policy, name) and taken_elsewhere:
+                settings[name] = PLAIN[name]
     return SchedulerConfig(policy=policy, layout=layout, **{**settings, **limits})
+
+
+def takes(policy: str, setting: str) -> bool:
+    """Whether a policy takes one of the settings that only some do; of a user's file nothing is known, so it may."""
+    return policy not in POLICIES or setting in POLICIES[policy].settings

@@ -21,22 +21,24 @@ import numpy as np
 import numpy.typing as npt
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from core.arguments import DEFAULT_MAX_RUNNING, UsageError, scheduler_config
+from core.arguments import DEFAULT_MAX_RUNNING, PLAIN, UsageError, is_policy_file, scheduler_config, takes
 from reports.overhead import TimedJournaledScheduler, TimedScheduler
 from reports.rows import RunFolderError
 from reports.run import Run
 from reports.run_folder import MANIFEST_FILE, RunWriter
 from reports.slo import Slo
 from reports.summary import WallClock
+from scheduler.buckets import equal_mass_buckets, equal_mass_edges
 from scheduler.config import SchedulerConfig
 from scheduler.journal import Replay, replay
 from scheduler.observer import Observer
 from scheduler.plan import Layout, StepOutcome, StepPlan
-from scheduler.policies import POLICY_SETTINGS
+from scheduler.prefix_hashes import block_hashes_of
+from scheduler.quantiles import quantile_table
 from scheduler.request import Request, SamplingParams, requests_of
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
-from simulator.costs import CostError, CostModel
+from simulator.costs import CostError, CostModel, prefill_token_ns
 from simulator.recorded import RecordedCosts, recorded_costs
 from simulator.replica import simulate
 from simulator.roofline import RooflineCosts, roofline
@@ -61,7 +63,9 @@ class Case:
     layout: Layout
 
     def __str__(self) -> str:
-        return f"{self.policy}-{self.layout}"
+        """For a folder's name: of a policy in a file without the folders above it."""
+        policy = Path(self.policy).name.replace(":", "-") if is_policy_file(self.policy) else self.policy
+        return f"{policy}-{self.layout}"
 
 
 @dataclass(frozen=True)
@@ -96,9 +100,9 @@ class Session:
     """What the runs of one command have in common: the workload, the objectives, the manifest."""
 
     def __init__(self, args: argparse.Namespace, command: str) -> None:
-        self.args = args
-        self.command = command
         self.workload = _workload(args, args.seed)
+        self.args = with_edges(args, self.workload)
+        self.command = command
         self.slo = Slo.parse(args.slo) if args.slo else None
         self._model: LoadedModel | None = None
         #: layouts whose executor has run in this process
@@ -111,16 +115,28 @@ class Session:
         return self.args.max_running or self.workload.max_running or DEFAULT_MAX_RUNNING
 
     def config(
-        self, case: Case, kv_tokens: int | None, context_tokens: int | None, plain: bool = False
+        self,
+        case: Case,
+        kv_tokens: int | None,
+        context_tokens: int | None,
+        costs: CostModel | None = None,
+        plain: bool = False,
     ) -> SchedulerConfig:
-        """The scheduler's settings for ``case``, with the memory and context that the model or hardware has."""
+        """The scheduler's settings for ``case``, with the memory and context that the model or hardware has.
+
+        ``costs`` say what a prefill takes. ``plain`` leaves out the settings that were asked for a policy.
+        """
         limits: dict[str, Any] = {"max_running": self.max_running}
         kv_tokens = self.args.kv_tokens or kv_tokens
         if kv_tokens is not None:
             limits["kv_tokens"] = kv_tokens
         if context_tokens is not None:
             limits["context_tokens"] = context_tokens
-        args = argparse.Namespace(**{**vars(self.args), **dict.fromkeys(POLICY_SETTINGS)}) if plain else self.args
+        if costs is not None:
+            limits["prefill_token_ns"] = prefill_token_ns(costs, case.layout)
+        args = argparse.Namespace(**{**vars(self.args), **PLAIN}) if plain else self.args
+        if takes(case.policy, "bins") or (args.oracle or "").startswith("noisy"):
+            limits["length_quantiles"] = quantile_table(row.output_tokens for row in self.workload.rows)
         return scheduler_config(args, case.policy, case.layout, **limits)
 
     def check(self, config: SchedulerConfig, requests: list[Request]) -> None:
@@ -142,8 +158,9 @@ class Session:
     # -- the simulator
 
     def requests(self) -> list[Request]:
-        """The workload's requests, by their lengths only."""
-        return requests_of(self.workload.rows)
+        """The workload's requests, by their lengths and what their prompts share."""
+        workload, args = self.workload, self.args
+        return requests_of(workload.rows, args.block_tokens, workload.prefix_block_tokens, args.prefix_cache)
 
     def simulate(
         self, case: Case, costs: CostModel, folder: Path, config: SchedulerConfig, requests: list[Request]
@@ -172,16 +189,13 @@ class Session:
             self._model = load_model(self.args.model, dtype=self.args.dtype, device=self.args.device)
         return self._model
 
-    def real_config(self, case: Case, plain: bool = False) -> SchedulerConfig:
-        """The settings for ``case`` on the engine, with the KV memory that the model's device has.
-
-        ``plain`` leaves out the settings that were asked for a policy.
-        """
+    def real_config(self, case: Case, costs: CostModel | None = None, plain: bool = False) -> SchedulerConfig:
+        """The settings for ``case`` on the engine, with the KV memory that the model's device has."""
         from engine.executors import default_kv_tokens
 
         model = self.model()
         kv_tokens = default_kv_tokens(model, self.max_running, self.args.block_tokens)
-        return self.config(case, kv_tokens, model.context_tokens, plain)
+        return self.config(case, kv_tokens, model.context_tokens, costs, plain)
 
     def prompts(self, workload: Workload) -> list[Request]:
         """The workload's requests with real prompts of the wanted lengths, reproducible from the seed."""
@@ -191,12 +205,17 @@ class Session:
         writer = PromptWriter(encode, seed=args.seed)
         temperature = workload.temperature if args.temperature is None else args.temperature
         requests = []
-        for index, request in enumerate(requests_of(workload.rows)):
-            sampling = SamplingParams(temperature=temperature, seed=args.seed * 1_000_003 + index)
-            token_ids = writer.prompt(index, request.prompt_tokens)
-            output_tokens = None if args.stop_on_eos else request.output_tokens
+        for index, request in enumerate(requests_of(workload.rows, prefix_cache=False)):
+            row = workload.rows[index]
+            token_ids = writer.prompt(index, row.prompt_tokens, row.prefix_ids, workload.prefix_block_tokens)
             requests.append(
-                replace(request, prompt_token_ids=token_ids, output_tokens=output_tokens, sampling=sampling)
+                replace(
+                    request,
+                    prompt_token_ids=token_ids,
+                    block_hashes=block_hashes_of(token_ids, args.block_tokens) if args.prefix_cache else (),
+                    output_tokens=None if args.stop_on_eos else request.output_tokens,
+                    sampling=SamplingParams(temperature=temperature, seed=args.seed * 1_000_003 + index),
+                )
             )
         return requests
 
@@ -260,6 +279,15 @@ class Session:
             yield Counting(writer, progress, requests, title)
 
 
+def with_edges(args: argparse.Namespace, workload: Workload) -> argparse.Namespace:
+    """The arguments with ``--bucket equal-mass:N`` turned into the edges that ``workload`` gives."""
+    buckets = None if args.bucket is None else equal_mass_buckets(args.bucket)
+    if buckets is None:
+        return args
+    edges = equal_mass_edges(((row.prompt_tokens, row.output_tokens) for row in workload.rows), buckets)
+    return argparse.Namespace(**{**vars(args), "bucket": f"edges:{','.join(map(str, edges))}"})
+
+
 def _workload(args: argparse.Namespace, seed: int) -> Workload:
     return load_workload(
         args.workload, rng=random.Random(seed), requests=args.requests, rate=args.rate, arrivals=args.arrivals,
@@ -314,7 +342,7 @@ def _warm_up(model: LoadedModel, config: SchedulerConfig) -> None:
     from engine.loop import EngineLoop
 
     rows = min(config.max_running, WARM_UP_ROWS)
-    config = SchedulerConfig.from_dict({**config.as_dict(), **dict.fromkeys(POLICY_SETTINGS), "policy": "fcfs"})
+    config = SchedulerConfig.from_dict({**config.as_dict(), **PLAIN, "policy": "fcfs"})
     loop = EngineLoop(Scheduler(config), build_executor(model, config))
     lengths = [8 + 4 * row for row in range(rows)]
     loop.run(

@@ -96,7 +96,8 @@ class InferenceEngine:
         dtype: float32 on a CPU and bfloat16 on a GPU by default.
         device: the GPU by default, where there is one.
         kv_tokens: KV memory in tokens; by default what ``max_running`` full contexts need, bounded by the memory.
-        settings: any other field of :class:`~scheduler.config.SchedulerConfig` (``bucket``, ``max_prefill_tokens``...).
+        settings: any other field of :class:`~scheduler.config.SchedulerConfig`: the policy's own (``bucket``...), and
+            the parts that go with any (``overlap=True``, ``phase="mixed"``, ``preemption="swap"``...).
 
     Raises:
         ModelError: the model cannot be found or run.
@@ -252,9 +253,12 @@ class InferenceEngine:
                 return
 
     def _leave(self, request_id: str) -> None:
-        """Abort a request that has not ended, and free its memory now."""
+        """Abort a request that has not ended, and free its memory now. Nothing is left running for nobody."""
         if self._heard.pop(request_id, None) is not None:
             self.loop.abort(request_id)
+            with self._stepping:
+                self.loop.step()
+        while not self._heard and self.loop.in_flight:
             with self._stepping:
                 self.loop.step()
 

@@ -1,4 +1,12 @@
-"""The engine's loop: ask the scheduler for a step, run it, tell the scheduler how it went."""
+"""The engine's loop: ask the scheduler for a step, run it, tell the scheduler how it went.
+
+With overlap the scheduler plans one step ahead. While the device runs step N, plan N+1 is made; then step N is
+completed, step N+1 is launched with the tokens of step N, and so on::
+
+    device  | step 1        | step 2        | step 3 ...
+    host    | plan 2, wait  | plan 3, wait  |
+                            ^ tokens of 1 out, step 2 launched
+"""
 
 from __future__ import annotations
 
@@ -8,18 +16,24 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
-from engine.executors.base import Executor, ExecutorWaste, StepResult
+from engine.executors.base import Executor, ExecutorWaste, PendingStep, StepResult
 from engine.generation import Generation
 from engine.tokenizer import Tokenizer
+from scheduler.config import SchedulerConfig
 from scheduler.plan import StepOutcome, StepPlan, StopReason, iter_sampled
+from scheduler.prefix_hashes import block_hashes_of
 from scheduler.request import Request
 from scheduler.sequence import Sequence
 
 
 class StepScheduler(Protocol):
     """What the loop asks of a scheduler; :class:`~scheduler.scheduler.Scheduler`, or one that records."""
+
+    @property
+    def config(self) -> SchedulerConfig: ...
 
     @property
     def idle(self) -> bool: ...
@@ -59,8 +73,26 @@ class Progress(NamedTuple):
     output_tokens: int
 
 
+class Planned(NamedTuple):
+    """A plan, and what its sequences have generated: of each one, also if it ends before the plan is run."""
+
+    plan: StepPlan
+    states: dict[int, Generation]
+
+
+class Running(NamedTuple):
+    """A plan that the device is running."""
+
+    plan: StepPlan
+    states: dict[int, Generation]
+    pending: PendingStep
+
+
 class EngineLoop:
     """Drives an executor by a scheduler's plans, in real time.
+
+    With the scheduler's ``overlap`` a step is left running when :meth:`step` returns. A sequence that met its end token
+    in it is still a row of the step after, if that was planned before the token was known: that row's token is dropped.
 
     Requests and aborts come through an inbox that any thread may fill; everything else belongs to the one thread that
     calls :meth:`step` or :meth:`run`. Times are integer nanoseconds since the loop was made. ``listener`` is told of
@@ -83,9 +115,15 @@ class EngineLoop:
         self._tokenizer = tokenizer
         self._end_token_ids = end_token_ids
         self._listener = listener
+        config = scheduler.config
+        self._overlap = config.overlap
+        self._hashed_block_tokens = config.block_tokens if config.prefix_cache else None
         self._inbox: deque[Generation | str] = deque()
         self._arrived = threading.Event()
         self._live: dict[int, tuple[Sequence, Generation]] = {}
+        #: the plan that comes after the running one
+        self._planned: Planned | None = None
+        self._running: Running | None = None
         self._aborts_passed_on = False
         self._steps = self._submitted = self._ended = self._output_tokens = 0
         self._epoch_ns = time.monotonic_ns()
@@ -99,14 +137,21 @@ class EngineLoop:
         return time.monotonic_ns() - self._epoch_ns
 
     def submit(self, request: Request) -> None:
-        """Hand a request in; the next step takes it up.
+        """Hand a request in; the next plan takes it up.
+
+        With a prefix cache its ``block_hashes`` are made from its token ids, whatever it came with: KV is shared by
+        what the tokens are.
 
         Raises ``ValueError`` for a request without token ids, or with stop strings and no tokenizer to see them.
         """
+        if self._hashed_block_tokens is not None and request.prompt_token_ids is not None:
+            hashes = block_hashes_of(request.prompt_token_ids, self._hashed_block_tokens)
+            request = replace(request, block_hashes=hashes)
         self._post(Generation(request, self._end_token_ids, self._tokenizer, self._listener is not None))
 
     def abort(self, request_id: str) -> None:
-        """End a request early; unknown and ended ones are ignored. Its memory is free at the next step."""
+        """End a request early; unknown and ended ones are ignored. The next plan does without it, and no token
+        is reported after that; its memory is free when no step runs that it is in."""
         self._post(request_id)
 
     def _post(self, item: Generation | str) -> None:
@@ -140,33 +185,35 @@ class EngineLoop:
             raise
 
     def step(self) -> bool:
-        """Take in what has arrived and run one step; ``False`` when there is nothing to do now."""
+        """Take in what has arrived and complete one step; ``False`` when there is nothing to do now."""
         with _uninterrupted():
-            now_ns = self._drain_inbox()
-            plan = self.scheduler.next_step(now_ns)
-            self._forget_aborted()
-            if plan is None:
-                self._period_start_ns = None
+            if self._running is None and not self._begin():
                 return False
-            result = self._execute(plan)
-            texts, stops = self._accept(plan, result)
-            end_ns = self.now_ns()
-            period_ns = end_ns - (now_ns if self._period_start_ns is None else self._period_start_ns)
-            self._period_start_ns = end_ns
-            outcome = StepOutcome([end_ns], result.device_ns, max(0, period_ns - result.device_ns), stops)
-            ended = self.scheduler.complete(plan, outcome, end_ns)
-            self._report(result, texts, ended)
+            if self._overlap:
+                self._plan()
+            self._finish()
+            if self._planned is not None:
+                self._launch()
             return True
 
     def abort_all(self) -> None:
-        """Abort everything that has not ended, now, and forget what waits in the inbox."""
+        """Complete what is in flight, abort everything that has not ended, and forget what waits in the inbox."""
         self._inbox.clear()
+        while self.in_flight:
+            if self._running is None:
+                self._launch()
+            self._finish()
         now_ns = self.now_ns()
         for sequence, _ in self._live.values():
             self.scheduler.abort(sequence.id, now_ns)
             self._aborts_passed_on = True
         self.scheduler.next_step(now_ns)
         self._forget_aborted()
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a step is running, or planned."""
+        return self._running is not None or self._planned is not None
 
     def progress(self) -> Progress:
         """Where the run stands."""
@@ -194,37 +241,95 @@ class EngineLoop:
             return
         self._live[sequence.number] = (sequence, generation)
 
-    def _execute(self, plan: StepPlan) -> StepResult:
-        states = {chunk.sequence.number: self._live[chunk.sequence.number][1] for chunk in plan.chunks}
+    # -- one step
+
+    def _begin(self) -> bool:
+        """Plan and launch a step while none is running; ``False`` when there is nothing to do."""
+        self._plan()
+        if self._planned is None:
+            self._period_start_ns = None
+            return False
+        self._launch()
+        return True
+
+    def _plan(self) -> None:
+        """Take in what has arrived, and ask for the next plan unless there is one."""
+        if self._planned is not None:
+            return
+        now_ns = self._drain_inbox()
+        plan = self.scheduler.next_step(now_ns)
+        if plan is not None:
+            numbers = [chunk.sequence.number for chunk in plan.chunks]
+            self._planned = Planned(plan, {number: self._live[number][1] for number in numbers})
+            if self._period_start_ns is None:
+                self._period_start_ns = now_ns
+        self._forget_aborted()
+
+    def _launch(self) -> None:
+        """Start the planned step."""
+        if self._planned is None:
+            raise RuntimeError("no step is planned")
+        plan, states = self._planned
         try:
-            result = self.executor.execute(plan, states)
+            pending = self.executor.launch(plan, states)
         except Exception:
-            self._fail(plan)
+            self._fail()
             raise
+        self._planned, self._running = None, Running(plan, states, pending)
+
+    def _finish(self) -> None:
+        """Wait for the running step, and tell everybody what it gave."""
+        if self._running is None:
+            raise RuntimeError("no step is running")
+        plan, states, pending = self._running
+        try:
+            result = pending.result()
+        except Exception:
+            self._fail()
+            raise
+        self._running = None
         self.waste = ExecutorWaste(*(a + b for a, b in zip(self.waste, result.waste, strict=True)))
-        return result
+        texts, stops = self._accept(plan, states, result)
+        end_ns = self.now_ns()
+        period_ns = 0 if self._period_start_ns is None else end_ns - self._period_start_ns
+        self._period_start_ns = end_ns
+        outcome = StepOutcome([end_ns], result.device_ns, max(0, period_ns - result.device_ns), stops)
+        ended = self.scheduler.complete(plan, outcome, end_ns)
+        self._report(result, texts, ended)
 
-    def _fail(self, plan: StepPlan) -> None:
-        """The step could not be run: its sequences end with an error, so that the scheduler stays consistent."""
-        now_ns = self.now_ns()
-        members = [chunk.sequence for chunk in plan.chunks]
-        stops: dict[int, StopReason] = {sequence.number: "error" for sequence in iter_sampled(plan)}
-        ended = self.scheduler.complete(plan, StepOutcome([now_ns], 0, 0, stops), now_ns)
-        for sequence in ended:
-            self._end(sequence, None, "")
-        for sequence in members:
-            if not sequence.ended:
-                self.abort(sequence.id)
+    def _fail(self) -> None:
+        """A step could not be run: the sequences in flight end with an error, so that the scheduler stays consistent.
 
-    def _accept(self, plan: StepPlan, result: StepResult) -> tuple[dict[int, str], dict[int, StopReason]]:
-        """Give every sequence its token: the new text of each, and the stops that the plan could not foresee."""
+        A step that was planned on top of it lacks its tokens, and fails with it.
+        """
+        plans = [flight.plan for flight in (self._running, self._planned) if flight is not None]
+        self._running = self._planned = self._period_start_ns = None
+        for plan in plans:
+            now_ns = self.now_ns()
+            stops: dict[int, StopReason] = {s.number: "error" for s in iter_sampled(plan) if not s.ended}
+            for sequence in self.scheduler.complete(plan, StepOutcome([now_ns], 0, 0, stops), now_ns):
+                self._end(sequence, None, "")
+        for plan in plans:
+            for chunk in plan.chunks:
+                if not chunk.sequence.ended:
+                    self.abort(chunk.sequence.id)
+
+    def _accept(
+        self, plan: StepPlan, states: dict[int, Generation], result: StepResult
+    ) -> tuple[dict[int, str], dict[int, StopReason]]:
+        """Give every sequence its token: the new text of each, and the stops that the plan could not foresee.
+
+        Sequences that have ended meanwhile get none.
+        """
         texts: dict[int, str] = {}
         stops: dict[int, StopReason] = {}
         for sequence in iter_sampled(plan):
-            text, stop = self._live[sequence.number][1].accept(result.tokens[sequence.number])
-            texts[sequence.number] = text
+            number = sequence.number
+            if sequence.ended:
+                continue
+            texts[number], stop = states[number].accept(result.tokens[number])
             if stop is not None:
-                stops[sequence.number] = stop
+                stops[number] = stop
         return texts, stops
 
     def _report(self, result: StepResult, texts: dict[int, str], ended: list[Sequence]) -> None:

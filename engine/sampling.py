@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 
+from engine.tensors import upload
 from scheduler.request import SamplingParams
 
 _WORD = 0xFFFFFFFF
@@ -42,21 +43,60 @@ def request_seed(params: SamplingParams, request_id: str) -> int:
 
 
 def sample(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
-    """One token id for each row of ``logits`` ``[rows, vocab]``: ``int64[rows]``, on the same device.
+    """One token id for each row of ``logits`` ``[rows, vocab]``: ``int64[rows]``, on the same device."""
+    return Sampler(draws, logits.shape[-1], logits.device)(logits)
+
+
+class Sampler:
+    """How the rows of one step are sampled. What it needs is on ``device`` before the step runs.
 
     Temperature first, then top-k, top-p (over what top-k left) and min-p (relative to the most likely token).
     """
-    logits = logits.float()
-    if all(draw.params.temperature == 0 for draw in draws):
-        return logits.argmax(dim=-1)
-    device = logits.device
-    temperature = torch.tensor([draw.params.temperature for draw in draws], dtype=torch.float32, device=device)
-    greedy = temperature == 0
-    scaled = logits / torch.where(greedy, 1.0, temperature)[:, None]
-    scaled = _filtered(scaled, [draw.params for draw in draws])
-    keys = torch.tensor([_row_key(draw.seed, draw.position) for draw in draws], dtype=torch.int64, device=device)
-    noisy = scaled + gumbel_noise(keys, logits.shape[-1])
-    return torch.where(greedy, logits.argmax(dim=-1), noisy.argmax(dim=-1))
+
+    def __init__(self, draws: Sequence[Draw], vocab: int, device: torch.device) -> None:
+        params = [draw.params for draw in draws]
+        self._greedy = all(p.temperature == 0 for p in params)
+        self._filter: _Filter | None = None
+        if self._greedy:
+            return
+        self._temperature = upload([p.temperature for p in params], torch.float32, device)
+        self._keys = upload([_row_key(draw.seed, draw.position) for draw in draws], torch.int64, device)
+        rows = [i for i, p in enumerate(params) if 0 < p.top_k < vocab or p.top_p < 1 or p.min_p > 0]
+        if rows:
+            self._filter = _Filter(rows, params, vocab, device)
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """One token id for each row of ``logits`` ``[rows, vocab]``: ``int64[rows]``. Does not wait for the device."""
+        logits = logits.float()
+        if self._greedy:
+            return logits.argmax(dim=-1)
+        greedy = self._temperature == 0
+        scaled = logits / torch.where(greedy, 1.0, self._temperature)[:, None]
+        if self._filter is not None:
+            scaled = self._filter(scaled)
+        noisy = scaled + gumbel_noise(self._keys, logits.shape[-1])
+        return torch.where(greedy, logits.argmax(dim=-1), noisy.argmax(dim=-1))
+
+
+class _Filter:
+    """Puts minus infinity where a row's filters drop a token. Rows without filters are left alone."""
+
+    def __init__(self, rows: list[int], params: list[SamplingParams], vocab: int, device: torch.device) -> None:
+        self._rows = upload(rows, torch.int64, device)
+        self._top_k = upload([params[i].top_k or vocab for i in rows], torch.int64, device)
+        self._top_p = upload([params[i].top_p for i in rows], torch.float32, device)
+        self._min_p = upload([params[i].min_p for i in rows], torch.float32, device)
+
+    def __call__(self, scaled: torch.Tensor) -> torch.Tensor:
+        ordered, tokens = scaled[self._rows].sort(dim=-1, descending=True, stable=True)
+        rank = torch.arange(scaled.shape[-1], device=scaled.device)
+        ordered = ordered.masked_fill(rank >= self._top_k[:, None], -torch.inf)
+        probability = ordered.softmax(dim=-1)
+        before = probability.cumsum(dim=-1) - probability
+        kept = (before < self._top_p[:, None]) & (probability >= self._min_p[:, None] * probability[:, :1])
+        kept[:, 0] = True
+        ordered = ordered.masked_fill(~kept, -torch.inf)
+        return scaled.index_copy(0, self._rows, torch.empty_like(ordered).scatter_(1, tokens, ordered))
 
 
 def gumbel_noise(keys: torch.Tensor, vocab: int) -> torch.Tensor:
@@ -87,25 +127,3 @@ def _row_key(seed: int, position: int) -> int:
         key = (key ^ (key >> 15)) * _MULTIPLY_2 & _WORD
         key ^= key >> 16
     return key
-
-
-def _filtered(scaled: torch.Tensor, params: list[SamplingParams]) -> torch.Tensor:
-    """``scaled`` with minus infinity where a row's filters drop a token. Rows without filters are left alone."""
-    vocab = scaled.shape[-1]
-    rows = [i for i, p in enumerate(params) if 0 < p.top_k < vocab or p.top_p < 1 or p.min_p > 0]
-    if not rows:
-        return scaled
-    device = scaled.device
-    index = torch.tensor(rows, device=device)
-    top_k = torch.tensor([params[i].top_k or vocab for i in rows], device=device)
-    top_p = torch.tensor([params[i].top_p for i in rows], dtype=torch.float32, device=device)
-    min_p = torch.tensor([params[i].min_p for i in rows], dtype=torch.float32, device=device)
-    ordered, tokens = scaled[index].sort(dim=-1, descending=True, stable=True)
-    rank = torch.arange(vocab, device=device)
-    ordered = ordered.masked_fill(rank >= top_k[:, None], -torch.inf)
-    probability = ordered.softmax(dim=-1)
-    before = probability.cumsum(dim=-1) - probability
-    kept = (before < top_p[:, None]) & (probability >= min_p[:, None] * probability[:, :1])
-    kept[:, 0] = True
-    ordered = ordered.masked_fill(~kept, -torch.inf)
-    return scaled.index_copy(0, index, torch.empty_like(ordered).scatter_(1, tokens, ordered))

@@ -21,7 +21,7 @@ class Admission(Protocol):
 
     @property
     def follows_progress(self) -> bool:
-        """Whether :meth:`consents` may change its mind because *some* of the residents went further."""
+        """Whether :meth:`consents` may change its mind because residents went further."""
 
     def booking(self, sequence: Sequence) -> int:
         """Tokens to book."""

@@ -85,8 +85,8 @@ class Cohort:
         return self._top(self.oldest_first)[0]
 
     @property
-    def oldest_arrival_ns(self) -> int:
-        return self._top(self.oldest_first)[3].arrival_ns
+    def eldest(self) -> Sequence:
+        return self._top(self.oldest_first)[3]
 
     @property
     def longest(self) -> int:

@@ -31,10 +31,13 @@ class Draft:
         """Whether ``sequence``, not yet advanced, is a decode row."""
         return any(cohort is sequence.cohort for cohort in self.cohorts) or sequence in self.rows
 
+    def members(self) -> list[Sequence]:
+        """The decode rows, in no order."""
+        return [s for cohort in self.cohorts for s in cohort.members.values()] + self.rows
+
     def decode_chunks(self) -> list[Chunk]:
         """The decode rows as chunks, in no order."""
-        members = [s for cohort in self.cohorts for s in cohort.members.values()] + self.rows
-        return [Chunk(s, s.known - 1, 1, True) for s in members]
+        return [Chunk(s, s.known - 1, 1, True) for s in self.members()]
 
 
 def measure(

@@ -14,26 +14,59 @@ from scheduler.request import Request
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class JournalError(ValueError):
     """A journal that cannot be replayed; the message is one line that names the place."""
 
 
+class BlockNumbers:
+    """Block hashes as small numbers, by first appearance: what a journal keeps of them.
+
+    A scheduler asks of two hashes only whether they are equal. A prompt's blocks that no prompt had before get
+    consecutive numbers, so that a prompt is a few runs of numbers however long it is.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[int, int] = {}
+
+    def runs(self, hashes: Iterable[int]) -> list[int]:
+        """The numbers of ``hashes`` as runs: first number, count, first number, count, ..."""
+        numbers = self._numbers
+        runs: list[int] = []
+        for block_hash in hashes:
+            number = numbers.setdefault(block_hash, len(numbers))
+            if runs and number == runs[-2] + runs[-1]:
+                runs[-1] += 1
+            else:
+                runs += (number, 1)
+        return runs
+
+    @staticmethod
+    def expand(runs: list[int]) -> tuple[int, ...]:
+        """The numbers in ``runs``; they serve as hashes."""
+        pairs = zip(runs[::2], runs[1::2], strict=True)
+        return tuple(number for first, count in pairs for number in range(first, first + count))
+
+
 class JournaledScheduler(Scheduler):
     """A scheduler that writes down each call.
 
-    One JSON object a line: a header, then ``plan`` (the time that was read, what came in since the plan before, and
-    the digest of what was planned) and ``complete`` (the end times, device and host nanoseconds, and who was stopped
-    by an end token or a stop string). Times are integers and are never computed again.
+    One JSON object a line: a header, then in the order of the calls ``plan`` (the time that was read, what came in
+    since the plan before, and the digest of what was planned, if anything was) and ``complete`` (the index of the
+    plan, the end times, device and host nanoseconds, and who was stopped by an end token or a stop string). With
+    overlap there is a ``plan`` between a plan and its ``complete``; a stretch in flight may be the subject of a
+    ``shorten`` before it. Times are integers and are never computed again.
     """
 
     def __init__(self, config: SchedulerConfig, stream: TextIO, observer: Observer | None = None) -> None:
         super().__init__(config, observer)
         self._stream = stream
         self._inbox: list[list[Any]] = []
-        self._write({"e": "header", "schema": SCHEMA, "config": config.as_dict()})
+        self._in_flight = 0
+        self._blocks = BlockNumbers()
+        self._write({"e": "header", "schema": SCHEMA, "config": self.config.as_dict()})
 
     def _write(self, entry: dict[str, Any]) -> None:
         self._stream.write(json.dumps(entry, separators=(",", ":")) + "\n")
@@ -41,10 +74,13 @@ class JournaledScheduler(Scheduler):
     def submit(self, request: Request, now_ns: int) -> Sequence:
         sequence = super().submit(request, now_ns)
         r = request
-        self._inbox.append(
-            ["submit", now_ns, r.id, r.prompt_tokens, r.max_tokens, r.output_tokens, r.stop_kind, r.arrival_ns,
-             r.tenant, r.priority]
-        )  # fmt: skip
+        call = ["submit", now_ns, r.id, r.prompt_tokens, r.max_tokens, r.output_tokens, r.stop_kind, r.arrival_ns,
+                r.tenant, r.priority]  # fmt: skip
+        if r.deadline_ns is not None or r.block_hashes:
+            call.append(r.deadline_ns)
+        if r.block_hashes:
+            call.append(self._blocks.runs(r.block_hashes))
+        self._inbox.append(call)
         return sequence
 
     def abort(self, request_id: str, now_ns: int) -> None:
@@ -53,7 +89,8 @@ class JournaledScheduler(Scheduler):
 
     def next_step(self, now_ns: int, max_repeat: int = 1) -> StepPlan | None:
         plan = super().next_step(now_ns, max_repeat)
-        if plan is None and not self._inbox:
+        # to be asked moves the plan in flight on, also where no other is made
+        if plan is None and not self._inbox and not self._in_flight:
             return None
         entry: dict[str, Any] = {"e": "plan", "now": now_ns, "in": self._inbox}
         if max_repeat != 1:
@@ -61,9 +98,14 @@ class JournaledScheduler(Scheduler):
         if plan is not None:
             entry["i"] = plan.index
             entry["run"] = list(plan.digest())
+            self._in_flight += 1
         self._write(entry)
         self._inbox = []
         return plan
+
+    def shorten(self, plan: StepPlan, steps: int) -> None:
+        super().shorten(plan, steps)
+        self._write({"e": "shorten", "i": plan.index, "steps": steps})
 
     def complete(self, plan: StepPlan, outcome: StepOutcome, now_ns: int) -> list[Sequence]:
         entry = {
@@ -73,6 +115,7 @@ class JournaledScheduler(Scheduler):
         if outcome.stops:
             entry["stops"] = [[number, reason] for number, reason in outcome.stops.items()]
         self._write(entry)
+        self._in_flight -= 1
         return super().complete(plan, outcome, now_ns)
 
 
@@ -102,7 +145,7 @@ def replay(lines: Iterable[str], observer: Observer | None = None, world: type[S
     if header.get("e") != "header" or header.get("schema") != SCHEMA or not isinstance(config, dict):
         raise JournalError(f"line {number}: no journal header of schema {SCHEMA}")
     scheduler = world(SchedulerConfig.from_dict(config), observer)
-    plan: StepPlan | None = None
+    in_flight: dict[int, StepPlan] = {}
     plans = 0
     for number, entry in entries:
         try:
@@ -110,20 +153,33 @@ def replay(lines: Iterable[str], observer: Observer | None = None, world: type[S
                 for call in entry["in"]:
                     _deliver(scheduler, call)
                 plan = scheduler.next_step(entry["now"], entry.get("max_repeat", 1))
-                plans += plan is not None
-                planned = None if plan is None else list(plan.digest())
+                planned = None
+                if plan is not None:
+                    plans += 1
+                    in_flight[plan.index] = plan
+                    planned = list(plan.digest())
                 if planned != entry.get("run"):
                     where = f"line {number}: planned {planned}, recorded {entry.get('run')}"
                     return Replay(scheduler, plans, where)
-            elif entry["e"] == "complete" and plan is not None:
+            elif entry["e"] == "shorten":
+                scheduler.shorten(_named(in_flight, entry), entry["steps"])
+            elif entry["e"] == "complete":
                 stops = dict(entry.get("stops", ()))
                 outcome = StepOutcome(entry["ends"], entry["device_ns"], entry["host_ns"], stops)
-                scheduler.complete(plan, outcome, entry["now"])
+                scheduler.complete(_named(in_flight, entry), outcome, entry["now"])
+                del in_flight[entry["i"]]
             else:
-                raise ValueError(f"{entry['e']!r} where a plan was expected")
+                raise ValueError(f"no entry is called {entry['e']!r}")
         except (KeyError, TypeError, IndexError, ValueError, RuntimeError) as error:
             raise JournalError(f"line {number}: malformed entry ({error!r})") from error
     return Replay(scheduler, plans, None)
+
+
+def _named(in_flight: dict[int, StepPlan], entry: dict[str, Any]) -> StepPlan:
+    plan = in_flight.get(entry["i"])
+    if plan is None:
+        raise ValueError(f"plan {entry['i']} is not in flight")
+    return plan
 
 
 def _parse(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -144,9 +200,12 @@ def _deliver(scheduler: Scheduler, call: list[Any]) -> None:
     if kind == "abort":
         scheduler.abort(request_id, now_ns)
         return
-    prompt, most, output, stop_kind, arrival_ns, tenant, priority = rest
+    prompt, most, output, stop_kind, arrival_ns, tenant, priority, *more = rest
+    deadline_ns = more[0] if more else None
+    runs = more[1] if len(more) > 1 else []
     request = Request(
         id=request_id, arrival_ns=arrival_ns, prompt_tokens=prompt, max_tokens=most, output_tokens=output,
-        stop_kind=stop_kind, tenant=tenant, priority=priority,
+        stop_kind=stop_kind, tenant=tenant, priority=priority, deadline_ns=deadline_ns,
+        block_hashes=BlockNumbers.expand(runs),
     )  # fmt: skip
     scheduler.submit(request, now_ns)

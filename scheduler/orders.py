@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from scheduler.buckets import AdaptiveSplit, Buckets, FixedWidth
@@ -92,6 +92,10 @@ class ByPrediction(Order):
     def rank(self, sequence: Sequence, view: View) -> int:
         return view.predicted(sequence)
 
+    def steps_in_lane(self, sequence: Sequence, view: View) -> int:
+        """Until it outlives its prediction and has a new one."""
+        return remaining(sequence, view)
+
 
 class ByService(Order):
     """Lanes by output tokens so far, in quanta; the fewest first."""
@@ -116,6 +120,13 @@ class ByDeadline(Order):
 
     def rank(self, sequence: Sequence, view: View) -> int:
         return deadline(sequence, view)
+
+
+class ByPriority(Order):
+    """One lane; the smallest priority number first."""
+
+    def rank(self, sequence: Sequence, view: View) -> int:
+        return priority(sequence, view)
 
 
 class LinearAgeing(Order):
@@ -150,12 +161,11 @@ class LinearAgeing(Order):
         rank = self._order.lane_rank(lane)
         if self.numeric != "lane":
             return rank
-        return self._aged(self._tokens(rank), lane.oldest_arrival_ns)
-
-    def _tokens(self, key: int) -> int:
+        eldest = lane.eldest
+        tokens = rank * self._order.quantum if isinstance(self._order, ByService) else rank
         if isinstance(self._order, ByLength):
-            return min(self._order.buckets.last(key), NEVER)
-        return key * self._order.quantum if isinstance(self._order, ByService) else key
+            tokens = self._order.buckets.last(eldest.known)
+        return self._aged(tokens, eldest.arrival_ns)
 
     def rank(self, sequence: Sequence, view: View) -> Any:
         rank = self._order.rank(sequence, view)
@@ -180,3 +190,31 @@ def deadline(sequence: Sequence, view: View) -> int:
     """When the first token is due; :data:`~scheduler.plan.NEVER` without a deadline."""
     due = sequence.request.deadline_ns
     return NEVER if due is None else due
+
+
+def attained(quantum: int) -> Callable[[Sequence, View], int]:
+    """Output tokens so far, in quanta of ``quantum``."""
+
+    def quanta(sequence: Sequence, view: View) -> int:
+        return sequence.output_tokens // quantum
+
+    return quanta
+
+
+def priority(sequence: Sequence, view: View) -> int:
+    """The request's priority number; a smaller one is more important."""
+    return sequence.request.priority
+
+
+def submission(sequence: Sequence, view: View) -> int:
+    """The place in the order of submission."""
+    return sequence.number
+
+
+def before_share(share: float) -> Callable[[Sequence, View], bool]:
+    """Whether less than ``share`` of the output that was predicted at first has been made."""
+
+    def early(sequence: Sequence, view: View) -> bool:
+        return sequence.output_tokens < share * sequence.estimates[0]
+
+    return early

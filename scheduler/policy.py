@@ -36,8 +36,8 @@ class Lane(Protocol):
         """The smallest sequence number among them."""
 
     @property
-    def oldest_arrival_ns(self) -> int:
-        """When that one arrived."""
+    def eldest(self) -> Sequence:
+        """That member."""
 
 
 class View(Protocol):

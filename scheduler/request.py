@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from scheduler.prefix_hashes import block_hashes_of_prefix
+
 StopKind = Literal["length", "eos"]
 
 DEFAULT_MAX_TOKENS = 2048
@@ -107,10 +109,43 @@ class WorkloadRow(Protocol):
     @property
     def tenant(self) -> str: ...
 
+    @property
+    def priority(self) -> int: ...
 
-def requests_of(rows: Iterable[WorkloadRow]) -> list[Request]:
-    """The requests of a workload, each with its hidden output length; ids are ``r0``, ``r1``, ... in row order."""
-    return [
-        Request(f"r{index}", row.arrival_ns, row.prompt_tokens, row.max_tokens, row.output_tokens, tenant=row.tenant)
-        for index, row in enumerate(rows)
-    ]
+    @property
+    def ttft_slo_ns(self) -> int | None: ...
+
+    @property
+    def prefix_ids(self) -> tuple[int, ...]: ...
+
+
+def requests_of(
+    rows: Iterable[WorkloadRow], block_tokens: int = 16, prefix_block_tokens: int = 512, prefix_cache: bool = True
+) -> list[Request]:
+    """The requests of a workload, each with its hidden output length; ids are ``r0``, ``r1``, ... in row order.
+
+    Their block hashes are for a ``prefix_cache`` of ``block_tokens`` blocks: what the rows' ``prefix_ids`` (of
+    ``prefix_block_tokens`` each) say that prompts share, and the rest of each prompt its own. Raises
+    :class:`~scheduler.errors.ConfigError` where blocks of the one size cannot be told in blocks of the other.
+    """
+    requests = []
+    for index, row in enumerate(rows):
+        name = f"r{index}"
+        hashes: tuple[int, ...] = ()
+        if prefix_cache:
+            hashes = block_hashes_of_prefix(row.prefix_ids, prefix_block_tokens, row.prompt_tokens, block_tokens, name)
+        deadline_ns = None if row.ttft_slo_ns is None else row.arrival_ns + row.ttft_slo_ns
+        requests.append(
+            Request(
+                name,
+                row.arrival_ns,
+                row.prompt_tokens,
+                row.max_tokens,
+                row.output_tokens,
+                tenant=row.tenant,
+                priority=row.priority,
+                deadline_ns=deadline_ns,
+                block_hashes=hashes,
+            )
+        )
+    return requests

@@ -75,8 +75,8 @@ class RankedLane:
         return self._by_number.first()
 
     @property
-    def oldest_arrival_ns(self) -> int:
-        return self.members[self.oldest].arrival_ns
+    def eldest(self) -> Sequence:
+        return self.members[self.oldest]
 
     @property
     def head(self) -> Sequence:

@@ -69,3 +69,32 @@ class IntegerCosts:
             "prefill": (StepFloor(self.step_ns, self.token_ns, self.column_ns),),
             "decode": (StepFloor(self.step_ns, self.row_ns, self.column_ns),),
         }
+
+
+#: the prompt whose prefill says what a prompt's token costs
+TYPICAL_PROMPT = 512
+
+
+def prefill_token_ns(costs: CostModel, layout: Layout) -> int:
+    """Time to prefill a prompt of 512 tokens, a token's part of it: whole microseconds in nanoseconds, at least one.
+
+    A constant of the run for policies that reckon with prefill times, coarse so that costs fitted again give the same.
+    """
+    tokens = TYPICAL_PROMPT
+    pairs = tokens * (tokens + 1) // 2
+    columns = StepColumns(
+        layout=layout,
+        kind="prefill",
+        repeat=1,
+        rows=1,
+        rows_computed=1,
+        new_tokens=tokens,
+        new_tokens_computed=tokens,
+        context_tokens=pairs,
+        kv_columns_computed=tokens * tokens if layout == "padded" else pairs,
+        kv_tokens_read=tokens,
+        longest_context=tokens,
+        sampled_rows=1,
+    )
+    step_ns = int(np.sum(costs.device_ns(columns))) + int(np.sum(costs.host_ns(columns)))
+    return max(1, round(step_ns / tokens / 1000)) * 1000

@@ -97,7 +97,7 @@ class Replica:
         return int(np.searchsorted(self._ends, time_ns)) + 1
 
     def _run(self) -> Process:
-        env, scheduler = self._env, self.scheduler
+        env = self._env
         while True:
             plan = self._next_plan()
             if plan is not None:
@@ -126,11 +126,10 @@ class Replica:
 
     def _execute(self, plan: StepPlan) -> Process:
         """One plan after the other: the host's work and the device's add up."""
-        env, start_ns = self._env, self.now_ns
         columns = plan.columns()
         device, host = self._costs.device_ns(columns), self._costs.host_ns(columns)
         if plan.repeat == 1:
-            yield StepEnd(env, int(device + host))
+            yield StepEnd(self._env, int(device + host))
             outcome = StepOutcome([self.now_ns], int(device), int(host))
         else:
             self._begin(plan, device + host)
@@ -147,7 +146,10 @@ class Replica:
             start_ns = self.now_ns
             columns = plan.columns()
             device, host = self._costs.device_ns(columns), self._costs.host_ns(columns)
-            self._begin(plan, _larger(device, host) if overlapped else device + host)
+            self._begin(plan, _larger(device, host))
+            if not overlapped:
+                # nothing ran while it was planned
+                self._ends += _first(device) + _first(host) - _first(_larger(device, host))
             if self._ends.size > 1:
                 self._ends = self._ends[: self._decided_on(plan, start_ns)]
                 yield from self._wait_for(2)
@@ -192,6 +194,10 @@ def _larger(device: PerStep, host: PerStep) -> PerStep:
         return max(device, host)
     larger: npt.NDArray[np.int64] = np.maximum(device, host)
     return larger
+
+
+def _first(each: PerStep) -> int:
+    return each if isinstance(each, int) else int(each[0])
 
 
 def _total(each: PerStep, steps: int) -> int:

@@ -10,12 +10,18 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import bench
+from core.arguments import parse_arguments, scheduler_config
+from core.runs import Case, Session, read_costs
 from reports.run_folder import load_run
+from scheduler.config import SchedulerConfig
+from scheduler.request import Request
+from simulator.costs import prefill_token_ns
 
 ROOT = Path(bench.__file__).parent
 SIM = ["--mode", "sim", "--quiet", "--costs", "roofline:a100-40gb:qwen-7b"]
@@ -88,8 +94,111 @@ def test_flags_come_from_a_yaml_file_and_the_command_line_wins(tmp_path: Path) -
     config = tmp_path / "flags.yaml"
     config.write_text("workload: tour\npolicy: [sjf-bucket]\nbucket: 16\nmax_num_seqs: 4\n")
     assert run(*SIM, "--config", config, "--bucket", "64", "--out", tmp_path / "run") == 0
-    settings = json.loads((tmp_path / "run" / "manifest.json").read_text())["config"]
-    assert (settings["policy"], settings["bucket"], settings["max_running"]) == ("sjf-bucket", 64, 4)
+    config = settings(tmp_path / "run")
+    assert (config["policy"], config["bucket"], config["max_running"]) == ("sjf-bucket", 64, 4)
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "manifest.json").read_text())["config"]
+    return config
+
+
+def test_every_part_reaches_the_scheduler_whatever_the_policy() -> None:
+    flags = {
+        "batching": "slice:8", "phase": "mixed", "chunk_tokens": 256, "admission": "quantile:0.8", "aging": "linear",
+        "aging_s": 3.5, "aging_weight": 2.5, "victim": "lowest-priority", "preemption": "swap", "swap_tokens": 0,
+        "oracle": "noisy:0.6:4",
+    }  # fmt: skip
+    argv = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    args = parse_arguments([*SIM, "--policy", "fcfs,sjf,static", *argv, "--prefix-cache", "--overlap"])
+    for policy in args.policy:
+        config = scheduler_config(args, policy, "paged")
+        assert {name: getattr(config, name) for name in flags} == flags
+        assert config.prefix_cache
+        assert config.overlap
+    plain = scheduler_config(parse_arguments(SIM), "fcfs", "paged")
+    assert plain == SchedulerConfig()
+
+
+def test_what_only_some_policies_take_is_kept_from_the_others() -> None:
+    args = parse_arguments([*SIM, "--policy", "fcfs,sjf-bucket", "--bucket", "64", "--max-rows", "3"])
+    configs = [scheduler_config(args, policy, "paged") for policy in args.policy]
+    assert [config.bucket for config in configs] == [None, 64]
+    assert [config.max_rows for config in configs] == [3, 3]
+    alone = parse_arguments([*SIM, "--policy", "fcfs", "--bucket", "64"])
+    assert scheduler_config(alone, "fcfs", "paged").bucket == 64  # for the scheduler to refuse
+
+
+def session(*argv: str | Path) -> Session:
+    return Session(parse_arguments([*SIM, *map(str, argv)]), "some command")
+
+
+def test_buckets_of_equal_mass_become_the_edges_of_the_workload(tmp_path: Path) -> None:
+    trace = tmp_path / "mine.csv"
+    # lengths 1 to 12 weigh one each, 5 to 8 one more: 16 in all, quarters of 4
+    trace.write_text(HEADER + "0,1,12\n0,5,4\n")
+    made = session("--workload", trace, "--policy", "sjf-bucket,fcfs", "--bucket", "equal-mass:4")
+    configs = [made.config(Case(policy, "paged"), None, None) for policy in ("sjf-bucket", "fcfs")]
+    assert [config.bucket for config in configs] == ["edges:4,6,8", None]
+
+
+def test_length_quantiles_are_the_workloads_where_something_needs_them(tmp_path: Path) -> None:
+    trace = tmp_path / "mine.csv"
+    trace.write_text(HEADER + "".join(f"0,9,{output}\n" for output in range(257, 0, -1)))
+    case = Case("srpt", "paged")
+    config = session("--workload", trace, "--policy", "srpt", "--oracle", "noisy:0.5").config(case, None, None)
+    assert config.length_quantiles == tuple(range(1, 258))
+    assert session("--workload", trace, "--policy", "srpt").config(case, None, None).length_quantiles is None
+
+
+def test_prefill_times_come_from_the_costs_where_there_are_any() -> None:
+    made, case = session("--workload", "tour"), Case("fcfs", "paged")
+    costs = read_costs("roofline:a100-40gb:qwen-7b")
+    assert made.config(case, None, None, costs).prefill_token_ns == prefill_token_ns(costs, "paged")
+    assert made.config(case, None, None).prefill_token_ns == SchedulerConfig().prefill_token_ns
+    assert made.config(case, None, None, plain=True) == made.config(case, None, None)
+
+
+def test_sim_reckons_with_its_costs(tmp_path: Path) -> None:
+    assert run(*SIM, "--workload", "tour", "--out", tmp_path / "run") == 0
+    costs = read_costs("roofline:a100-40gb:qwen-7b")
+    assert settings(tmp_path / "run")["prefill_token_ns"] == prefill_token_ns(costs, "paged")
+
+
+def test_requests_know_what_their_prompts_share_only_for_a_prefix_cache() -> None:
+    without = session("--workload", "chat-sessions", "--requests", "60").requests()
+    assert not any(request.block_hashes for request in without)
+    shared = session("--workload", "chat-sessions", "--requests", "60", "--prefix-cache").requests()
+    assert all(len(request.block_hashes) == request.prompt_tokens // 16 for request in shared)
+    assert len({request.block_hashes[0] for request in shared}) == 4
+
+
+@pytest.mark.parametrize("block_tokens", ["16", "64", "1024"])
+def test_real_prompts_share_the_blocks_that_the_simulation_reckons_with(
+    block_tokens: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = session("--workload", "chat-sessions", "--requests", "40", "--prefix-cache", "--block-tokens", block_tokens)
+    monkeypatch.setattr(made, "model", lambda: SimpleNamespace(tokenizer=None))
+    simulated, real = made.requests(), made.prompts(made.workload)
+
+    def classes(requests: list[Request]) -> list[list[int]]:
+        """Each block by the number of the first one that it is equal to."""
+        numbers: dict[int, int] = {}
+        return [[numbers.setdefault(block, len(numbers)) for block in request.block_hashes] for request in requests]
+
+    assert classes(simulated) == classes(real)
+    assert any(blocks for blocks in classes(real))
+
+
+def test_a_policy_of_the_users_own_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("")
+    (tmp_path / "mine.yaml").write_text("")
+    args = parse_arguments([*SIM, "--policy", f"{tmp_path}/mine.py:Mine,{tmp_path}/mine.yaml,orca", "--bucket", "8"])
+    assert args.policy == [f"{tmp_path}/mine.py:Mine", f"{tmp_path}/mine.yaml", "srpt"]
+    assert [str(Case(policy, "paged")) for policy in args.policy] == ["mine.py-Mine-paged", "mine.yaml-paged",
+                                                                      "srpt-paged"]  # fmt: skip
+    # what it takes is not known here
+    assert [scheduler_config(args, policy, "paged").bucket for policy in args.policy] == [8, 8, None]
 
 
 def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,7 +207,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("what", ["policies", "workloads", "models", "costs", "gpus"])
+@pytest.mark.parametrize("what", ["policies", "parts", "oracles", "buckets", "workloads", "models", "costs", "gpus"])
 def test_lists_have_a_line_each(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--list", what) == 0
     assert all(len(line.split(maxsplit=1)) == 2 for line in capsys.readouterr().out.splitlines())
@@ -130,6 +239,22 @@ def test_simulating_needs_no_torch(tmp_path: Path) -> None:
         (["--mode", "sim", "--costs", "nowhere"], "neither a run folder nor roofline"),
         ([*SIM, "--policy", "fcfs", "--bucket", "32"], "policy fcfs takes no bucket"),
         ([*SIM, "--bucket-order", "full"], "did you mean fullest?"),
+        ([*SIM, "--bucket", "pow"], "did you mean pow2?"),
+        ([*SIM, "--bucket", "0"], "bucket is 0; must be >= 1"),
+        ([*SIM, "--bucket", "equal-mass:1"], "must be at least equal-mass:2"),
+        ([*SIM, "--bucket", "edges:9,3"], "must be >= 1 and increase"),
+        ([*SIM, "--oracle", "noisy:2"], "with TAU from 0 to 1"),
+        ([*SIM, "--batching", "slice"], "must be slice:K"),
+        ([*SIM, "--admission", "quantile:2"], "must be quantile:Q with Q between 0 and 1"),
+        ([*SIM, "--phase", "mix"], "did you mean mixed?"),
+        ([*SIM, "--aging", "linar"], "did you mean linear?"),
+        ([*SIM, "--victim", "longest"], "did you mean longest-remaining?"),
+        ([*SIM, "--preemption", "swapp"], "did you mean swap?"),
+        ([*SIM, "--swap-tokens", "-1"], "must be >= 0"),
+        ([*SIM, "--policy", "no/such/file.py:Mine"], "policy no/such/file.py:Mine: no such file as no/such/file.py"),
+        ([*SIM, "--policy", "no/such/file.yaml"], "no such file as no/such/file.yaml"),
+        ([*SIM, "--experiments", "mm1"], "--experiments has no effect on --mode sim"),
+        (["--mode", "reproduce", "--policy", "sjf"], "--policy has no effect on --mode reproduce"),
         ([*SIM, "--requests", "0"], "0 is out of range; must be >= 1"),
         ([*SIM, "--rate", "fast"], "'fast' is not a number"),
         ([*SIM, "--slo", "ttft=5"], "ttft"),

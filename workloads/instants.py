@@ -60,6 +60,11 @@ def parse_milliseconds_ns(value: object) -> int:
     return _scaled(str(value), NS_PER_MS, "milliseconds")
 
 
+def parse_milliseconds_text_ns(text: str) -> int:
+    """A decimal number of milliseconds such as ``250``; beyond six decimals it is rounded half to even."""
+    return _scaled(text, NS_PER_MS, "milliseconds")
+
+
 def _scaled(text: str, factor: int, unit: str) -> int:
     trimmed = text.strip()
     try:

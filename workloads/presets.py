@@ -20,6 +20,11 @@ Arrivals. The conversation trace has 5.53 requests per second with a coefficient
 so has ``chat``. The code trace has 2.57 per second in bursts between long pauses, with a coefficient of 13.2 that a few
 pauses make: without its 40 longest gaps (0.5%) it is 3.5. A gamma process with 13.2 would put most requests at the same
 nanosecond, which the trace does not; ``code`` has its rate and 3.5.
+
+``chat-sessions`` stands for conversations that come back: its prompts share their beginnings, which no Azure trace says
+of its own. Four tenants have 1/2, 1/4, 1/8 and 1/8 of the sessions behind system prompts of 512, 1024, 512 and 2048
+tokens; a session has 1-10 turns, of messages of 16-256 tokens and answers like ``chat``'s; 32 are open at a time, so
+that a session's turns are 8 s apart on average. All of this is assumed, not measured; see :mod:`workloads.sessions`.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ from workloads.arrivals import Arrivals, plan_arrivals
 from workloads.errors import WorkloadError, did_you_mean, shown
 from workloads.lengths import LengthDistribution, Quantiles, Uniform
 from workloads.random_source import RandomSource
+from workloads.sessions import Sessions, Tenant
 from workloads.workload import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, Row, Workload
 
 CHAT_PROMPT = Quantiles(
@@ -52,7 +58,7 @@ CODE_OUTPUT = Quantiles(
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """How a named workload is made.
+    """How a named workload is made: requests each by itself, or ``sessions`` of turns, whose messages are ``prompt``.
 
     ``requests`` is how many by default and ``most_requests`` how many at most (``None``: any number). ``max_tokens`` is
     what every row declares. ``rate_per_s`` is the default rate, ``None`` for a preset that has none of its own.
@@ -71,6 +77,7 @@ class Preset:
     min_rows: int | None = None
     max_rows: int | None = None
     most_requests: int | None = None
+    sessions: Sessions | None = None
 
 
 _ALL = (
@@ -122,6 +129,22 @@ _ALL = (
         arrivals=Arrivals("gamma", 3.5),
         rate_per_s=2.57,
     ),
+    Preset(
+        "chat-sessions",
+        "conversations that come back: 1-10 turns behind the system prompts of 4 tenants, prompts to 7168, 4/s",
+        Uniform(16, 256),
+        CHAT_OUTPUT,
+        max_tokens=1024,
+        requests=1000,
+        arrivals=Arrivals("poisson"),
+        rate_per_s=4.0,
+        sessions=Sessions(
+            tenants=(Tenant("a", 0.5, 1), Tenant("b", 0.25, 2), Tenant("c", 0.125, 1), Tenant("d", 0.125, 4)),
+            turns=Uniform(1, 10),
+            open_sessions=32,
+            longest=8192,
+        ),
+    ),
 )
 
 #: every preset by its name
@@ -161,14 +184,18 @@ def build_preset(
         recorded=False,
         what=f"preset {name}",
     )
-    lengths = [(preset.prompt.draw(rng), preset.output.draw(rng)) for _ in range(count)]
+    if preset.sessions is None:
+        lengths = [(preset.prompt.draw(rng), preset.output.draw(rng)) for _ in range(count)]
+        rows = [Row(0, prompt, output, preset.max_tokens) for prompt, output in lengths]
+        made = f"inputs {preset.prompt}, outputs {preset.output}"
+    else:
+        rows = preset.sessions.rows(count, preset.prompt, preset.output, preset.max_tokens, rng)
+        made = f"{preset.sessions}, messages {preset.prompt}, outputs {preset.output}"
     times = plan.times_ns(count, rng)
     return Workload(
         name=name,
-        rows=tuple(
-            Row(time, prompt, output, preset.max_tokens) for time, (prompt, output) in zip(times, lengths, strict=True)
-        ),
-        source=f"preset {name}: {count} requests, inputs {preset.prompt}, outputs {preset.output}, {plan}",
+        rows=tuple(row.arriving_at(time) for time, row in zip(times, rows, strict=True)),
+        source=f"preset {name}: {count} requests, {made}, {plan}",
         temperature=preset.temperature,
         max_running=preset.max_running,
         min_rows=preset.min_rows,

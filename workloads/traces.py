@@ -4,15 +4,19 @@
 format      columns or fields                                                   times
 ==========  ==================================================================  ================================
 csv         arrival_s, input_tokens, output_tokens [, max_tokens] [, tenant]    decimal seconds; the project's own
+            [, priority] [, ttft_slo_ms or deadline_ms]
 azure       TIMESTAMP, ContextTokens, GeneratedTokens                           text to 100 ns, any date
-mooncake    JSON lines: timestamp, input_length, output_length                  milliseconds
+mooncake    JSON lines: timestamp, input_length, output_length [, hash_ids]     milliseconds
 lengths     num_prefill_tokens, num_decode_tokens                               none: arrivals must be synthetic
 ==========  ==================================================================  ================================
 
 Rows may stand in any order and are sorted by time, equal times as in the file; the earliest arrives at 0. Times are
-exact to the nanosecond. Mooncake's ``hash_ids`` (prefix blocks shared between requests) are not read: every prompt is
-then a prompt of its own. Columns that a format does not need are skipped, except in ``csv``, where a name that it does
-not know is more likely a slip.
+exact to the nanosecond. Mooncake's ``hash_ids`` become the rows' ``prefix_ids``: blocks of 512 tokens that requests
+share. Columns that a format does not need are skipped, except in ``csv``, where a name that it does not know is more
+likely a slip.
+
+``ttft_slo_ms`` (or ``deadline_ms``) is when the first token is due, in milliseconds after the arrival; ``priority`` is
+a whole number, smaller for what is more important. An empty cell of the two says nothing.
 
 A trace without a ``max_tokens`` column declares 2,048 for each row, or the output length where that is longer: a row is
 never cut short. A row that declares less than its output is an error.
@@ -35,13 +39,22 @@ from pathlib import Path
 from typing import Any
 
 from workloads.errors import WorkloadError, did_you_mean, nearest, shown
-from workloads.instants import parse_milliseconds_ns, parse_seconds_ns, parse_timestamp_ns
+from workloads.instants import (
+    parse_milliseconds_ns,
+    parse_milliseconds_text_ns,
+    parse_seconds_ns,
+    parse_timestamp_ns,
+)
 from workloads.public_traces import by_file_name
 from workloads.workload import DEFAULT_MAX_TOKENS, END_OF_TIME_NS, Row
 
 #: a longer prompt or output is taken for a slip of the file
 MOST_TOKENS = 1_000_000_000
 MOST_COLUMNS_SHOWN = 12
+#: priorities are whole numbers from minus this to this
+LARGEST_PRIORITY = 1_000_000_000
+#: two names for one column
+DEADLINE_COLUMNS = ("ttft_slo_ms", "deadline_ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +104,10 @@ class _CsvFormat:
         prompt_at, output_at = position[self.prompt], position[self.output]
         time_at = None if self.time is None else position[self.time]
         parse_time = self.parse_time
-        max_tokens_at = position.get("max_tokens") if "max_tokens" in self.optional else None
-        tenant_at = position.get("tenant") if "tenant" in self.optional else None
+        max_tokens_at, tenant_at, priority_at, slo_at = (
+            next((position[name] for name in names if name in self.optional and name in position), None)
+            for names in (("max_tokens",), ("tenant",), ("priority",), DEADLINE_COLUMNS)
+        )
         rows = []
         at = 0
         for cells in table:
@@ -112,9 +127,18 @@ class _CsvFormat:
                     at = max_tokens_at
                     max_tokens = _parse_tokens(cells[at])
                     _check_max_tokens(max_tokens, output)
+                priority = 0
+                if priority_at is not None and cells[priority_at].strip():
+                    at = priority_at
+                    priority = _parse_priority(cells[at])
+                slo_ns = None
+                if slo_at is not None and cells[slo_at].strip():
+                    at = slo_at
+                    slo_ns = _parse_slo_ns(cells[at])
             except ValueError as error:
                 raise _bad_value(file, table.row, f"column {table.header[at]}", cells[at], error) from None
-            rows.append(Row(arrival, prompt, output, max_tokens, "" if tenant_at is None else cells[tenant_at].strip()))
+            tenant = "" if tenant_at is None else cells[tenant_at].strip()
+            rows.append(Row(arrival, prompt, output, max_tokens, tenant, priority, slo_ns))
         return rows
 
     def _check_header(self, header: list[str], file: str) -> None:
@@ -132,6 +156,8 @@ class _CsvFormat:
                     f"{file} row 1: unknown column {shown(column)}{did_you_mean(column, self.fields + self.optional)} "
                     f"format {self.name} has {', '.join(self.fields)} and may have {', '.join(self.optional)}"
                 )
+        if all(column in self.optional and column in header for column in DEADLINE_COLUMNS):
+            raise WorkloadError(f"{file} row 1: {' and '.join(DEADLINE_COLUMNS)} are the same; leave one of them out")
 
 
 class _Table:
@@ -177,9 +203,11 @@ class _MooncakeFormat:
                 prompt = _check_tokens(values[field])
                 field = "output_length"
                 output = _check_tokens(values[field])
+                field = "hash_ids"
+                prefix_ids = _check_ids(values.get(field, []))
             except ValueError as error:
                 raise _bad_value(file, number, f"field {field}", values[field], error) from None
-            rows.append(Row(arrival, prompt, output, max(DEFAULT_MAX_TOKENS, output)))
+            rows.append(Row(arrival, prompt, output, max(DEFAULT_MAX_TOKENS, output), prefix_ids=prefix_ids))
         return rows
 
 
@@ -190,7 +218,7 @@ _CSV_FORMATS = (
         "output_tokens",
         "arrival_s",
         parse_seconds_ns,
-        optional=("max_tokens", "tenant"),
+        optional=("max_tokens", "tenant", "priority", *DEADLINE_COLUMNS),
         only_known_columns=True,
     ),
     _CsvFormat("azure", "ContextTokens", "GeneratedTokens", "TIMESTAMP", parse_timestamp_ns),
@@ -302,6 +330,27 @@ def _check_tokens(value: object) -> int:
     if value < 1:
         raise ValueError("must be >= 1")
     return value
+
+
+def _parse_priority(text: str) -> int:
+    trimmed = text.strip()
+    digits = trimmed.removeprefix("-")
+    if digits.isdigit() and digits.isascii() and len(digits) < 12 and int(digits) <= LARGEST_PRIORITY:
+        return int(trimmed)
+    raise ValueError(f"must be a whole number from -{LARGEST_PRIORITY:,} to {LARGEST_PRIORITY:,}")
+
+
+def _parse_slo_ns(text: str) -> int:
+    slo_ns = parse_milliseconds_text_ns(text)
+    if slo_ns >= END_OF_TIME_NS:
+        raise ValueError("must be less than 146 years")
+    return slo_ns
+
+
+def _check_ids(value: object) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(each) is int and 0 <= each < 1 << 63 for each in value):
+        raise ValueError("must be a list of whole numbers >= 0 and below 2 to the 63")
+    return tuple(value)
 
 
 def _check_max_tokens(max_tokens: int, output: int) -> None:

@@ -17,6 +17,8 @@ DEFAULT_MAX_TOKENS = 2048
 DEFAULT_TEMPERATURE = 0.7
 #: arrivals are before this: 146 years in nanoseconds, so that every sum of times stays within 64 bits
 END_OF_TIME_NS = 1 << 62
+#: tokens that an id in ``prefix_ids`` stands for, as in Mooncake's traces
+PREFIX_BLOCK_TOKENS = 512
 
 
 class Row(NamedTuple):
@@ -32,6 +34,13 @@ class Row(NamedTuple):
     output_tokens: int
     max_tokens: int
     tenant: str = ""
+    priority: int = 0
+    """smaller is more important"""
+    ttft_slo_ns: int | None = None
+    """the first token is due so long after the arrival; ``None``: no objective"""
+    prefix_ids: tuple[int, ...] = ()
+    """one id for each of the prompt's first blocks of the workload's ``prefix_block_tokens``: prompts whose first n
+    ids are the same begin with the same n blocks (the last one may be a part of a block)"""
 
     def arriving_at(self, arrival_ns: int) -> Row:
         """The same request at another time."""
@@ -68,7 +77,7 @@ class Workload:
 
     ``source`` says in a sentence how they were made. ``temperature`` is how the workload is sampled; ``max_running``
     (sequences holding KV), ``min_rows`` and ``max_rows`` (rows of one step) are the settings that belong to the
-    workload's definition, ``None`` where it says nothing.
+    workload's definition, ``None`` where it says nothing. ``prefix_block_tokens``: see :attr:`Row.prefix_ids`.
 
     Raises :class:`WorkloadError` when a row is out of order or has a length below 1 or beyond its ``max_tokens``.
     """
@@ -80,6 +89,7 @@ class Workload:
     max_running: int | None = None
     min_rows: int | None = None
     max_rows: int | None = None
+    prefix_block_tokens: int = PREFIX_BLOCK_TOKENS
 
     def __post_init__(self) -> None:
         if not self.rows:
@@ -87,7 +97,7 @@ class Workload:
         if not self.temperature >= 0:
             raise WorkloadError(f"workload {self.name}: temperature is {self.temperature}; must be >= 0 (0 is greedy)")
         before = 0
-        for number, (arrival, prompt, output, max_tokens, _) in enumerate(self.rows):
+        for number, (arrival, prompt, output, max_tokens, *_) in enumerate(self.rows):
             if not before <= arrival < END_OF_TIME_NS or prompt < 1 or not 1 <= output <= max_tokens:
                 raise WorkloadError(
                     f"workload {self.name}, request {number}: {_what_is_wrong(self.rows[number], before)}"
@@ -104,9 +114,15 @@ class Workload:
         """
         digest = hashlib.sha256(b"lockstep workload rows 1\n")
         pack = struct.Struct("<qqqqq").pack
-        for arrival, prompt, output, max_tokens, tenant in self.rows:
+        for arrival, prompt, output, max_tokens, tenant, priority, ttft_slo_ns, prefix_ids in self.rows:
             name = tenant.encode()
             digest.update(pack(arrival, prompt, output, max_tokens, len(name)) + name)
+            if priority or ttft_slo_ns is not None or prefix_ids:
+                # -1 is no arrival: it cannot be taken for the next row
+                slo_ns = -1 if ttft_slo_ns is None else ttft_slo_ns
+                block_tokens = self.prefix_block_tokens if prefix_ids else 0
+                digest.update(pack(-1, priority, slo_ns, block_tokens, len(prefix_ids)))
+                digest.update(struct.pack(f"<{len(prefix_ids)}q", *prefix_ids))
         return digest.hexdigest()
 
     def summary(self) -> WorkloadSummary:

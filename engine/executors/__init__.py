@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.executors.base import Executor, ExecutorWaste, SequenceState, StepResult
+from engine.executors.base import Executor, ExecutorWaste, PendingStep, SequenceState, StepResult
 from engine.executors.memory import default_kv_tokens
 from engine.executors.padded import PaddedExecutor
 from engine.executors.paged import PagedExecutor
@@ -14,6 +14,7 @@ __all__ = [
     "ExecutorWaste",
     "PaddedExecutor",
     "PagedExecutor",
+    "PendingStep",
     "SequenceState",
     "StepResult",
     "build_executor",
@@ -24,11 +25,12 @@ __all__ = [
 def build_executor(model: LoadedModel, config: SchedulerConfig) -> Executor:
     """The executor of ``config``'s layout, with the memory that ``config`` accounts for."""
     if config.layout == "padded":
-        return PaddedExecutor(model, max_running=config.max_running)
+        return PaddedExecutor(model, max_running=config.max_running, overlap=config.overlap)
     return PagedExecutor(
         model,
         kv_tokens=config.capacity_tokens,
         max_running=config.max_running,
         block_tokens=config.block_tokens,
         kv_pool=config.pool,
+        overlap=config.overlap,
     )

@@ -1,10 +1,15 @@
-"""What every executor is: it takes a step plan and the tokens known so far, and gives back the tokens sampled."""
+"""What every executor is: it takes a step plan and the tokens known so far, and gives back the tokens sampled.
+
+A step is launched, and its result is asked for later: in between the device works, and the host may plan ahead.
+"""
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -12,8 +17,9 @@ import torch
 from engine.attention import ATTENTION, StepAttention
 from engine.errors import ModelError
 from engine.models import LoadedModel
-from engine.sampling import Draw, sample
-from scheduler.plan import Chunk, Layout, StepPlan
+from engine.sampling import Draw, Sampler
+from engine.tensors import upload
+from scheduler.plan import Chunk, Layout, StepPlan, Swap
 from scheduler.request import SamplingParams
 
 
@@ -42,6 +48,13 @@ class StepResult(NamedTuple):
     waste: ExecutorWaste = ExecutorWaste()
 
 
+class PendingStep(Protocol):
+    """A step that has been launched."""
+
+    def result(self) -> StepResult:
+        """What it gave, waiting for the device. Raises what running it raised."""
+
+
 class Executor(Protocol):
     """Runs step plans on a device."""
 
@@ -49,8 +62,12 @@ class Executor(Protocol):
     def layout(self) -> Layout:
         """The layout whose slots it computes."""
 
-    def execute(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> StepResult:
-        """Run one step. ``states`` has an entry for the number of every sequence in the plan."""
+    def launch(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> PendingStep:
+        """Start one step; the one before must have given its result.
+
+        ``states`` has an entry for the number of every sequence in the plan. The plan's chunks, its block tables and
+        the states are read before this returns.
+        """
 
 
 class DeviceTimer:
@@ -59,7 +76,7 @@ class DeviceTimer:
     def __init__(self, device: torch.device) -> None:
         event: Any = torch.cuda.Event
         self._events = (event(enable_timing=True), event(enable_timing=True)) if device.type == "cuda" else None
-        self._began_ns = 0
+        self._began_ns = self._ended_ns = 0
 
     def start(self) -> None:
         if self._events is None:
@@ -67,12 +84,18 @@ class DeviceTimer:
         else:
             self._events[0].record()
 
-    def stop(self) -> int:
-        """Nanoseconds since :meth:`start`; waits for the device."""
+    def stop(self) -> None:
+        """The work is at its end: on a CPU now, on a GPU when what was launched up to here is done."""
         if self._events is None:
-            return time.perf_counter_ns() - self._began_ns
+            self._ended_ns = time.perf_counter_ns()
+        else:
+            self._events[1].record()
+
+    def elapsed_ns(self) -> int:
+        """Nanoseconds from start to stop; waits for the device."""
+        if self._events is None:
+            return self._ended_ns - self._began_ns
         begin, end = self._events
-        end.record()
         end.synchronize()
         elapsed_ms: float = begin.elapsed_time(end)
         return round(elapsed_ms * 1e6)
@@ -81,7 +104,8 @@ class DeviceTimer:
 class Batch(NamedTuple):
     """The tensors of a step. ``token_ids`` and ``positions`` are ``[batch, tokens]``.
 
-    ``sampled`` are the flat indices (into batch x tokens) of the last tokens of ``draws``' rows, in that order.
+    ``sampled`` are the flat indices (into batch x tokens) of the last tokens of the sampling rows, whose sequence
+    numbers are ``sampled_numbers``; ``draws`` says how each is sampled.
     """
 
     token_ids: torch.Tensor
@@ -92,12 +116,65 @@ class Batch(NamedTuple):
     draws: list[Draw]
 
 
+#: a transfer between device and host memory that is ready to be made
+Copy = Callable[[], None]
+
+
+@dataclass(eq=False)
+class Step:
+    """A step that is ready to run, or has run: what :class:`ModelExecutor` keeps of it. A :class:`PendingStep`."""
+
+    copies: list[Copy]
+    batch: Batch
+    sampler: Sampler
+    timer: DeviceTimer
+    waste: ExecutorWaste
+    sampled: torch.Tensor | None = None
+    """``int64[rows]`` in host memory, once the timer has stopped"""
+
+    def result(self) -> StepResult:
+        """Tokens and time; see :class:`PendingStep`."""
+        device_ns = self.timer.elapsed_ns()
+        tokens = [] if self.sampled is None else self.sampled.tolist()
+        return StepResult(dict(zip(self.batch.sampled_numbers, tokens, strict=True)), device_ns, self.waste)
+
+
+class HostCopies:
+    """KV of the sequences that were swapped out, by sequence number."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, torch.Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def put(self, number: int, tensor: torch.Tensor) -> None:
+        """Keep ``tensor``. Raises ``RuntimeError`` where the sequence has been swapped out already."""
+        if number in self._held:
+            raise RuntimeError(f"sequence number {number} was swapped out twice")
+        self._held[number] = tensor
+
+    def take(self, number: int) -> torch.Tensor:
+        """Give it out for good. Raises ``RuntimeError`` where there is none."""
+        if number not in self._held:
+            raise RuntimeError(f"sequence number {number} is to be swapped in, but was never swapped out")
+        return self._held.pop(number)
+
+    def drop(self, number: int) -> None:
+        """Forget the sequence; one that is not known is ignored."""
+        self._held.pop(number, None)
+
+
 class ModelExecutor(ABC):
-    """What ``padded`` and ``paged`` share: run the model over a batch, take the sampled rows, sample."""
+    """What ``padded`` and ``paged`` share: move KV, run the model over a batch, take the sampled rows, sample.
+
+    On a GPU a launched step is on the current stream. On a CPU it has been run when :meth:`launch` returns; with
+    ``overlap`` it runs in a thread of its own meanwhile (torch lets other threads go on while it computes).
+    """
 
     layout: Layout
 
-    def __init__(self, model: LoadedModel) -> None:
+    def __init__(self, model: LoadedModel, overlap: bool = False) -> None:
         causal: Any = model.model
         if causal.config._attn_implementation != ATTENTION:
             raise ModelError(
@@ -106,33 +183,57 @@ class ModelExecutor(ABC):
             )
         self.model = model
         self.device = model.device
+        self.host_copies = HostCopies()
         self._body = causal.base_model
         self._head = causal.get_output_embeddings()
-        self._timer = DeviceTimer(self.device)
+        threaded = overlap and self.device.type == "cpu"
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="step") if threaded else None
 
     def execute(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> StepResult:
-        """Run one step; see :class:`Executor`."""
+        """Run one step and wait for what it gives."""
+        return self.launch(plan, states).result()
+
+    def launch(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> PendingStep:
+        """Start one step; see :class:`Executor`.
+
+        KV that is swapped moves at the beginning of the step, and its time is the step's.
+        """
         with torch.inference_mode():
+            copies = [self.swap_out(swap) for swap in plan.swapped_out]
             for number in plan.released:
+                self.host_copies.drop(number)
                 self.release(number)
+            copies += [self.swap_in(swap) for swap in plan.swapped_in]
             batch = self.prepare(plan, states)
-            self._timer.start()
+            sampler = Sampler(batch.draws, self._head.weight.shape[0], self.device)
+        step = Step(copies, batch, sampler, DeviceTimer(self.device), self.waste(plan))
+        if self._worker is None:
+            return self._run(step)
+        return _InThread(self._worker.submit(self._run, step))
+
+    def _run(self, step: Step) -> Step:
+        batch = step.batch
+        with torch.inference_mode():
+            step.timer.start()
+            for copy in step.copies:
+                copy()
             hidden = self._body(
                 input_ids=batch.token_ids, position_ids=batch.positions, use_cache=False, step=batch.attention
             ).last_hidden_state
-            tokens = self._sample(hidden, batch)
-            device_ns = self._timer.stop()
-        return StepResult(tokens, device_ns, self.waste(plan))
-
-    def _sample(self, hidden: torch.Tensor, batch: Batch) -> dict[int, int]:
-        if not batch.draws:
-            return {}
-        logits = self._head(hidden.reshape(-1, hidden.shape[-1])[batch.sampled])
-        return dict(zip(batch.sampled_numbers, sample(logits, batch.draws).tolist(), strict=True))
+            if batch.draws:
+                logits = self._head(hidden.reshape(-1, hidden.shape[-1])[batch.sampled])
+                # to pinned memory, so that nobody waits here
+                step.sampled = step.sampler(logits).to("cpu", non_blocking=True)
+            step.timer.stop()
+        return step
 
     def tensor(self, values: list[Any]) -> torch.Tensor:
         """``values`` as int64 on the device."""
-        return torch.tensor(values, dtype=torch.int64, device=self.device)
+        return upload(values, torch.int64, self.device)
+
+    def host_tensor(self, *shape: int) -> torch.Tensor:
+        """Host memory for KV, pinned where the device copies by itself."""
+        return torch.empty(shape, dtype=self.model.dtype, pin_memory=self.device.type == "cuda")
 
     @abstractmethod
     def prepare(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> Batch:
@@ -140,11 +241,28 @@ class ModelExecutor(ABC):
 
     @abstractmethod
     def release(self, number: int) -> None:
-        """Drop what is held for the sequence; one that is not known is ignored."""
+        """Give back the memory that the sequence has on the device; one that is not known is ignored."""
+
+    @abstractmethod
+    def swap_out(self, swap: Swap) -> Copy:
+        """Give the sequence's memory on the device back, and return the copy of its KV to host memory."""
+
+    @abstractmethod
+    def swap_in(self, swap: Swap) -> Copy:
+        """Take memory on the device for the sequence again, and return the copy of its KV from host memory."""
 
     def waste(self, _plan: StepPlan) -> ExecutorWaste:
         """What the step computed beyond the layout's formula."""
         return ExecutorWaste()
+
+
+class _InThread(NamedTuple):
+    """A step that another thread runs."""
+
+    future: Future[Step]
+
+    def result(self) -> StepResult:
+        return self.future.result().result()
 
 
 def draws_of(chunks: list[Chunk], states: Mapping[int, SequenceState]) -> list[Draw]:

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from engine.executors.base import Batch, ModelExecutor, SequenceState, draws_of
+from engine.executors.base import Batch, Copy, ModelExecutor, SequenceState, draws_of
 from engine.models import LoadedModel
-from scheduler.plan import StepPlan
+from scheduler.plan import StepPlan, Swap
 
 _FIRST_SLOT_TOKENS = 256
 
@@ -97,8 +97,8 @@ class PaddedExecutor(ModelExecutor):
 
     layout = "padded"
 
-    def __init__(self, model: LoadedModel, *, max_running: int) -> None:
-        super().__init__(model)
+    def __init__(self, model: LoadedModel, *, max_running: int, overlap: bool = False) -> None:
+        super().__init__(model, overlap)
         self._cache = DenseCache(model, max_running)
         self._slot_of: dict[int, int] = {}
         self._free = list(range(max_running - 1, -1, -1))
@@ -139,6 +139,35 @@ class PaddedExecutor(ModelExecutor):
             [chunk.sequence.number for chunk in chunks if chunk.samples],
             draws_of(chunks, states),
         )
+
+    def swap_out(self, swap: Swap) -> Copy:
+        """See :class:`~engine.executors.base.ModelExecutor`.
+
+        A host copy is ``[2, layers, tokens, kv_heads, head_dim]``: keys, then values.
+        """
+        cache, slot, tokens = self._cache, self._slot(swap.number), swap.tokens
+        self.release(swap.number)
+        host = self.host_tensor(2, self.model.layers, tokens, self.model.kv_heads, self.model.head_dim)
+        self.host_copies.put(swap.number, host)
+
+        def copy() -> None:
+            for layer in range(self.model.layers):
+                host[0, layer].copy_(cache.keys[layer][slot, :tokens], non_blocking=True)
+                host[1, layer].copy_(cache.values[layer][slot, :tokens], non_blocking=True)
+
+        return copy
+
+    def swap_in(self, swap: Swap) -> Copy:
+        """See :class:`~engine.executors.base.ModelExecutor`. Any free slot will do."""
+        cache, slot, tokens = self._cache, self._slot(swap.number), swap.tokens
+        host = self.host_copies.take(swap.number)
+
+        def copy() -> None:
+            for layer in range(self.model.layers):
+                cache.keys[layer][slot, :tokens].copy_(host[0, layer], non_blocking=True)
+                cache.values[layer][slot, :tokens].copy_(host[1, layer], non_blocking=True)
+
+        return copy
 
     def release(self, number: int) -> None:
         """Give the sequence's slot back."""

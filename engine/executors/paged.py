@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from engine.executors.base import Batch, ExecutorWaste, ModelExecutor, SequenceState, draws_of
+from engine.executors.base import Batch, Copy, ExecutorWaste, ModelExecutor, SequenceState, draws_of
 from engine.models import LoadedModel
 from scheduler.kv import PoolKind
-from scheduler.plan import Chunk, StepPlan
+from scheduler.plan import Chunk, StepPlan, Swap
 
 
 class Group(NamedTuple):
@@ -74,7 +74,7 @@ class PagedAttention:
 
 
 class PrivateBlocks:
-    """Blocks for sequences whose memory the scheduler accounts for without block ids (a contiguous pool).
+    """Blocks for sequences whose memory the scheduler accounts for without block ids (a contiguous or buddy pool).
 
     The scheduler bounds the tokens; rounding up to whole blocks takes at most one block more for each sequence.
     """
@@ -111,13 +111,14 @@ class PagedExecutor(ModelExecutor):
         max_running: int,
         block_tokens: int = 16,
         kv_pool: PoolKind = "paged",
+        overlap: bool = False,
     ) -> None:
-        super().__init__(model)
+        super().__init__(model, overlap)
         self.kv_tokens = kv_tokens
         self.block_tokens = block_tokens
         blocks = kv_tokens // block_tokens
         self._private: PrivateBlocks | None = None
-        if kv_pool == "contiguous":
+        if kv_pool != "paged":
             blocks += max_running + 1
             self._private = PrivateBlocks(blocks, block_tokens)
         shape = (blocks, block_tokens, 2, model.kv_heads, model.head_dim)
@@ -152,6 +153,36 @@ class PagedExecutor(ModelExecutor):
             numbers,
             draws_of(plan.chunks, states),
         )
+
+    def swap_out(self, swap: Swap) -> Copy:
+        """See :class:`~engine.executors.base.ModelExecutor`. A host copy is ``[layers, blocks, *block shape]``."""
+        blocks = self._swapped_blocks(swap)
+        self.release(swap.number)
+        host = self.host_tensor(len(self._pools), *blocks.shape, *self._pools[0].shape[1:])
+        self.host_copies.put(swap.number, host)
+
+        def copy() -> None:
+            for layer, pool in enumerate(self._pools):
+                host[layer].copy_(pool.index_select(0, blocks), non_blocking=True)
+
+        return copy
+
+    def swap_in(self, swap: Swap) -> Copy:
+        """See :class:`~engine.executors.base.ModelExecutor`. The blocks need not be the ones that it had."""
+        blocks = self._swapped_blocks(swap)
+        host = self.host_copies.take(swap.number)
+
+        def copy() -> None:
+            for layer, pool in enumerate(self._pools):
+                pool.index_copy_(0, blocks, host[layer].to(self.device, non_blocking=True))
+
+        return copy
+
+    def _swapped_blocks(self, swap: Swap) -> torch.Tensor:
+        """``int64[blocks]``: where the tokens to be moved lie on the device."""
+        count = -(-swap.tokens // self.block_tokens)
+        table = swap.blocks if self._private is None else self._private.table(swap.number, swap.tokens)
+        return self.tensor(list(table[:count]))
 
     def release(self, number: int) -> None:
         """Paged memory is the scheduler's; only private blocks are given back here."""

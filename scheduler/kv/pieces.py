@@ -82,13 +82,10 @@ class PiecePool(ABC):
     def blocks_for(self, tokens: int) -> int:
         return tokens
 
-    def own_blocks(self, sequence: Sequence, blocks: int) -> int:
-        return blocks
-
     def shortage(self, sequence: Sequence, tokens: int, shares: bool = True) -> int:
         return self.blocks_for(tokens) - self.free_blocks
 
-    def freed_by(self, holdings: list[tuple[Sequence, int]]) -> int:
+    def freed_by(self, holdings: list[tuple[Sequence, int]], shared_with: Sequence | None = None) -> int:
         return sum(blocks for _, blocks in holdings)
 
     def can_book(self, sequence: Sequence, tokens: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -18,6 +18,15 @@ from scheduler.request import Request, SamplingParams
 from scheduler.scheduler import Scheduler
 
 
+class Sampled(NamedTuple):
+    """A step that has been run."""
+
+    value: StepResult
+
+    def result(self) -> StepResult:
+        return self.value
+
+
 class CountingExecutor:
     """Samples, for every sequence, the number of tokens that it has."""
 
@@ -26,9 +35,9 @@ class CountingExecutor:
     def __init__(self, before: Callable[[StepPlan], None] = lambda plan: None) -> None:
         self._before = before
 
-    def execute(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> StepResult:
+    def launch(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> Sampled:
         self._before(plan)
-        return StepResult({s.number: len(states[s.number].token_ids) for s in iter_sampled(plan)}, 7)
+        return Sampled(StepResult({s.number: len(states[s.number].token_ids) for s in iter_sampled(plan)}, 7))
 
 
 class Recording(Scheduler):

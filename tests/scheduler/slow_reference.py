@@ -89,6 +89,7 @@ class Reference:
         self.admitted: list[Job] = []
         self.evicted: list[Job] = []
         self.stepped: list[Job] = []
+        self.coming_in: list[Job] = []
         self.moved_tokens = 0
 
     def default_admission(self) -> str:
@@ -178,8 +179,12 @@ class Reference:
         if not pieces:
             return None
         pieces.sort(key=lambda piece: piece[0].number)
+        for job in self.coming_in:
+            self.counters.swapped_in += 1
+            self.counters.swapped_tokens += job.computed
+            self.moved_tokens += job.computed
         step = Step(pieces, self.measure(pieces), now, self.flight is not None, self.unusable())
-        self.moved_tokens = 0
+        self.moved_tokens, self.coming_in = 0, []
         return step
 
     def is_flying(self, job: Job) -> bool:
@@ -195,6 +200,8 @@ class Reference:
             self.prefilling = None
         if job.swapped:
             self.host_tokens -= job.computed
+        if job in self.coming_in:
+            self.coming_in.remove(job)
         if self.flight is not None and job in self.flight.sampled:
             job.known -= 1
         if job.holds_memory and not self.is_flying(job):
@@ -247,16 +254,17 @@ class Reference:
         if self.batch_is_short(now):
             return chunks
         leader = self.aged_leader(self.candidates(), now)
-        group: list[Job] | None = None
+        first: Job | None = None
         while tokens < budget and len(chunks) < rows:
             self.rules.n_waiting = len(self.waiting)
-            candidates = [job for job in self.candidates() if group is None or job in group]
+            order, candidates = self.rules.waiting, self.candidates()
+            if order.exclusive and first is not None:
+                # buckets that adapt may have become others, now that somebody waits no longer
+                candidates = [job for job in candidates if order.lane(job) == order.lane(first)]
             if not candidates:
                 break
-            lane = self.rules.waiting.lanes(candidates, None if self.admitted else leader)[0]
-            if self.rules.waiting.exclusive and group is None:
-                group = lane
-            job = lane[0]
+            job = order.lanes(candidates, None if self.admitted else leader)[0][0]
+            first = first or job
             batch_lane = self.rules.waiting.lane(job)
             cached = 0 if job.swapped else self.hit_tokens(job)
             wanted = 0 if job.swapped else job.known - cached
@@ -367,7 +375,7 @@ class Reference:
         if urgency is None or not (memory.grows or fits):
             return False
         weaker = [other for other in self.residents if urgency(other) > urgency(job) and self.rules.evictable(other)]
-        weaker = [other for other in weaker if other not in self.stepped]
+        weaker = [other for other in weaker if other not in self.stepped + self.admitted]
         weaker.sort(key=lambda other: (urgency(other), other.number), reverse=True)
         for count in range(1, len(weaker) + 1):
             victims = weaker[:count]
@@ -388,7 +396,8 @@ class Reference:
             c.prefix_query_tokens += job.known
             c.prefix_hit_tokens += len(hits) * self.memory.size
         job.commitment = self.commitment(job) if self.admission.startswith("quantile") else 0
-        self.memory.book(job.number, self.booking(job), hits)
+        # a swapped-in job needs room for its next step, too, but takes that block as everybody does: in that step
+        self.memory.book(job.number, job.computed if job.swapped and self.grows else self.booking(job), hits)
         self.leave_queue(job)
         job.holds_memory = True
         job.state, job.admitted_known = "prefilling", job.known
@@ -403,9 +412,7 @@ class Reference:
     def swap_in(self, job: Job) -> None:
         job.swapped, job.state = False, "resident"
         self.host_tokens -= job.computed
-        self.counters.swapped_in += 1
-        self.counters.swapped_tokens += job.computed
-        self.moved_tokens += job.computed
+        self.coming_in.append(job)
         self.residents.append(job)
 
     # -- who is stepped
@@ -463,12 +470,16 @@ class Reference:
         job.preemptions += 1
         job.commitment = 0
         room = self.config.swap_tokens is None or self.host_tokens + job.computed <= self.config.swap_tokens
+        still_there = job in self.coming_in
+        if still_there:
+            self.coming_in.remove(job)
         if self.config.preemption == "swap" and room:
             job.swapped = True
             self.host_tokens += job.computed
-            self.counters.swapped_out += 1
-            self.counters.swapped_tokens += job.computed
-            self.moved_tokens += job.computed
+            if not still_there:
+                self.counters.swapped_out += 1
+                self.counters.swapped_tokens += job.computed
+                self.moved_tokens += job.computed
         else:
             self.counters.recomputed_tokens += job.computed
             job.recomputed += job.computed

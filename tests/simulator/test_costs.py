@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scheduler.plan import Layout, StepColumns
-from simulator.costs import CostError, IntegerCosts
+from simulator.costs import CostError, IntegerCosts, prefill_token_ns
 from simulator.gpus import GPUS
 from simulator.roofline import RooflineCosts, roofline
 
@@ -47,6 +47,15 @@ def test_integer_costs_of_a_stretch_are_those_of_its_steps() -> None:
     assert isinstance(stretch, np.ndarray)
     assert stretch.dtype == np.int64
     assert stretch.tolist() == [costs.device_ns(decode(3, 50 + step)) for step in range(20)]
+
+
+def test_a_prefill_token_costs_its_part_of_a_prompt_of_512_in_whole_microseconds() -> None:
+    # a step of 1,000,000 ns, 100,300 ns a token and 10 ns for each of 512 tokens read: 102,263 ns a token
+    costs = IntegerCosts(step_ns=1_000_000, token_ns=100_300, column_ns=10)
+    assert prefill_token_ns(costs, "paged") == 102_000
+    assert prefill_token_ns(costs, "padded") == 102_000
+    assert prefill_token_ns(IntegerCosts(step_ns=0, token_ns=1, column_ns=0), "paged") == 1000
+    assert prefill_token_ns(roofline("h100", "qwen-7b"), "padded") % 1000 == 0
 
 
 # -- the roofline

@@ -45,9 +45,16 @@ def test_digest_depends_on_every_field_of_every_row_and_on_nothing_else() -> Non
         Row(5, 10, 21, 30, "a"),
         Row(5, 10, 20, 31, "a"),
         Row(5, 10, 20, 30, "b"),
+        Row(5, 10, 20, 30, "a", priority=-1),
+        Row(5, 10, 20, 30, "a", ttft_slo_ns=0),
+        Row(5, 10, 20, 30, "a", ttft_slo_ns=7),
+        Row(5, 10, 20, 30, "a", prefix_ids=(0,)),
+        Row(5, 10, 20, 30, "a", prefix_ids=(0, 1)),
     ]
     digests = {workload(row).sha256() for row in variants} | {workload(base, base).sha256()}
     assert len(digests) == len(variants) + 1
+    shared = (Row(5, 10, 20, 30, "a", prefix_ids=(0,)),)
+    assert Workload("some", shared, "by hand", prefix_block_tokens=64).sha256() not in digests
     assert Workload("other", (base,), "otherwise", temperature=1.0, max_running=3).sha256() == workload(base).sha256()
 
 

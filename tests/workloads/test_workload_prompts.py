@@ -92,3 +92,41 @@ def test_a_tokenizer_that_gives_nothing_is_an_error_and_not_an_endless_loop() ->
 def test_a_corpus_of_nothing_is_refused() -> None:
     with pytest.raises(WorkloadError, match="at least one sentence"):
         PromptWriter(by_bytes, seed=1, sentences=["", ""])
+
+
+def agreeing(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+@pytest.mark.parametrize("encode", [by_bytes, by_words])
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.integers(0, 3), max_size=4),
+    st.lists(st.integers(0, 3), max_size=4),
+    st.integers(1, 400),
+    st.integers(1, 400),
+)
+def test_prompts_with_the_same_prefix_ids_begin_with_the_same_tokens(
+    encode: Callable[[str], list[int]], a: list[int], b: list[int], a_tokens: int, b_tokens: int
+) -> None:
+    writer = PromptWriter(encode, seed=3)
+    first = writer.prompt(10, a_tokens, a, 64)
+    second = PromptWriter(encode, seed=3).prompt(11, b_tokens, b, 64)
+    assert (len(first), len(second)) == (a_tokens, b_tokens)
+    shared = min(64 * agreeing(tuple(a), tuple(b)), a_tokens, b_tokens)
+    assert shared <= agreeing(first, second)
+    # where they part they do so within the few tokens of a number: no block of 16 more is shared
+    assert agreeing(first, second) < shared + 16 or shared + 16 > min(a_tokens, b_tokens)
+
+
+def test_ids_beyond_the_prompt_are_of_no_matter_and_the_rest_is_the_requests_own() -> None:
+    writer = PromptWriter(by_bytes, seed=3)
+    assert writer.prompt(4, 100, (1, 2, 3), 64) == writer.prompt(5, 100, (1, 2), 64)
+    assert writer.prompt(4, 100, (), 64) == writer.prompt(4, 100)
+    own = writer.prompt(4, 164, (1,), 64)
+    assert own[64:] == writer.prompt(4, 100)
+
+
+def test_a_shared_block_that_cannot_be_made_is_named() -> None:
+    with pytest.raises(WorkloadError, match="shared block 9: the tokenizer made 0 tokens"):
+        PromptWriter(lambda _: [], seed=1).prompt(0, 5, (9,))

@@ -35,28 +35,34 @@ rows_in_order = st.lists(
         st.integers(1, 5000),
         st.integers(0, 5000),
         st.text("ab,;\"'é租🎵", max_size=5),
+        st.integers(-(10**9), 10**9),
+        st.none() | st.integers(0, 10**15),
+        st.lists(st.integers(0, (1 << 63) - 1), max_size=4).map(tuple),
     ),
     min_size=1,
     max_size=12,
 ).map(
     lambda drawn: [
-        Row(time - min(d[0] for d in drawn), prompt, output, output + extra, tenant)
-        for time, prompt, output, extra, tenant in sorted(drawn, key=lambda d: d[0])
+        Row(time - min(d[0] for d in drawn), prompt, output, output + extra, *rest)
+        for time, prompt, output, extra, *rest in sorted(drawn, key=lambda d: d[0])
     ]
 )
 
 
 @settings(deadline=None)
-@given(rows_in_order)
-def test_rows_survive_the_projects_own_csv(rows: list[Row]) -> None:
+@given(rows_in_order, st.sampled_from(["ttft_slo_ms", "deadline_ms"]))
+def test_rows_survive_the_projects_own_csv(rows: list[Row], deadline: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "own.csv"
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["arrival_s", "input_tokens", "output_tokens", "max_tokens", "tenant"])
+            writer.writerow(
+                ["arrival_s", "input_tokens", "output_tokens", "max_tokens", "tenant", "priority", deadline]
+            )
             for row in rows:
-                writer.writerow([Decimal(row.arrival_ns).scaleb(-9), *row[1:]])
-        assert read_trace(str(path)).rows == tuple(rows)
+                slo_ms = "" if row.ttft_slo_ns is None else Decimal(row.ttft_slo_ns).scaleb(-6)
+                writer.writerow([Decimal(row.arrival_ns).scaleb(-9), *row[1:6], slo_ms])
+        assert read_trace(str(path)).rows == tuple(row._replace(prefix_ids=()) for row in rows)
 
 
 @settings(deadline=None)
@@ -66,13 +72,14 @@ def test_rows_survive_mooncakes_json_lines(rows: list[Row]) -> None:
         path = Path(folder) / "trace.jsonl"
         lines = [
             f'{{"timestamp": {Decimal(row.arrival_ns).scaleb(-6):f}, "input_length": {row.prompt_tokens}, '
-            f'"output_length": {row.output_tokens}, "hash_ids": [1, 2]}}'
+            f'"output_length": {row.output_tokens}, "hash_ids": {list(row.prefix_ids)}}}'
             for row in rows
         ]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         read = read_trace(str(path))
         assert read.format_name == "mooncake"
         assert [row[:3] for row in read.rows] == [row[:3] for row in rows]
+        assert [row.prefix_ids for row in read.rows] == [row.prefix_ids for row in rows]
         assert all(row.max_tokens == max(2048, row.output_tokens) for row in read.rows)
 
 
@@ -108,6 +115,18 @@ def test_rows_out_of_order_are_sorted_stably_and_counted(tmp_path: Path) -> None
 def test_columns_may_stand_in_any_order_with_spaces_and_a_byte_order_mark(tmp_path: Path) -> None:
     text = "\ufefftenant, output_tokens ,arrival_s,input_tokens\n acme , 7 ,0.5,3\n"
     assert read_trace(written(tmp_path, text)).rows == (Row(0, 3, 7, 2048, "acme"),)
+
+
+def test_an_empty_priority_or_objective_says_nothing(tmp_path: Path) -> None:
+    text = "arrival_s,input_tokens,output_tokens,priority,ttft_slo_ms\n0,3,7,,\n0,3,7,-2,250.5\n"
+    first, second = read_trace(written(tmp_path, text)).rows
+    assert (first.priority, first.ttft_slo_ns) == (0, None)
+    assert (second.priority, second.ttft_slo_ns) == (-2, 250_500_000)
+
+
+def test_mooncakes_lines_may_lack_hash_ids(tmp_path: Path) -> None:
+    text = '{"timestamp": 0, "input_length": 5, "output_length": 1}\n'
+    assert read_trace(written(tmp_path, text)).rows[0].prefix_ids == ()
 
 
 def test_a_named_format_is_taken_as_named(tmp_path: Path) -> None:
@@ -168,6 +187,15 @@ def test_bad_rows_are_named_by_file_row_column_and_value(tmp_path: Path, body: s
         (b"arrival_s,input_tokens,output_tokens,arrival_s\n", "row 1: column arrival_s stands there twice"),
         (b"arrival_s,input_tokens,output_tokens,max_tokens\n0,5,30,20\n",
          "row 2, column max_tokens: value is '20'; must not be less than the row's output of 30 tokens"),
+        (b"arrival_s,input_tokens,output_tokens,priority\n0,5,3,high\n",
+         "row 2, column priority: value is 'high'; must be a whole number from -1,000,000,000 to 1,000,000,000"),
+        (b"arrival_s,input_tokens,output_tokens,priority\n0,5,3,1.5\n", "row 2, column priority: value is '1.5'"),
+        (b"arrival_s,input_tokens,output_tokens,ttft_slo_ms\n0,5,3,-1\n",
+         "row 2, column ttft_slo_ms: value is '-1'; must be a number of milliseconds >= 0"),
+        (b"arrival_s,input_tokens,output_tokens,deadline_ms\n0,5,3,1e14\n",
+         "row 2, column deadline_ms: value is '1e14'; must be less than 146 years"),
+        (b"arrival_s,input_tokens,output_tokens,deadline_ms,ttft_slo_ms\n0,5,3,1,1\n",
+         "row 1: ttft_slo_ms and deadline_ms are the same; leave one of them out"),
         (AZURE_HEADER.encode() + b"2023-11-16 25:00:00,5,1\n",
          "row 2, column TIMESTAMP: value is '2023-11-16 25:00:00'; must have hours to 23"),
         (AZURE_HEADER.encode() + b"2023-11-16 18:15:46,\xe9,1\n",
@@ -199,6 +227,9 @@ GOOD = '{"timestamp": 0, "input_length": 5, "output_length": 1}\n'
         (GOOD.replace("0", "-4"), "row 1, field timestamp: value is -4; must be a number of milliseconds >= 0"),
         (GOOD.replace("0", "NaN"), "row 1, field timestamp: value is nan; must be a number of milliseconds"),
         (GOOD.replace("0", "1e400"), "row 1, field timestamp: value is '1E+400'"),
+        (GOOD.replace("}", ', "hash_ids": 7}'), "row 1, field hash_ids: value is 7; must be a list of whole numbers"),
+        (GOOD.replace("}", ', "hash_ids": [1, -2]}'), "row 1, field hash_ids: value is [1, -2]; must be a list"),
+        (GOOD.replace("}", ', "hash_ids": [true]}'), "row 1, field hash_ids: value is [True]; must be a list"),
         (GOOD.replace("5", "9" * 5000), "row 1: is not valid JSON (no readable value)"),
     ],
 )  # fmt: skip
@@ -252,6 +283,13 @@ def test_public_traces_read_whole_and_are_recognised(
         lengths = sorted(int(row[column]) for row in read.rows)
         assert (lengths[0], lengths[count // 2], lengths[-1]) == expected
     assert read.sha256 in {public.sha256 for public in PUBLIC_TRACES if public.file == file}
+
+
+@pytest.mark.skipif(not TRACES.is_dir(), reason="the public traces are not next to the checkout")
+def test_the_mooncake_trace_names_every_block_of_its_prompts() -> None:
+    rows = read_trace(str(TRACES / "mooncake_synthetic_trace.jsonl")).rows
+    assert all(len(row.prefix_ids) == -(-row.prompt_tokens // 512) for row in rows)
+    assert len({block for row in rows for block in row.prefix_ids}) < sum(len(row.prefix_ids) for row in rows) / 2
 
 
 @pytest.mark.skipif(not TRACES.is_dir(), reason="the public traces are not next to the checkout")
