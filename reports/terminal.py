@@ -154,16 +154,19 @@ def print_reproduction(findings: Sequence[Findings], *, quiet: bool = False, con
         for row in found.rows:
             style = "green" if row.passed else "yellow" if row.explanation else "bold red"
             table.add_row(row.quantity, row.published_text(), row.ours_text(), row.difference_text(), row.allowed,
-                          Text(row.verdict, style=style))  # fmt: skip
+                          Text("within" if row.passed else "differs", style=style))  # fmt: skip
         out.print(table)
         if found.extra:
             more = _table(out, None, found.extra[0])
             for cells in found.extra[1:]:
                 more.add_row(*cells)
             out.print(more)
+        why: dict[str, list[str]] = {}
         for row in found.rows:
             if not row.passed:
-                out.print(f"{row.quantity}: {row.explanation or 'not explained'}")
+                why.setdefault(row.explanation or "not explained", []).append(row.quantity)
+        for explanation, quantities in why.items():
+            out.print(f"{'; '.join(quantities)}: {explanation}")
         for note in found.notes:
             out.print(note)
         out.print(f"{found.verdict()}, {found.seconds:.1f} s\n")

@@ -14,10 +14,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from scheduler.config import ConfigError, SchedulerConfig
-from scheduler.plan import StepColumns, StepFeatures, StepOutcome, StepPlan
+from scheduler.plan import Layout, StepColumns, StepFeatures, StepOutcome, StepPlan
 from scheduler.request import Request
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
+from simulator.bounds import Floors, StepFloor
 from simulator.costs import CostModel, IntegerCosts, PerStep
 
 #: how many times as many examples as continuous integration runs; those of more than 1 are drawn anew each time
@@ -93,6 +94,13 @@ class HostCosts:
 
     def host_ns(self, columns: StepColumns) -> PerStep:
         return self.host
+
+    def floors(self, layout: Layout, overlap: bool = False) -> Floors:
+        both = {}
+        for kind, (device,) in self.device.floors(layout).items():
+            host = StepFloor(self.host, 0, 0)
+            both[kind] = (device, host) if overlap else (device.plus(host),)
+        return both
 
 
 @dataclass(frozen=True)
