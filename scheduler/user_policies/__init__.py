@@ -1,6 +1,6 @@
 """Policies of the user's own: described in a YAML file, or written in a Python file.
 
-``policy`` is then the file's path, with ``:NAME`` after that of a Python file. ``docs/policies.md`` says how to write one.
+``policy`` is then the file's path, with ``:NAME`` after that of a Python file. How to write one: ``docs/policies.md``.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ class PolicyDescription:
         return value
 
     def _checked(self, place: tuple[str, ...], value: Any, kind: type) -> Any:
-        """``value`` if it is of ``kind``, as YAML has it: ``true`` may be a text, ``1e-3`` is one and may be a number."""
+        """``value`` if it is of ``kind``, as YAML has it: ``true`` may stand for a text, ``1e-3`` for a number."""
         if kind is str and isinstance(value, (str, int, float)):
             return str(value).lower() if isinstance(value, bool) else str(value)
         if kind is float and isinstance(value, str):
@@ -282,7 +282,9 @@ class PolicyDescription:
                     f"policy {config.policy} takes no {name} from outside; say it in the file, with its orders"
                 )
         if config.quantum is not None and "quantum" not in self.takes(config):
-            raise ConfigError(f"policy {config.policy} takes no quantum: it has no urgency, and so evicts nobody for rank")
+            raise ConfigError(
+                f"policy {config.policy} takes no quantum: it has no urgency, and so evicts nobody for rank"
+            )
         if (config.min_batch is None) != (config.max_wait_s is None):
             raise ConfigError(
                 f"policy {config.policy}: min_batch and max_wait_s go together: a batch starts with so many, or after "

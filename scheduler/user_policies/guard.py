@@ -59,7 +59,9 @@ class Guard:
         """A decision is made under this view."""
         self.view = view
 
-    def call(self, hook: str, about: Sequence | Lane | str | None, function: Callable[..., Value], *given: Any) -> Value:
+    def call(
+        self, hook: str, about: Sequence | Lane | str | None, function: Callable[..., Value], *given: Any
+    ) -> Value:
         """What ``function`` says. Raises :class:`PolicyError` for an exception in it."""
         try:
             return function(*given)
@@ -68,7 +70,11 @@ class Guard:
 
     def error(self, hook: str, about: Sequence | Lane | str | None, what: str) -> PolicyError:
         """The line that says what is wrong, with whom, when."""
-        seconds = 0.0 if self.view is None else self.view.now_ns / 1e9
+        now_ns = 0 if self.view is None else self.view.now_ns
+        if isinstance(about, Sequence):
+            # the scheduler's time is that of the plan before it came
+            now_ns = max(now_ns, about.arrival_ns)
+        seconds = now_ns / 1e9
         return PolicyError(f"policy {self._name} at {seconds:.6f} s: {hook}{_of(about)} {what}")
 
 

@@ -50,11 +50,13 @@ class PythonPolicy:
     The file is run anew for each scheduler, so that two of them share nothing that it keeps.
     """
 
-    def __init__(self, file: PolicyFile) -> None:
-        self._file = file
-
     #: it may ask the oracle: that cannot be seen from outside
     predicts = True
+    summary = ""
+
+    def __init__(self, file: PolicyFile) -> None:
+        self._file = file
+        self.name = file.name
 
     def takes(self, config: SchedulerConfig) -> frozenset[str]:
         """The settings, of those that only some policies take, that the file looks at."""

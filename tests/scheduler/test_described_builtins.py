@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
 import yaml
-from random_runs import POLICY_SETTINGS, SLOW_MOTION, Recorder, draw_config, draw_run, times_of
+from random_runs import POLICY_SETTINGS, Recorder, Run, draw_run, times_of
 
 from scheduler.config import SchedulerConfig
 from scheduler.policies import POLICIES
@@ -100,6 +99,15 @@ class Remembering(Scheduler):
         return self.all[-1]
 
 
+def outcome(run: Run, config: SchedulerConfig, max_repeat: int) -> tuple[Any, ...]:
+    """All that a run says."""
+    recorder = Recorder()
+    scheduler = Remembering(config, recorder)
+    simulate(run.requests, scheduler, run.costs, max_repeat=max_repeat, aborted=run.aborts)
+    requests = [times_of(sequence) for sequence in scheduler.all]
+    return scheduler.digest.hexdigest(), asdict(scheduler.counters), requests, recorder.steps, recorder.gap_counts
+
+
 def test_every_policy_is_described() -> None:
     assert set(DESCRIPTIONS) == set(POLICIES) == set(POLICY_SETTINGS)
 
@@ -107,38 +115,31 @@ def test_every_policy_is_described() -> None:
 @pytest.mark.parametrize("policy", DESCRIPTIONS)
 def test_a_described_policy_is_the_built_in_one(policy: str, tmp_path: Path) -> None:
     steps = 0
-    for seed in range(25):
+    for seed in range(20):
         run = draw_run(policy, 18, seed)
-        outcomes = []
-        for config in (run.config, described(run.config, tmp_path)):
-            for max_repeat in (1, ANY):
-                recorder = Recorder()
-                scheduler = Remembering(config, recorder)
-                simulate(run.requests, scheduler, run.costs, max_repeat=max_repeat, aborted=run.aborts)
-                outcomes.append(
-                    (
-                        scheduler.digest.hexdigest(),
-                        asdict(scheduler.counters),
-                        [times_of(s) for s in scheduler.all],
-                        recorder.steps,
-                        recorder.gap_counts,
-                    )
-                )
-                steps += len(recorder.steps)
-        assert outcomes[1:] == outcomes[:1] * 3, (seed, run.config)
+        config = described(run.config, tmp_path)
+        for max_repeat in (1, ANY):
+            expected, found = (outcome(run, each, max_repeat) for each in (run.config, config))
+            assert found == expected, (seed, max_repeat, run.config)
+            steps += len(found[3])
     assert steps > 1000
 
 
+#: in these runs buckets are never split, and nobody far along could be evicted
+ALIKE = [{"fcfs", "bucket-serve"}, {"srpt", "trail"}]
+
+
 def test_the_descriptions_are_told_apart(tmp_path: Path) -> None:
-    """Or the test above would prove little: another policy's description gives another run."""
-    run = draw_run("fcfs", 18, 3)
-    plain = replace(run.config, **dict.fromkeys(("aging", "aging_s", "aging_weight", "oracle", "victim", "batching")))
+    """Or the test above would prove little: what is described differently runs differently."""
+    run = draw_run("fcfs", 40, 3)
     plain = SchedulerConfig(
-        max_running=3, kv_tokens=80, block_tokens=4, max_rows=2, prefix_cache=True,
-        prefill_token_ns=plain.prefill_token_ns, length_quantiles=plain.length_quantiles,
+        max_running=3, kv_tokens=80, block_tokens=4, max_rows=2, prefix_cache=True, prefill_token_ns=1_000_000,
+        length_quantiles=(1, 2, 5, 7, 12, 12, 16, 20, 26),
     )  # fmt: skip
-    digests = {}
+    names: dict[str, set[str]] = {}
     for policy in DESCRIPTIONS:
-        scheduler = Scheduler(described(replace(plain, policy=policy), tmp_path))
-        digests[policy] = simulate(run.requests, scheduler, run.costs).digest.hexdigest()
-    assert len(set(digests.values())) > len(digests) * 2 // 3, digests
+        own: Described = {"quantum": 1} if "quantum" in POLICIES[policy].settings else {}
+        own |= {"aging_s": 2e-5} if policy in ("sjf-aging", "sjf-predicted") else {}
+        scheduler = Scheduler(described(replace(plain, policy=policy, **own), tmp_path))
+        names.setdefault(simulate(run.requests, scheduler, run.costs).digest.hexdigest(), set()).add(policy)
+    assert [alike for alike in names.values() if len(alike) > 1] == ALIKE
