@@ -7,10 +7,11 @@ from typing import cast
 
 from scheduler.config import SchedulerConfig
 from scheduler.errors import ConfigError
-from scheduler.orders import LinearAgeing
+from scheduler.orders import ByLength, LinearAgeing
 from scheduler.parts import Admission, parse_admission, parse_batching
 from scheduler.policies import POLICIES, build_policy, policy_name
-from scheduler.policy import Ageing, Phase, Policy
+from scheduler.policy import Ageing, Order, Phase, Policy
+from scheduler.user_policies import PythonPolicy, open_user_policy
 
 DEFAULT_CHUNK_TOKENS = 512
 DEFAULT_THRESHOLD_S = 60.0
@@ -21,6 +22,8 @@ DEFAULT_AGEING_WEIGHT = 10.0
 class Composition:
     """A policy with every part decided."""
 
+    config: SchedulerConfig
+    """with what a policy's file says by default"""
     policy: Policy
     phase: Phase
     chunk_tokens: int
@@ -33,7 +36,13 @@ class Composition:
 
 def compose(config: SchedulerConfig) -> Composition:
     """What ``config`` describes. A composition that cannot be is a :class:`~scheduler.config.ConfigError`."""
-    policy = build_policy(config)
+    own = open_user_policy(config)
+    if own is None:
+        policy = build_policy(config)
+        predicts = "oracle" in POLICIES[policy_name(config.policy)].settings
+    else:
+        config = own.settled(config)
+        policy, predicts = own.build(config), own.predicts
     slice_steps = _slice_steps(config, policy)
     if slice_steps == 0 and not policy.run_to_completion:
         policy = replace(policy, run_to_completion=True)
@@ -45,9 +54,10 @@ def compose(config: SchedulerConfig) -> Composition:
     _check_memory(config, policy, admission)
     _check_eviction(config, policy, admission)
     _check_prefix_cache(config, policy)
-    _check_oracle(config, admission)
+    _check_oracle(config, admission, predicts)
     return Composition(
-        policy=policy,
+        config=config,
+        policy=own.guarded(policy) if isinstance(own, PythonPolicy) else policy,
         phase=phase,
         chunk_tokens=config.chunk_tokens or DEFAULT_CHUNK_TOKENS,
         slice_steps=slice_steps,
@@ -158,10 +168,9 @@ def _check_prefix_cache(config: SchedulerConfig, policy: Policy) -> None:
         )
 
 
-def _check_oracle(config: SchedulerConfig, admission: Admission) -> None:
+def _check_oracle(config: SchedulerConfig, admission: Admission, predicts: bool) -> None:
     if config.oracle is None:
         return
-    predicts = "oracle" in POLICIES[policy_name(config.policy)].settings
     asks = admission.kind in ("peak-future", "reserve-pow2", "reserve-oracle") or config.victim == "longest-remaining"
     if not predicts and not asks:
         raise ConfigError(

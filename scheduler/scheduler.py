@@ -28,8 +28,8 @@ class Scheduler:
     """
 
     def __init__(self, config: SchedulerConfig, observer: Observer | None = None) -> None:
-        self.config = config
         self._state = state = SchedulerState(config, observer)
+        self.config = state.config
         self.parts = state.parts
         self.policy = state.policy
         self.pool = state.pool
