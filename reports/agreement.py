@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from reports.figures import COUNTERS, figure_at, latency_paths
+from reports.figures import COUNTERS, figure_at, latency_paths, occurs
 from reports.run import Run, look_up
 
 #: predictions beside the latencies
@@ -100,7 +100,8 @@ def agree(measured: Run, simulated: Run, replayed: bool | None = None) -> Agreem
         return look_up(measured.summary, path), look_up(simulated.summary, path)
 
     predictions = (Prediction(path, *both(path)) for path in (*_RATES, *latency_paths()))
-    checks = (CounterCheck(path, *both(path)) for path in COUNTERS)
+    summaries = (measured.summary, simulated.summary)
+    checks = (CounterCheck(path, *both(path)) for path in COUNTERS if occurs(figure_at(path), summaries))
     return Agreement(
         measured,
         simulated,

@@ -165,11 +165,12 @@ def timeline_of(run: Run, pieces: int = _TIME_PIECES) -> Timeline | None:
     origin = int(column(run.requests, "arrival_ns").min())
     edges = np.linspace(origin, int(end.max()), pieces + 1)
     sums = step_sums(run.steps)
-    here = sums.decode
+    here = sums.decodes
     steps = _spread(start[here], end[here], sums.repeat[here], edges)
-    rows = _spread(start[here], end[here], sums.rows[here], edges)
-    useful = np.where(sums.decode, sums.attention_useful, sums.linear_useful)
-    computed = np.where(sums.decode, sums.attention_computed, sums.linear_computed)
+    rows = _spread(start[here], end[here], sums.decode_rows[here], edges)
+    of_decode = sums.kind == "decode"
+    useful = np.where(of_decode, sums.decode.attention_useful, sums.prefill.linear_useful)
+    computed = np.where(of_decode, sums.decode.attention_computed, sums.prefill.linear_computed)
     # each step's own share of padding, weighted by its time: prefill and decode slots are no common unit
     share = np.where(computed > 0, 1 - useful / np.maximum(computed, 1), 0.0)
     busy = _spread(start, end, end - start, edges)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reports.figures import FIGURES, Figure, figure_at, interval_at, latency_paths
+from reports.figures import FIGURES, Figure, figure_at, interval_at, latency_paths, occurs
 from reports.run import Run, look_up
+from reports.settings import brief
 
 Interval = tuple[float, float]
 
@@ -61,7 +62,8 @@ class Comparison:
 def compare(a: Run, b: Run) -> Comparison:
     """Every figure of two runs. One run of each says nothing of the spread between runs: the intervals are those of
     the requests within a run."""
-    figures = [*(figure_at(path) for path in latency_paths()), *FIGURES]
+    summaries = (a.summary, b.summary)
+    figures = [*(figure_at(path) for path in latency_paths()), *(f for f in FIGURES if occurs(f, summaries))]
     rows = (
         Compared(
             figure,
@@ -76,14 +78,22 @@ def compare(a: Run, b: Run) -> Comparison:
 
 
 def labels(runs: list[Run]) -> list[str]:
-    """A label for each run, no two the same: the world is added where labels repeat, then the run's name, then a
-    number."""
+    """A label for each run, no two the same: where labels repeat the scheduler's parts are added if they differ, then
+    the world, then the run's name, then a number."""
     texts = [run.label for run in runs]
-    for addition in (lambda run, _: run.world, lambda run, _: run.name, lambda _, index: str(index + 1)):
+    parts = [brief(run.summary.get("scheduler")) for run in runs]
+    differing = {text for text in texts if len({p for t, p in zip(texts, parts, strict=True) if t == text}) > 1}
+    additions: list[list[str]] = [
+        [part if text in differing else "" for text, part in zip(texts, parts, strict=True)],
+        [run.world for run in runs],
+        [run.name for run in runs],
+        [str(number) for number in range(1, len(runs) + 1)],
+    ]
+    for addition in additions:
         if len(set(texts)) == len(texts):
             break
         texts = [
-            f"{text} ({addition(run, index)})" if texts.count(text) > 1 else text
-            for index, (text, run) in enumerate(zip(texts, runs, strict=True))
+            f"{text} ({more})" if more and texts.count(text) > 1 else text
+            for text, more in zip(texts, addition, strict=True)
         ]
     return texts

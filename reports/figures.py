@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,13 +18,17 @@ STATISTICS = ("mean", *(f"p{percent}" for percent in PERCENTILES), "max")
 
 @dataclass(frozen=True)
 class Figure:
-    """One number of a summary. ``better`` is ``None`` where neither direction is better by itself."""
+    """One number of a summary. ``better`` is ``None`` where neither direction is better by itself.
+
+    ``rare``: of something that many runs know nothing of; shown where it occurs.
+    """
 
     path: str
     title: str
     unit: Unit
     formula: str
     better: Better | None = None
+    rare: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,23 +84,24 @@ FIGURES = (
         "lower",
     ),
     Figure("requests.aborted", "Requests aborted", "count", "ended early from outside"),
-    Figure("steps.total", "Steps", "count", "prefill steps + decode steps"),
+    Figure("steps.total", "Steps", "count", "prefill, decode and mixed steps"),
     Figure("steps.prefill", "Prefill steps", "count", "steps that compute prompt tokens"),
     Figure("steps.decode", "Decode steps", "count", "steps that take each row one token further"),
-    Figure("mean_decode_batch", "Mean decode batch", "rows", "decode rows used / decode steps", "higher"),
+    Figure("steps.mixed", "Mixed steps", "count", "steps that do both: prompts beside decode rows", rare=True),
+    Figure("mean_decode_batch", "Mean decode batch", "rows", "decode rows used / decode and mixed steps", "higher"),
     Figure("batch_occupancy", "Batch occupancy", "share", "decode rows used / decode rows computed", "higher"),
     Figure(
         "padding_waste.prefill",
         "Prefill waste",
         "share",
-        "1 - useful / computed linear slots of prefill steps",
+        "1 - useful / computed linear slots of prompts",
         "lower",
     ),
     Figure(
         "padding_waste.decode",
         "Decode waste",
         "share",
-        "1 - useful / computed attention slots of decode steps",
+        "1 - useful / computed attention slots of decode rows",
         "lower",
     ),
     Figure("padding_waste.graph", "Graph rounding waste", "share", "(graph rows - rows) / graph rows", "lower"),
@@ -123,26 +128,58 @@ FIGURES = (
     ),
     Figure("tokens.output", "Output tokens", "tokens", "of finished requests"),
     Figure("preemptions", "Preemptions", "count", "sequences that lost their KV and waited again", "lower"),
+    Figure("swapped.out", "Swaps out", "count", "preemptions whose KV went to host memory", rare=True),
+    Figure("swapped.in", "Swaps in", "count", "sequences whose KV came back from host memory", rare=True),
+    Figure("swapped.tokens", "Swapped tokens", "tokens", "tokens whose KV was moved, out and in", "lower", rare=True),
+    Figure(
+        "overlap.wasted_rows",
+        "Wasted rows",
+        "rows",
+        "rows of steps whose sequence had ended before",
+        "lower",
+        rare=True,
+    ),
     Figure("kv.peak_tokens", "KV peak", "tokens", "most token slots held at the end of a step"),
     Figure(
         "kv.utilisation",
-        "KV utilisation",
+        "KV utilisation by step",
         "share",
         "slots that hold a token / slots reserved, summed over steps",
         "higher",
     ),
     Figure(
         "kv.fragmentation.internal",
-        "Internal fragmentation",
+        "Internal fragmentation by step",
         "share",
         "(reserved - held) / reserved, summed over steps",
         "lower",
     ),
     Figure(
         "kv.fragmentation.external",
-        "External fragmentation",
+        "External fragmentation by step",
         "share",
         "free slots that cannot serve the waiting head / free slots, summed over steps",
+        "lower",
+    ),
+    Figure(
+        "kv.time_weighted.utilisation",
+        "KV utilisation by time",
+        "share",
+        "slots that hold a token / slots reserved, each step for as long as it took",
+        "higher",
+    ),
+    Figure(
+        "kv.time_weighted.fragmentation.internal",
+        "Internal fragmentation by time",
+        "share",
+        "(reserved - held) / reserved, each step for as long as it took",
+        "lower",
+    ),
+    Figure(
+        "kv.time_weighted.fragmentation.external",
+        "External fragmentation by time",
+        "share",
+        "free slots that cannot serve the waiting head / free slots, each step for as long as it took",
         "lower",
     ),
     Figure(
@@ -155,7 +192,27 @@ FIGURES = (
         "allocations served from memory that a preemption freed / all",
     ),
     Figure(
-        "kv.prefix_hit", "Prefix hits", "share", "prompt tokens found in the prefix cache / prompt tokens", "higher"
+        "kv.prefix_hit",
+        "Prefix hits",
+        "share",
+        "tokens found in the prefix cache / known tokens, at each admission that looked",
+        "higher",
+        rare=True,
+    ),
+    Figure(
+        "prefix.hit_tokens",
+        "Prefix hit tokens",
+        "tokens",
+        "tokens that were not computed, thanks to the prefix cache",
+        "higher",
+        rare=True,
+    ),
+    Figure(
+        "prefix.query_tokens",
+        "Prefix query tokens",
+        "tokens",
+        "known tokens at each admission that looked",
+        rare=True,
     ),
     Figure("starvation.longest_wait_s", "Longest wait", "s", "longest time from arrival to first service", "lower"),
     Figure(
@@ -216,17 +273,24 @@ COUNTERS = (
     "steps.total",
     "steps.prefill",
     "steps.decode",
+    "steps.mixed",
     "tokens.useful",
     "tokens.computed",
     "tokens.recomputed",
     "tokens.output",
     "preemptions",
+    "swapped.out",
+    "swapped.in",
+    "swapped.tokens",
+    "overlap.wasted_rows",
     "padding_waste.prefill",
     "padding_waste.decode",
     "mean_decode_batch",
     "kv.peak_tokens",
     "kv.utilisation",
     "kv.reuse",
+    "prefix.hit_tokens",
+    "prefix.query_tokens",
 )
 
 _BY_PATH = {figure.path: figure for figure in FIGURES}
@@ -248,6 +312,11 @@ def figure_at(path: str) -> Figure:
 def statistic_title(statistic: str) -> str:
     """``P99`` for ``p99``."""
     return statistic.upper() if statistic.startswith("p") else statistic
+
+
+def occurs(figure: Figure, summaries: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a figure is to be shown: all but the rare ones always, those where a summary has any of it."""
+    return not figure.rare or any(look_up(summary, figure.path) for summary in summaries)
 
 
 def latency_paths() -> list[str]:

@@ -21,6 +21,7 @@ from reports.figures import (
     interval_at,
     interval_text,
     number,
+    occurs,
     quantity,
     statistic_title,
     why_missing,
@@ -32,6 +33,7 @@ from reports.markup import row as _row
 from reports.markup import section as _section
 from reports.markup import table as _table
 from reports.run import Run, look_up
+from reports.settings import readable
 from reports.summary import verdict
 
 #: errors of a prediction up to which it is called good, and up to which it is not called bad
@@ -40,6 +42,8 @@ GOOD_ERROR, FAIR_ERROR = 0.05, 0.15
 _CHARTED = ("ttft_ms", "e2e_ms", "tpot_ms")
 #: figures that a bar shows better than a number alone
 _BARRED = ("padding_waste.prefill", "padding_waste.decode")
+#: figures of parts that only some runs have, for the table of policies
+_RARE = ("steps.mixed", "swapped.tokens", "overlap.wasted_rows", "kv.prefix_hit")
 
 
 def write_report(
@@ -81,6 +85,7 @@ def render_report(
         _agreements(agreements, series),
         _all_latencies(series),
         _all_figures(series),
+        _settings(series),
         _reproduce(series, command),
         _footer(),
     ]
@@ -321,8 +326,8 @@ def _compared_policies(series: Sequence[Series]) -> str:
         *_BARRED,
     )
     shown = [figure_at(p) for p in paths if any(look_up(one.run.summary, p) is not None for one in series)]
-    if any(look_up(one.run.summary, "preemptions") for one in series):
-        shown.append(figure_at("preemptions"))
+    now_and_then = ("preemptions", *_RARE)
+    shown += [figure_at(p) for p in now_and_then if any(look_up(one.run.summary, p) for one in series)]
     best = {figure.path: _best(_judged(series), figure) for figure in shown}
 
     def cell(one: Series, figure: Figure) -> str:
@@ -536,18 +541,22 @@ def _name_in_table(one: Series, series: Sequence[Series]) -> str:
     """A twin stands right below its run, so that its world is enough; and its run needs none."""
     if one.dashed:
         return one.run.world
-    has_twin = any(other.dashed and other.colour == one.colour for other in series)
-    return one.run.label if has_twin else one.label
+    return one.run.label if _has_twin(one, series) else one.label
 
 
 def _all_figures(series: Sequence[Series]) -> str:
     head = [("Figure", "first"), *((one.label, "number") for one in series), ("Definition", "")]
     rows = []
-    for figure in FIGURES:
+    for figure in _shown(series):
         cells = [_figure_cell(one, figure) for one in series]
         rows.append(_row(escape(figure.title), [*cells, f'<td class="formula">{escape(figure.formula)}</td>']))
     lead = "What could not be computed says so; 0 means zero."
     return _section("All other figures", lead, _table(head, rows) + _reasons(series))
+
+
+def _shown(series: Sequence[Series]) -> list[Figure]:
+    summaries = [one.run.summary for one in series]
+    return [figure for figure in FIGURES if occurs(figure, summaries)]
 
 
 def _figure_cell(one: Series, figure: Figure) -> str:
@@ -564,7 +573,7 @@ def _reasons(series: Sequence[Series]) -> str:
     """Why figures are missing: each reason with the figures and runs that it is about."""
     found: dict[str, dict[str, None]] = {}
     for one in series:
-        paths = [*(f"{latency.key}.p99" for latency in LATENCIES), *(figure.path for figure in FIGURES)]
+        paths = [*(f"{latency.key}.p99" for latency in LATENCIES), *(figure.path for figure in _shown(series))]
         for path in paths:
             if look_up(one.run.summary, path) is None:
                 title = figure_at(path).title.removesuffix(" P99")
@@ -577,6 +586,34 @@ def _reasons(series: Sequence[Series]) -> str:
 
 
 # -- how it was made
+
+
+def _settings(series: Sequence[Series]) -> str:
+    """The scheduler's settings as they were in force: a list for one run, a table for several."""
+    lists = [(one, readable(one.run.summary.get("scheduler"))) for one in series if not one.dashed]
+    lists = [(one, lines) for one, lines in lists if lines]
+    if not lists:
+        return ""
+    lead = "What was asked for, and what the policy decided where nothing was."
+    if len(series) == 1:
+        rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in lists[0][1])
+        return _section("Scheduler", lead, f'<div class="card"><dl class="facts">{rows}</dl></div>')
+    of_run = [dict(lines) for _, lines in lists]
+    names = dict.fromkeys(name for _, lines in lists for name, _ in lines)
+    table_rows = []
+    for name in names:
+        values = [settings.get(name, "–") for settings in of_run]
+        if len(set(values)) == 1:
+            table_rows.append(_row(escape(name), [f'<td colspan="{len(lists)}">{escape(values[0])}</td>']))
+        else:
+            table_rows.append(_row(escape(name), [f"<td>{escape(value)}</td>" for value in values]))
+    names_of_runs = [one.run.label if _has_twin(one, series) else one.label for one, _ in lists]
+    head = [("Setting", "first"), *((label, "") for label in names_of_runs)]
+    return _section("Scheduler", f"{lead} A value that stands alone is that of all runs.", _table(head, table_rows))
+
+
+def _has_twin(one: Series, series: Sequence[Series]) -> bool:
+    return any(other.dashed and other.colour == one.colour for other in series)
 
 
 def _reproduce(series: Sequence[Series], command: str | None) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
 
-from scheduler.plan import DigestEntry, StepFeatures
+from scheduler.plan import DigestEntry, Kind, StepFeatures
 
 REQUESTS_FILE = "requests.csv"
 STEPS_FILE = "steps.csv"
@@ -18,6 +19,7 @@ REQUEST_COLUMNS = (
     "id",
     "number",
     "tenant",
+    "priority",
     "arrival_ns",
     *REQUEST_TIMES,
     "prompt_tokens",
@@ -36,8 +38,20 @@ STEP_COLUMNS = (
     *StepFeatures._fields,
     "device_ns",
     "host_ns",
+    "overlap",
     "digest",
 )
+
+#: what a table from before a column was there would have had in it
+Older = Mapping[str, Callable[[pd.DataFrame], pd.Series]]
+_OLDER_REQUESTS: Older = {"priority": lambda table: table["number"] * 0}
+_OLDER_STEPS: Older = {
+    "decode_rows": lambda table: table["rows"].where(table["kind"] == "decode", 0),
+    "decode_context_tokens": lambda table: table["context_tokens"].where(table["kind"] == "decode", 0),
+    "swapped_tokens": lambda table: table["rows"] * 0,
+    "overlap": lambda table: table["rows"] * 0,
+}
+_KINDS: dict[str, Kind] = {"prefill": "prefill", "decode": "decode", "mixed": "mixed"}
 
 _REQUEST_TEXT = ("id", "tenant", "outcome", "reason")
 _STEP_TEXT = ("layout", "kind", "digest")
@@ -55,23 +69,26 @@ def digest_text(entry: DigestEntry, steps: int) -> str:
 def digest_entry(text: str) -> DigestEntry:
     """The inverse of :func:`digest_text`; raises ``ValueError`` for anything else."""
     kind, *numbers = text.split(":")
-    if kind not in ("prefill", "decode") or len(numbers) != 5:
+    if kind not in _KINDS or len(numbers) != 5:
         raise ValueError(f"not a plan digest: {text!r}")
     rows, ids, starts, tokens, repeat = map(int, numbers)
-    return DigestEntry("prefill" if kind == "prefill" else "decode", rows, ids, starts, tokens, repeat)
+    return DigestEntry(_KINDS[kind], rows, ids, starts, tokens, repeat)
 
 
 def read_requests(folder: Path) -> pd.DataFrame:
     """``requests.csv``: one row a request that ended, times in integer nanoseconds, -1 where unset."""
-    return _read(folder / REQUESTS_FILE, REQUEST_COLUMNS, _REQUEST_TEXT)
+    return _read(folder / REQUESTS_FILE, REQUEST_COLUMNS, _REQUEST_TEXT, _OLDER_REQUESTS)
 
 
 def read_steps(folder: Path) -> pd.DataFrame:
-    """``steps.csv``: one row a plan that was run, with the first step's features and ``repeat``."""
-    return _read(folder / STEPS_FILE, STEP_COLUMNS, _STEP_TEXT)
+    """``steps.csv``: one row a plan that was run, with the first step's features and ``repeat``.
+
+    ``overlap`` is 1 where the plan was made while the step before it ran; the step then starts as that one ends.
+    """
+    return _read(folder / STEPS_FILE, STEP_COLUMNS, _STEP_TEXT, _OLDER_STEPS)
 
 
-def _read(path: Path, columns: tuple[str, ...], text: tuple[str, ...]) -> pd.DataFrame:
+def _read(path: Path, columns: tuple[str, ...], text: tuple[str, ...], older: Older) -> pd.DataFrame:
     """A table as far as whole lines go: what a kill cut short in the last line is left out."""
     try:
         data = path.read_bytes()
@@ -93,9 +110,12 @@ def _read(path: Path, columns: tuple[str, ...], text: tuple[str, ...]) -> pd.Dat
         )
     except (ValueError, TypeError) as error:
         raise RunFolderError(f"{path} is not a table of this version: {str(error).splitlines()[0]}") from error
-    lacking = [column for column in columns if column not in table.columns]
+    lacking = [column for column in columns if column not in table.columns and column not in older]
     if lacking:
         raise RunFolderError(f"{path} lacks the column {lacking[0]!r}; its columns must be {', '.join(columns)}")
+    for column, values in older.items():
+        if column not in table.columns:
+            table[column] = values(table)
     return _typed(table, columns, text)
 
 

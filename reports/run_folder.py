@@ -70,6 +70,7 @@ class RunWriter:
         self._flushed_s = self._gaps_written_s = clock()
         self._gaps = Histogram()
         self._gaps_changed = False
+        self._last_end_ns = 0
         with _writing(self.folder), ExitStack() as files:
             _make_empty(self.folder)
             _write_atomically(self.folder / MANIFEST_FILE, _json(self.manifest))
@@ -86,14 +87,16 @@ class RunWriter:
 
     def stepped(self, plan: StepPlan, steps: int, outcome: StepOutcome) -> None:
         """Write the row of a plan of which ``steps`` steps were run."""
+        before_ns, self._last_end_ns = self._last_end_ns, int(outcome.ends_ns[-1])
         row = (
             plan.index,
-            plan.now_ns,
-            int(outcome.ends_ns[-1]),
+            max(plan.now_ns, before_ns),
+            self._last_end_ns,
             steps,
             *plan.features,
             outcome.device_ns,
             outcome.host_ns,
+            int(plan.now_ns < before_ns),
             digest_text(plan.digest_entry, steps),
         )
         try:
@@ -113,6 +116,7 @@ class RunWriter:
             sequence.id,
             sequence.number,
             sequence.request.tenant,
+            sequence.request.priority,
             sequence.arrival_ns,
             _if_set(sequence.first_scheduled_ns),
             _if_set(sequence.first_token_ns),
@@ -234,6 +238,7 @@ def load_run(folder: str | Path, costs: CostModel | None = None) -> Run:
         costs=costs,
         wall=WallClock(started_at=manifest.get("started_at")),
         partial=True,
+        config=_config(manifest),
     )
     return Run(folder, manifest, summary, requests, steps, gaps, partial=True)
 

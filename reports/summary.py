@@ -20,6 +20,7 @@ from reports.bounds import bounds_block
 from reports.histogram import Histogram
 from reports.load import LoadStability, assess_load, unknown_load
 from reports.percentiles import Distribution, describe, missing, wilson_interval
+from reports.settings import settings_in_force
 from reports.slo import Slo
 from reports.waste import column, time_waste
 from scheduler.config import SchedulerConfig
@@ -109,12 +110,13 @@ def summarise(
 ) -> dict[str, Any]:
     """All figures of a run, as ``summary.json`` holds them.
 
-    ``costs`` gives padding waste in time and, with ``config``, the bounds; ``slo`` goodput. ``partial`` says that the
-    counters were rebuilt from the rows of a run that was killed, so that some figures are not available.
+    ``costs`` gives padding waste in time and, with ``config``, the bounds; ``config`` the settings in force and whether
+    there was a prefix cache; ``slo`` goodput. ``partial`` says that the counters were rebuilt from the rows of a run
+    that was killed, so that some figures are not available.
     """
     wall = wall or WallClock()
     absent: dict[str, str] = {}
-    steps_total = counters.steps_prefill + counters.steps_decode
+    steps_total = counters.steps_prefill + counters.steps_decode + counters.steps_mixed
     overhead_us = None if wall.scheduler_ns is None or not steps_total else wall.scheduler_ns / steps_total / 1e3
     if overhead_us is None:
         absent["scheduler_us_per_step"] = "nobody measured it" if steps_total else "no step was run"
@@ -129,18 +131,22 @@ def summarise(
             "total": steps_total,
             "prefill": counters.steps_prefill,
             "decode": counters.steps_decode,
-            "mixed": 0,
+            "mixed": counters.steps_mixed,
             "rows_written": len(steps),
         },
         "tokens": _tokens(requests, counters, partial),
-        "mean_decode_batch": _ratio(counters.decode_rows, counters.steps_decode),
+        "mean_decode_batch": _ratio(counters.decode_rows, counters.steps_decode + counters.steps_mixed),
         "batch_occupancy": _ratio(counters.decode_rows, counters.decode_rows_computed),
         "preemptions": None if partial else counters.preemptions,
+        "swapped": _swapped(counters, absent, partial),
+        "prefix": _prefix(counters, absent, partial, config),
         "kv": _kv(counters, absent, partial),
+        "overlap": _overlap(counters, absent, partial),
         **_goodput(requests, slo, absent),
         "starvation": _starvation(requests, counters, absent, partial),
         "scheduler_us_per_step": overhead_us,
         "plan_digest": plan_digest,
+        "scheduler": None if config is None else settings_in_force(config),
         "load": _load(requests, partial),
         "time": _time(steps, absent),
         "counters": asdict(counters),
@@ -152,6 +158,9 @@ def summarise(
     }
     throughput_per_s = summary["output_tokens_per_s"]
     summary["bounds"] = bounds_block(finished(requests), config, costs, throughput_per_s, absent, simulated=simulated)
+    summary["kv"]["prefix_hit"] = summary["prefix"]["hit_ratio"]
+    if summary["scheduler"] is None:
+        absent["scheduler"] = "the manifest does not hold the scheduler's settings"
     for path in ("mean_decode_batch", "batch_occupancy"):
         if summary[path] is None:
             absent[path] = "no decode step was run"
@@ -256,37 +265,80 @@ def _tokens(requests: pd.DataFrame, counters: RunCounters, partial: bool) -> dic
     }
 
 
-def _kv(counters: RunCounters, absent: dict[str, str], partial: bool) -> dict[str, Any]:
-    absent["kv.prefix_hit"] = "the run had no prefix cache"
-    nothing: dict[str, float | None] = {"internal": None, "external": None}
+def _swapped(counters: RunCounters, absent: dict[str, str], partial: bool) -> dict[str, int | None]:
+    """How often KV went to host memory and came back, and the tokens of both ways."""
     if partial:
-        for name in ("peak_tokens", "utilisation", "fragmentation", "reuse", "reuse_after_preemption"):
-            absent[f"kv.{name}"] = KILLED
-        return {
-            "peak_tokens": None,
-            "utilisation": None,
-            "fragmentation": nothing,
-            "reuse": None,
-            "reuse_after_preemption": None,
-            "prefix_hit": None,
-        }
-    utilisation = _ratio(counters.kv_held_sum, counters.kv_reserved_sum)
-    external = _ratio(counters.kv_unusable_sum, counters.kv_free_sum)
+        absent["swapped.out"] = absent["swapped.in"] = KILLED
+        return {"out": None, "in": None, "tokens": counters.swapped_tokens}
+    return {"out": counters.swapped_out, "in": counters.swapped_in, "tokens": counters.swapped_tokens}
+
+
+def _prefix(
+    counters: RunCounters, absent: dict[str, str], partial: bool, config: SchedulerConfig | None
+) -> dict[str, float | int | None]:
+    """What the prefix cache was asked for and had, in tokens; nothing without one."""
+    asked = counters.prefix_query_tokens
+    cached = asked > 0 or (config is not None and config.prefix_cache)
+    if partial or not cached:
+        reason = KILLED if partial else "the run had no prefix cache"
+        absent.update(dict.fromkeys(("prefix", "kv.prefix_hit"), reason))
+        return {"hit_tokens": None, "query_tokens": None, "hit_ratio": None}
+    if not asked:
+        reason = "no request that was admitted had a full block of prompt to look up"
+        absent.update(dict.fromkeys(("prefix.hit_ratio", "kv.prefix_hit"), reason))
+    hits = counters.prefix_hit_tokens
+    return {"hit_tokens": hits, "query_tokens": asked, "hit_ratio": _ratio(hits, asked)}
+
+
+def _overlap(counters: RunCounters, absent: dict[str, str], partial: bool) -> dict[str, int | None]:
+    if partial:
+        absent["overlap.wasted_rows"] = KILLED
+    return {"wasted_rows": None if partial else counters.wasted_rows}
+
+
+def _kv(counters: RunCounters, absent: dict[str, str], partial: bool) -> dict[str, Any]:
+    """KV memory, every step counting the same; ``time_weighted``: every step for as long as it took."""
+    names = ("peak_tokens", "utilisation", "fragmentation", "reuse", "reuse_after_preemption", "time_weighted")
+    if partial:
+        absent.update({f"kv.{name}": KILLED for name in names})
+        nothing: dict[str, float | None] = {"internal": None, "external": None}
+        weighted = {"utilisation": None, "fragmentation": nothing}
+        return {**dict.fromkeys(names), "fragmentation": nothing, "time_weighted": weighted, "prefix_hit": None}
     reuse = _ratio(counters.kv_reused, counters.kv_allocations)
-    if utilisation is None:
-        absent["kv.utilisation"] = absent["kv.fragmentation.internal"] = "no step held KV"
-    if external is None:
-        absent["kv.fragmentation.external"] = "no KV slot was ever free"
     if reuse is None:
         absent["kv.reuse"] = absent["kv.reuse_after_preemption"] = "no KV was allocated"
+    by_step = _memory(
+        "kv", counters.kv_held_sum, counters.kv_reserved_sum, counters.kv_free_sum, counters.kv_unusable_sum, absent
+    )
+    # what is unusable is not summed over time; it is 0 at all times where it is 0 in all steps
+    unusable_ns = None if counters.kv_unusable_sum else 0
+    by_time = _memory(
+        "kv.time_weighted", counters.kv_held_token_ns, counters.kv_reserved_token_ns, counters.kv_free_token_ns,
+        unusable_ns, absent,
+    )  # fmt: skip
     return {
         "peak_tokens": counters.kv_peak_tokens,
-        "utilisation": utilisation,
-        "fragmentation": {"internal": None if utilisation is None else 1 - utilisation, "external": external},
+        **by_step,
         "reuse": reuse,
         "reuse_after_preemption": _ratio(counters.kv_reused_after_preemption, counters.kv_allocations),
         "prefix_hit": None,
+        "time_weighted": by_time,
     }
+
+
+def _memory(
+    path: str, held: int, reserved: int, free: int, unusable: int | None, absent: dict[str, str]
+) -> dict[str, Any]:
+    """Utilisation and fragmentation from sums of token slots, over steps or over time."""
+    utilisation = _ratio(held, reserved)
+    external = None if unusable is None else _ratio(unusable, free)
+    if utilisation is None:
+        absent[f"{path}.utilisation"] = absent[f"{path}.fragmentation.internal"] = "no step held KV"
+    if external is None:
+        reason = "no KV slot was ever free" if unusable is not None else "unusable slots are counted by step only"
+        absent[f"{path}.fragmentation.external"] = reason
+    internal = None if utilisation is None else 1 - utilisation
+    return {"utilisation": utilisation, "fragmentation": {"internal": internal, "external": external}}
 
 
 def _goodput(requests: pd.DataFrame, slo: Slo | None, absent: dict[str, str]) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from rich.text import Text
 
 from reports.agreement import Agreement, summary_line
 from reports.comparison import Compared, Comparison, labels
-from reports.figures import figure_at, interval_text, quantity, why_missing
+from reports.figures import figure_at, interval_text, occurs, quantity, why_missing
 from reports.gate import GateResult
 from reports.reproduction import Findings
 from reports.run import Run, look_up
+from reports.settings import brief
 from reports.summary import verdict
 
 #: width of what goes into a file or a pipe
@@ -26,10 +27,16 @@ _RUN_FIGURES = (
     "requests_per_s",
     "makespan_s",
     "mean_decode_batch",
+    "steps.mixed",
     "padding_waste.prefill",
     "padding_waste.decode",
     "padding_waste.time",
     "preemptions",
+    "swapped.tokens",
+    "overlap.wasted_rows",
+    "kv.utilisation",
+    "kv.time_weighted.utilisation",
+    "kv.prefix_hit",
     "goodput_per_s",
     "slo_attainment.share",
     "starvation.longest_gap_s",
@@ -75,12 +82,15 @@ def print_run(run: Run, *, quiet: bool = False, console: Console | None = None) 
     out.print(latencies)
     figures = _table(out, None, ["Figure", "value", "95 % interval"])
     for path in _RUN_FIGURES:
-        if look_up(run.summary, path) is not None:
-            figure = figure_at(path)
+        figure = figure_at(path)
+        if look_up(run.summary, path) is not None and occurs(figure, [run.summary]):
             interval = look_up(run.summary, "slo_attainment.ci") if path == "slo_attainment.share" else None
             text = interval_text(tuple(interval), figure.unit) if interval else ""
             figures.add_row(figure.title, _value(run, path), text)
     out.print(figures)
+    parts = brief(run.summary.get("scheduler"))
+    if parts:
+        out.print(f"Scheduler: {parts}")
     out.print(_verdict(run))
     if run.folder is not None:
         out.print(f"Run folder: {run.folder}", soft_wrap=True)
@@ -154,16 +164,19 @@ def print_reproduction(findings: Sequence[Findings], *, quiet: bool = False, con
         for row in found.rows:
             style = "green" if row.passed else "yellow" if row.explanation else "bold red"
             table.add_row(row.quantity, row.published_text(), row.ours_text(), row.difference_text(), row.allowed,
-                          Text(row.verdict, style=style))  # fmt: skip
+                          Text("within" if row.passed else "differs", style=style))  # fmt: skip
         out.print(table)
         if found.extra:
             more = _table(out, None, found.extra[0])
             for cells in found.extra[1:]:
                 more.add_row(*cells)
             out.print(more)
+        why: dict[str, list[str]] = {}
         for row in found.rows:
             if not row.passed:
-                out.print(f"{row.quantity}: {row.explanation or 'not explained'}")
+                why.setdefault(row.explanation or "not explained", []).append(row.quantity)
+        for explanation, quantities in why.items():
+            out.print(f"{'; '.join(quantities)}: {explanation}")
         for note in found.notes:
             out.print(note)
         out.print(f"{found.verdict()}, {found.seconds:.1f} s\n")

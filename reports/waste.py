@@ -27,49 +27,85 @@ def column(table: pd.DataFrame, name: str) -> IntArray:
 
 
 @dataclass(frozen=True)
-class StepSums:
-    """Sums over all steps of each row, ``int64[rows]``."""
+class PartSums:
+    """Sums over all steps of each row, of one part of them: the prompts, or the decode rows. ``int64[rows]``."""
 
-    decode: npt.NDArray[np.bool_]
-    repeat: IntArray
-    rows: IntArray
-    rows_computed: IntArray
     linear_useful: IntArray
     linear_computed: IntArray
     attention_useful: IntArray
     attention_computed: IntArray
 
 
+@dataclass(frozen=True)
+class StepSums:
+    """Sums over all steps of each row. A mixed step has prompts and decode rows, the others only one of them."""
+
+    kind: npt.NDArray[np.str_]
+    repeat: IntArray
+    decode_rows: IntArray
+    decode_rows_computed: IntArray
+    prefill: PartSums
+    decode: PartSums
+
+    @property
+    def decodes(self) -> npt.NDArray[np.bool_]:
+        """Whether decode rows are among its rows."""
+        there: npt.NDArray[np.bool_] = self.kind != "prefill"
+        return there
+
+
 def step_sums(steps: pd.DataFrame) -> StepSums:
     """The sums of every row of ``steps.csv``."""
+    kind = steps["kind"].to_numpy(np.str_)
     repeat, rows, rows_computed = (column(steps, name) for name in ("repeat", "rows", "rows_computed"))
     growth = repeat * (repeat - 1) // 2
     padded = (steps["layout"] == "padded").to_numpy(np.bool_)
-    return StepSums(
-        decode=(steps["kind"] == "decode").to_numpy(np.bool_),
-        repeat=repeat,
-        rows=repeat * rows,
-        rows_computed=repeat * rows_computed,
+    whole = PartSums(
         linear_useful=repeat * column(steps, "new_tokens"),
         linear_computed=repeat * column(steps, "new_tokens_computed"),
         attention_useful=repeat * column(steps, "context_tokens") + rows * growth,
         attention_computed=repeat * column(steps, "kv_columns_computed")
         + np.where(padded, rows_computed, rows) * growth,
     )
+    # the decode rows of a mixed step are on paged memory, which computes nothing for nothing
+    beside, context = column(steps, "decode_rows"), column(steps, "decode_context_tokens")
+    of_mixed = PartSums(beside, beside, context, context)
+    decode = PartSums(*(_of_decode(kind, *pair) for pair in zip(_parts(whole), _parts(of_mixed), strict=True)))
+    return StepSums(
+        kind=kind,
+        repeat=repeat,
+        decode_rows=_of_decode(kind, repeat * rows, beside),
+        decode_rows_computed=_of_decode(kind, repeat * rows_computed, beside),
+        prefill=PartSums(*(a - b for a, b in zip(_parts(whole), _parts(decode), strict=True))),
+        decode=decode,
+    )
+
+
+def _parts(sums: PartSums) -> tuple[IntArray, ...]:
+    return sums.linear_useful, sums.linear_computed, sums.attention_useful, sums.attention_computed
+
+
+def _of_decode(kind: npt.NDArray[np.str_], whole: IntArray, of_mixed: IntArray) -> IntArray:
+    """What of a row is its decode rows': all of a decode step, none of a prefill."""
+    chosen: IntArray = np.select([kind == "decode", kind == "mixed"], [whole, of_mixed], 0)
+    return chosen
 
 
 def counters_from_rows(requests: pd.DataFrame, steps: pd.DataFrame) -> RunCounters:
-    """What the rows of a killed run tell of the scheduler's counters. The ``kv_*`` ones and the longest waits and gaps
-    are in no row and stay 0: whoever shows them must say "not available". Requests that had not ended are in no row.
+    """What the rows of a killed run tell of the scheduler's counters. The ``kv_*`` and ``prefix_*`` ones, the longest
+    waits and gaps, the wasted rows and how often somebody was swapped are in no row and stay 0: whoever shows them must
+    say "not available". Requests that had not ended are in no row.
     """
     sums = step_sums(steps)
     counters = RunCounters()
-    for kind, here in (("prefill", ~sums.decode), ("decode", sums.decode)):
-        setattr(counters, f"steps_{kind}", int(sums.repeat[here].sum()))
+    for kind in ("prefill", "decode", "mixed"):
+        setattr(counters, f"steps_{kind}", int(sums.repeat[sums.kind == kind].sum()))
+    for part, amounts in (("prefill", sums.prefill), ("decode", sums.decode)):
         for unit in ("linear_useful", "linear_computed", "attention_useful", "attention_computed"):
-            setattr(counters, f"{unit}_{kind}", int(getattr(sums, unit)[here].sum()))
-    counters.decode_rows = int(sums.rows[sums.decode].sum())
-    counters.decode_rows_computed = int(sums.rows_computed[sums.decode].sum())
+            setattr(counters, f"{unit}_{part}", int(getattr(amounts, unit).sum()))
+    counters.decode_rows = int(sums.decode_rows.sum())
+    counters.decode_rows_computed = int(sums.decode_rows_computed.sum())
+    counters.swapped_tokens = int(column(steps, "swapped_tokens").sum())
     outcomes = requests["outcome"]
     for outcome in ("finished", "rejected", "aborted"):
         setattr(counters, outcome, int((outcomes == outcome).sum()))
@@ -98,7 +134,7 @@ def time_waste(steps: pd.DataFrame, costs: CostModel) -> float | None:
     """
     columns = {name: column(steps, name) for name in _COST_COLUMNS}
     columns["padded"] = (steps["layout"] == "padded").to_numpy().astype(np.int64)
-    columns["decode"] = (steps["kind"] == "decode").to_numpy().astype(np.int64)
+    columns["kind"] = np.array([_KINDS.index(kind) for kind in steps["kind"]], dtype=np.int64)
     useful = computed = 0
     for rows in _alike(columns):
         group = {name: values[rows] for name, values in columns.items()}
@@ -110,8 +146,10 @@ def time_waste(steps: pd.DataFrame, costs: CostModel) -> float | None:
 
 
 #: what is the same in all steps of a stretch, and what grows with each
-_FIXED = ("padded", "decode", "rows", "rows_computed", "new_tokens", "new_tokens_computed", "sampled_rows")
-_GROWING = ("context_tokens", "kv_columns_computed", "kv_tokens_read", "longest_context")
+_FIXED = ("padded", "kind", "rows", "rows_computed", "new_tokens", "new_tokens_computed", "sampled_rows", "decode_rows",
+          "swapped_tokens")  # fmt: skip
+_GROWING = ("context_tokens", "kv_columns_computed", "kv_tokens_read", "longest_context", "decode_context_tokens")
+_KINDS: tuple[Kind, ...] = ("prefill", "decode", "mixed")
 _COST_COLUMNS = ("repeat", *_FIXED[2:], *_GROWING)
 
 
@@ -126,7 +164,7 @@ def _alike(columns: dict[str, IntArray]) -> list[npt.NDArray[np.intp]]:
 def _columns(group: dict[str, IntArray], offset: IntArray, *, padding: bool) -> StepColumns:
     """The steps ``offset`` after the first of each row; without padding: useful slots only."""
     layout: Layout = "padded" if group["padded"][0] else "paged"
-    kind: Kind = "decode" if group["decode"][0] else "prefill"
+    kind = _KINDS[int(group["kind"][0])]
     rows, rows_computed = int(group["rows"][0]), int(group["rows_computed"][0])
     context = group["context_tokens"] + rows * offset
     read = group["kv_tokens_read"] + rows * offset
@@ -144,4 +182,7 @@ def _columns(group: dict[str, IntArray], offset: IntArray, *, padding: bool) -> 
         kv_tokens_read=read,
         longest_context=group["longest_context"] + offset if padding else -(-read // rows),
         sampled_rows=int(group["sampled_rows"][0]),
+        decode_rows=int(group["decode_rows"][0]),
+        swapped_tokens=int(group["swapped_tokens"][0]),
+        decode_context_tokens=group["decode_context_tokens"] + rows * offset,
     )

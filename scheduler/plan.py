@@ -100,6 +100,7 @@ class StepColumns(NamedTuple):
     sampled_rows: int
     decode_rows: int = 0
     swapped_tokens: int = 0
+    decode_context_tokens: int | npt.NDArray[np.int64] = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -153,14 +154,14 @@ class StepPlan:
         if self.repeat == 1:
             return StepColumns(f.layout, f.kind, 1, f.rows, f.rows_computed, f.new_tokens, f.new_tokens_computed,
                                f.context_tokens, f.kv_columns_computed, f.kv_tokens_read, f.longest_context,
-                               f.sampled_rows, f.decode_rows, f.swapped_tokens)  # fmt: skip
+                               f.sampled_rows, f.decode_rows, f.swapped_tokens, f.decode_context_tokens)  # fmt: skip
         step = _STEPS[start:stop] if stop <= len(_STEPS) else np.arange(start, stop, dtype=np.int64)
         tokens = f.kv_tokens_read + f.rows * step
         padded = f.layout == "padded"
         columns = f.kv_columns_computed + f.rows_computed * step if padded else tokens
         return StepColumns(f.layout, f.kind, stop - start, f.rows, f.rows_computed, f.new_tokens,
                            f.new_tokens_computed, tokens, columns, tokens, f.longest_context + step,
-                           f.sampled_rows, f.decode_rows)  # fmt: skip
+                           f.sampled_rows, f.decode_rows, 0, tokens)  # fmt: skip
 
 
 class DigestEntry(NamedTuple):

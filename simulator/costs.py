@@ -45,7 +45,11 @@ class CostModel(Protocol):
 
 @dataclass(frozen=True)
 class IntegerCosts:
-    """A linear cost in whole nanoseconds: exact on every machine, for the padding-waste gate and for tests."""
+    """A linear cost in whole nanoseconds: exact on every machine, for the padding-waste gate and for tests.
+
+    A step costs ``step_ns``, ``token_ns`` for each prompt token, ``row_ns`` for each decode row, ``column_ns`` for each
+    token whose KV is read, and ``swap_token_ns`` for each token whose KV is moved to or from host memory.
+    """
 
     step_ns: int = 9_500_000
     row_ns: int = 40_000
@@ -54,11 +58,14 @@ class IntegerCosts:
     name: str = "integer"
     kv_tokens: int | None = None
     context_tokens: int | None = None
+    swap_token_ns: int = 0
 
     def device_ns(self, columns: StepColumns) -> PerStep:
-        per_token = self.token_ns if columns.kind == "prefill" else self.row_ns
+        tokens = columns.new_tokens_computed
+        rows = {"prefill": 0, "mixed": columns.decode_rows, "decode": tokens}[columns.kind]
         kv = columns.kv_tokens_read if columns.layout == "paged" else columns.rows_computed * columns.longest_context
-        return self.step_ns + per_token * columns.new_tokens_computed + self.column_ns * kv
+        step_ns = self.step_ns + self.swap_token_ns * columns.swapped_tokens
+        return step_ns + self.token_ns * (tokens - rows) + self.row_ns * rows + self.column_ns * kv
 
     def host_ns(self, columns: StepColumns) -> PerStep:
         return 0

@@ -12,7 +12,8 @@ class Gpu:
 
     ``bandwidth`` in bytes/s, ``flops`` in dense 16-bit operations/s, ``memory`` in bytes. ``weight_efficiency`` is the
     share of the bandwidth at which a decode step reads weights, ``kv_efficiency`` at which it reads KV,
-    ``compute_efficiency`` the share of ``flops`` that a prefill reaches.
+    ``compute_efficiency`` the share of ``flops`` that a prefill reaches. ``host_bandwidth`` is what the link to host
+    memory carries each way, in bytes/s; copies from and to pinned memory reach ``host_efficiency`` of it.
     """
 
     name: str
@@ -20,11 +21,18 @@ class Gpu:
     memory: int
     bandwidth: float
     flops: float
+    host_bandwidth: float
     weight_efficiency: float = 0.70
     kv_efficiency: float = 0.80
     compute_efficiency: float = 0.50
+    host_efficiency: float = 0.87
     measured: str = "assumed shares of the datasheet"
 
+
+#: a link of 16 PCIe lanes each way, in bytes/s, by generation: 8, 16 and 32 GT/s a lane in 128b/130b code (PCI-SIG base
+#: specifications 3.0, 4.0 and 5.0); the datasheets quote both ways together, as 32, 64 and 128 GB/s. An H100 SXM
+#: was measured to copy KV-sized pieces (8 to 256 MiB) at 55 of 63 GB/s either way: 0.87, taken for all.
+_PCIE = {generation: 16 * rate * 1e9 * 128 / 130 / 8 for generation, rate in ((3, 8), (4, 16), (5, 32))}
 
 _A100: Any = {
     "weight_efficiency": 0.64,
@@ -42,15 +50,15 @@ _H100: Any = {
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("a100-40gb", "NVIDIA A100 40 GB PCIe", 40 << 30, 1.555e12, 312e12, **_A100),
-        Gpu("a100-80gb", "NVIDIA A100 80 GB SXM", 80 << 30, 2.039e12, 312e12, **_A100),
-        Gpu("h100", "NVIDIA H100 80 GB SXM", 80 << 30, 3.35e12, 989e12, **_H100),
-        Gpu("h100-pcie", "NVIDIA H100 80 GB PCIe", 80 << 30, 2.0e12, 756e12, **_H100),
-        Gpu("h200", "NVIDIA H200 141 GB SXM", 141 << 30, 4.8e12, 989e12, **_H100),
-        Gpu("l40s", "NVIDIA L40S 48 GB", 48 << 30, 0.864e12, 362e12),
-        Gpu("l4", "NVIDIA L4 24 GB", 24 << 30, 0.300e12, 121e12),
-        Gpu("a10g", "NVIDIA A10G 24 GB", 24 << 30, 0.600e12, 70e12),
-        Gpu("t4", "NVIDIA T4 16 GB", 16 << 30, 0.320e12, 65e12),
-        Gpu("rtx-4090", "NVIDIA GeForce RTX 4090 24 GB", 24 << 30, 1.008e12, 165e12),
+        Gpu("a100-40gb", "NVIDIA A100 40 GB PCIe", 40 << 30, 1.555e12, 312e12, _PCIE[4], **_A100),
+        Gpu("a100-80gb", "NVIDIA A100 80 GB SXM", 80 << 30, 2.039e12, 312e12, _PCIE[4], **_A100),
+        Gpu("h100", "NVIDIA H100 80 GB SXM", 80 << 30, 3.35e12, 989e12, _PCIE[5], **_H100),
+        Gpu("h100-pcie", "NVIDIA H100 80 GB PCIe", 80 << 30, 2.0e12, 756e12, _PCIE[5], **_H100),
+        Gpu("h200", "NVIDIA H200 141 GB SXM", 141 << 30, 4.8e12, 989e12, _PCIE[5], **_H100),
+        Gpu("l40s", "NVIDIA L40S 48 GB", 48 << 30, 0.864e12, 362e12, _PCIE[4]),
+        Gpu("l4", "NVIDIA L4 24 GB", 24 << 30, 0.300e12, 121e12, _PCIE[4]),
+        Gpu("a10g", "NVIDIA A10G 24 GB", 24 << 30, 0.600e12, 70e12, _PCIE[4]),
+        Gpu("t4", "NVIDIA T4 16 GB", 16 << 30, 0.320e12, 65e12, _PCIE[3]),
+        Gpu("rtx-4090", "NVIDIA GeForce RTX 4090 24 GB", 24 << 30, 1.008e12, 165e12, _PCIE[4]),
     )
 }

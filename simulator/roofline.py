@@ -25,6 +25,9 @@ HOST_NS = 300_000
 class RooflineCosts:
     """The matrix products' and attention's times, each the larger of its bytes and its operations, added up.
 
+    A mixed step reads the weights once for the tokens of both its parts; its prompts' attention and its decode rows'
+    are two kernels. KV that is swapped moves over the link to host memory before the step, nothing beside it.
+
     A projection, not a measurement: it knows no kernel launch, no tail of a wave, no cache, and the host's share is
     assumed to be ``host_ns_per_step``.
     """
@@ -46,9 +49,11 @@ class RooflineCosts:
         self._sampled_row_s = 2 * shape.vocab * shape.hidden / flops
         self._kv_token_s = kv_bytes / (gpu.bandwidth * gpu.kv_efficiency)
         self._pair_s = shape.attention_flops_per_pair() / flops
+        self._swap_token_s = kv_bytes / (gpu.host_bandwidth * gpu.host_efficiency)
 
     def device_ns(self, columns: StepColumns) -> PerStep:
-        sampled = columns.rows_computed if columns.sampled_rows else 0
+        mixed = columns.kind == "mixed"
+        sampled = columns.sampled_rows if mixed else columns.rows_computed if columns.sampled_rows else 0
         products_s = columns.new_tokens_computed * self._token_s + sampled * self._sampled_row_s
         linear_s = max(self._weights_s, products_s)
         if columns.kind == "decode":
@@ -57,8 +62,11 @@ class RooflineCosts:
         else:
             padded = columns.layout == "padded"
             read = columns.rows_computed * columns.longest_context if padded else columns.kv_tokens_read
-            attention_s = _larger(read * self._kv_token_s, columns.kv_columns_computed * self._pair_s)
-        seconds = linear_s + attention_s
+            decoded = columns.decode_context_tokens if mixed else 0
+            pairs = columns.kv_columns_computed - decoded
+            attention_s = _larger((read - decoded) * self._kv_token_s, pairs * self._pair_s)
+            attention_s = attention_s + decoded * max(self._kv_token_s, self._pair_s)
+        seconds = linear_s + attention_s + columns.swapped_tokens * self._swap_token_s
         if isinstance(seconds, np.ndarray):
             ns: npt.NDArray[np.int64] = np.rint(seconds * 1e9).astype(np.int64)
             return ns

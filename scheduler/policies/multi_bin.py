@@ -23,11 +23,11 @@ class ByBin(Order):
     exclusive = True
 
     def __init__(self, edges: tuple[int, ...], batch: int) -> None:
-        self._edges = edges
+        self.edges = edges
         self._batch = batch
 
     def lane(self, sequence: Sequence, view: View) -> int:
-        return bisect_left(self._edges, sequence.estimates[0])
+        return bisect_left(self.edges, sequence.estimates[0])
 
     def lane_rank(self, lane: Lane) -> Any:
         return (lane.count < self._batch, lane.oldest)

@@ -76,14 +76,32 @@ def step(
         pairs, new, new_computed, columns = useful, rows * tokens, rows * tokens, rows * longest
     if layout == "paged":
         new_computed, columns = new, pairs
+    decoding = (rows, pairs) if kind == "decode" else (0, 0)
     features = StepFeatures(
-        layout, kind, rows, rows, new, new_computed, pairs, columns, useful, longest, rows, rows
+        layout, kind, rows, rows, new, new_computed, pairs, columns, useful, longest, rows, rows, *decoding
     )  # fmt: skip
     entry = DigestEntry(kind, rows, 1000 + index, 5000 + index, 1000 + index, len(ends))
     plan = StepPlan(index, start * MS, len(ends), features, entry, 1 << 62, False, (), list, lambda _: [])
     host = MS // 10 * len(ends)
     device = (ends[-1] - start) * MS - host
     return plan, StepOutcome(np.array(ends, np.int64) * MS, device, host)
+
+
+def mixed_step(
+    index: int, planned: int, end: int, start: int | None = None, prompt: int = 8, rows: int = 2, context: int = 20,
+    swapped: int = 0,
+) -> tuple[StepPlan, StepOutcome]:  # fmt: skip
+    """A prompt of ``prompt`` tokens beside ``rows`` decode rows that hold ``context`` tokens in all, on paged memory.
+
+    Planned at ``planned``, run from ``start`` (default: then) to ``end``, in milliseconds.
+    """
+    new, pairs = prompt + rows, prompt * (prompt + 1) // 2 + context
+    features = StepFeatures("paged", "mixed", rows + 1, rows + 1, new, new, pairs, pairs, prompt + context, prompt,
+                            rows + 1, rows + 1, rows, context, swapped)  # fmt: skip
+    entry = DigestEntry("mixed", rows + 1, 1000 + index, 5000 + index, 3000 + index, 1)
+    plan = StepPlan(index, planned * MS, 1, features, entry, 1 << 62, False, (), list, lambda _: [])
+    device = (end - (planned if start is None else start)) * MS
+    return plan, StepOutcome(np.array([end], np.int64) * MS, device, 0)
 
 
 class HandMade:
@@ -95,7 +113,12 @@ class HandMade:
         self.digest = PlanDigest()
 
     def step(self, *args: Any, **kwargs: Any) -> None:
-        plan, outcome = step(*args, **kwargs)
+        self.ran(*step(*args, **kwargs))
+
+    def mixed(self, *args: Any, **kwargs: Any) -> None:
+        self.ran(*mixed_step(*args, **kwargs))
+
+    def ran(self, plan: StepPlan, outcome: StepOutcome) -> None:
         self.counters.add_steps(plan.features, plan.repeat)
         self.digest.add(plan.digest_entry)
         self.writer.stepped(plan, plan.repeat, outcome)
@@ -127,6 +150,32 @@ def four_requests(folder: Path, manifest: Mapping[str, Any] | None = None, slowe
     run.counters.kv_peak_tokens = 40
     run.counters.kv_held_sum, run.counters.kv_reserved_sum = 30, 40
     run.counters.kv_free_sum, run.counters.kv_unusable_sum = 50, 10
+    run.counters.kv_held_token_ns, run.counters.kv_reserved_token_ns = 24 * MS, 30 * MS
+    run.counters.kv_free_token_ns = 60 * MS
     run.counters.kv_allocations, run.counters.kv_reused = 8, 2
     run.counters.longest_wait_ns, run.counters.longest_gap_ns = 50 * MS, 100 * slower * MS
+    return run
+
+
+def every_part(folder: Path, manifest: Mapping[str, Any] | None = None) -> HandMade:
+    """A run that has mixed steps, swaps, a prefix cache and overlap; two requests, both served.
+
+    A prefill of 10 tokens, then a mixed step planned while it runs, and two mixed steps with swaps between decodes.
+    """
+    run = HandMade(folder, manifest)
+    run.step(0, 0, [100], kind="prefill", layout="paged", rows=1, longest=10)
+    run.mixed(1, 40, 200, start=100, prompt=8, rows=1, context=11)
+    run.step(2, 200, [300, 400], layout="paged", rows=2, longest=12, shorter=3)
+    run.mixed(3, 400, 500, prompt=4, rows=2, context=24, swapped=9)
+    run.mixed(4, 500, 600, prompt=4, rows=1, context=14, swapped=9)
+    run.request(0, 0, 0, 100, 600, prompt=10, output=6, tenant="a")
+    run.request(1, 20, 100, 200, 500, prompt=8, output=4, tenant="b")
+    counters = run.counters
+    counters.preemptions = counters.swapped_out = counters.swapped_in = 1
+    counters.swapped_tokens = 18
+    counters.wasted_rows = 2
+    counters.prefix_query_tokens, counters.prefix_hit_tokens = 40, 16
+    counters.kv_held_sum, counters.kv_reserved_sum, counters.kv_free_sum = 60, 80, 100
+    counters.kv_held_token_ns, counters.kv_reserved_token_ns, counters.kv_free_token_ns = 9 * MS, 10 * MS, 5 * MS
+    counters.kv_allocations, counters.kv_reused, counters.kv_reused_after_preemption = 10, 3, 2
     return run

@@ -3,10 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from handmade_runs import HandMade, four_requests
+from handmade_runs import HandMade, every_part, four_requests
 
 from reports.comparison import Compared, compare, labels
 from reports.figures import Unit, change_text, figure_at, interval_text, quantity
+from scheduler.config import SchedulerConfig
 
 
 def row(a: float | None, b: float | None, path: str = "ttft_ms.p50", **intervals: tuple[float, float]) -> Compared:
@@ -58,6 +59,25 @@ def test_labels_are_never_the_same(tmp_path: Path) -> None:
     assert texts[0] == "sjf on padded (real)"
     assert texts[3] == "x"
     assert len(set(texts)) == 4
+
+
+def test_labels_tell_runs_of_one_policy_apart_by_their_parts(tmp_path: Path) -> None:
+    settings = [{}, {"phase": "mixed", "chunk_tokens": 64}, {"overlap": True}]
+    configs = [SchedulerConfig(**one).as_dict() for one in settings]
+    runs = [HandMade(tmp_path / str(i), {"config": config}).close(report=False) for i, config in enumerate(configs)]
+    assert labels(runs) == [
+        "fcfs on paged",
+        "fcfs on paged (phase mixed (64 tokens a step))",
+        "fcfs on paged (overlap)",
+    ]
+
+
+def test_figures_of_parts_are_compared_where_a_run_has_the_part(tmp_path: Path) -> None:
+    plain, parts = four_requests(tmp_path / "a").close(report=False), every_part(tmp_path / "b").close(report=False)
+    rare = {"steps.mixed", "swapped.tokens", "overlap.wasted_rows", "kv.prefix_hit"}
+    assert rare <= {row.figure.path for row in compare(plain, parts).rows}
+    assert not rare & {row.figure.path for row in compare(plain, plain).rows}
+    assert {row.figure.path: row.a for row in compare(plain, parts).rows}["steps.mixed"] == 0
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 
 import bench
 from reports import gate
+from scheduler.buckets import FixedWidth, parse_buckets
 from scheduler.config import SchedulerConfig
 from scheduler.orders import ByLength
 from scheduler.policies import POLICIES
@@ -22,19 +23,21 @@ class EdgeOffByOne(ByLength):
     """Buckets 0-31, 32-63, ... instead of 1-32, 33-64, ..."""
 
     def lane(self, sequence: Sequence, view: View) -> int:
-        return sequence.known // self.width
+        return self.buckets.key(sequence.known + 1)
 
-    def steps_in_lane(self, sequence: Sequence) -> int:
-        return self.width - sequence.known % self.width
+    def steps_in_lane(self, sequence: Sequence, view: View) -> int:
+        return self.buckets.last(sequence.known + 1) - sequence.known
 
 
 def off_by_one(config: SchedulerConfig) -> Policy:
-    width = config.bucket or 32
-    return Policy("sjf-bucket", EdgeOffByOne(width, "fullest"), EdgeOffByOne(width, config.bucket_order or "lowest"))
+    buckets = parse_buckets(config.bucket or 32)
+    return Policy(
+        "sjf-bucket", EdgeOffByOne(buckets, "fullest"), EdgeOffByOne(buckets, config.bucket_order or "lowest")
+    )
 
 
 def mixing_lengths(config: SchedulerConfig) -> Policy:
-    return Policy("sjf", ByLength(1, "fullest"), Order())
+    return Policy("sjf", ByLength(FixedWidth(1), "fullest"), Order())
 
 
 @pytest.fixture(autouse=True)

@@ -10,11 +10,13 @@ import re
 import tempfile
 from pathlib import Path
 
-from handmade_runs import four_requests
+from handmade_runs import every_part, four_requests
 
 from reports.agreement import agree
+from reports.comparison import compare
 from reports.html import render_report
 from reports.slo import Slo
+from scheduler.config import SchedulerConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 MANIFEST = {
@@ -37,10 +39,15 @@ def produce(folder: Path) -> dict[str, str]:
     slo = Slo.parse("ttft_ms=120")
     real = four_requests(folder / "real", MANIFEST).close(slo=slo)
     twin = four_requests(folder / "sim", {**MANIFEST, "mode": "sim"}, slower=2).close(slo=slo, report=False)
+    config = SchedulerConfig(phase="mixed", chunk_tokens=64, preemption="swap", prefix_cache=True, overlap=True)
+    manifest = {**MANIFEST, "label": "fcfs in all parts", "config": config.as_dict()}
+    parts = every_part(folder / "parts", manifest).close()
     texts = {
         "summary.json": (folder / "real" / "summary.json").read_text(encoding="utf-8"),
         "report.html": (folder / "real" / "report.html").read_text(encoding="utf-8"),
         "pair.html": render_report([real, twin], [agree(real, twin, replayed=True)], "Real and simulated"),
+        "parts.json": (folder / "parts" / "summary.json").read_text(encoding="utf-8"),
+        "compared.html": render_report([real, parts], title="Two runs compared", comparison=compare(real, parts)),
     }
     return {name: normal(text, folder) for name, text in texts.items()}
 

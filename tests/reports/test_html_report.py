@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from handmade_runs import HandMade, four_requests
+from handmade_runs import HandMade, every_part, four_requests
 
 from reports.agreement import agree
 from reports.charts import PANELS, Series, cdf_chart, timeline_chart, timeline_of
@@ -15,6 +15,7 @@ from reports.comparison import compare
 from reports.html import render_report, write_report
 from reports.run import Run
 from reports.run_folder import load_run
+from scheduler.config import SchedulerConfig
 
 VOID = {"meta", "br", "link", "use", "path", "rect"}
 
@@ -140,6 +141,32 @@ def test_many_runs_use_the_colours_again_with_other_dashes(tmp_path: Path) -> No
     parsed(page)
     assert 'class="key dotted series-1"' in page
     assert "series-9" not in page
+
+
+PARTS_ONLY = ("Mixed steps", "Swapped tokens", "Wasted rows", "Prefix hits")
+
+
+def test_parts_are_shown_where_they_occur(tmp_path: Path) -> None:
+    plain, parts = four_requests(tmp_path / "a").close(report=False), every_part(tmp_path / "b").close(report=False)
+    for title in PARTS_ONLY:
+        assert title not in render_report([plain]), title
+        assert title in render_report([parts]), title
+        assert title in render_report([plain, parts]), title
+    assert "KV utilisation by time" in render_report([plain])
+
+
+def test_settings_in_force_are_listed(tmp_path: Path) -> None:
+    mixed = SchedulerConfig(phase="mixed", chunk_tokens=64, kv_tokens=4096)
+    run = four_requests(tmp_path / "a", {"config": mixed.as_dict()}).close(report=False)
+    page = render_report([run])
+    assert "<dd>mixed (64 tokens a step): prompts are computed in chunks" in page
+    assert "paged, 4,096 tokens, blocks of 16" in page
+    assert "<dt>Oracle</dt>" not in page
+    other = four_requests(tmp_path / "b", {"config": SchedulerConfig("srpt").as_dict()}).close(report=False)
+    page = render_report([run, other])
+    assert "<td>srpt, quantum 32</td>" in page
+    # what is the same for both stands once
+    assert page.count("iteration: the batch is chosen anew") == 1
 
 
 def test_equal_and_differing_counters_are_told_in_words(real: Run, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from handmade_runs import MS, FakeClock, HandMade, four_requests, request_row, step
+from handmade_runs import MS, FakeClock, HandMade, every_part, four_requests, request_row, step
 
 from reports.figures import why_missing
 from reports.rows import REQUEST_COLUMNS, STEP_COLUMNS, RunFolderError, digest_entry, digest_text, read_requests
@@ -62,6 +62,28 @@ def test_names_that_a_csv_must_quote_come_back(tmp_path: Path) -> None:
     assert run.requests["tenant"].tolist() == names
 
 
+def test_a_step_that_was_planned_ahead_starts_as_the_one_before_ends(tmp_path: Path) -> None:
+    run = every_part(tmp_path / "run").close(report=False)
+    assert run.steps["overlap"].tolist() == [0, 1, 0, 0, 0]
+    assert run.steps["start_ns"].tolist() == [0, 100 * MS, 200 * MS, 400 * MS, 500 * MS]
+    assert run.steps["kind"].tolist() == ["prefill", "mixed", "decode", "mixed", "mixed"]
+    assert run.steps["decode_rows"].tolist() == [0, 1, 2, 2, 1]
+    assert run.steps["swapped_tokens"].tolist() == [0, 0, 0, 9, 9]
+
+
+def test_tables_from_before_mixed_steps_are_read(tmp_path: Path) -> None:
+    closed = four_requests(tmp_path / "run").close(report=False)
+    for name, new in (
+        ("steps.csv", ["decode_rows", "decode_context_tokens", "swapped_tokens", "overlap"]),
+        ("requests.csv", ["priority"]),
+    ):
+        path = tmp_path / "run" / name
+        pd.read_csv(path).drop(columns=new).to_csv(path, index=False)
+    read = load_run(tmp_path / "run")
+    pd.testing.assert_frame_equal(read.steps, closed.steps, check_like=True)
+    pd.testing.assert_frame_equal(read.requests, closed.requests, check_like=True)
+
+
 # -- a run that is killed
 
 
@@ -95,6 +117,16 @@ def test_a_killed_run_gives_a_report_of_what_was_written(tmp_path: Path) -> None
     for path in ("itl_ms.mean", "kv.peak_tokens", "starvation.longest_gap_s", "preemptions", "requests.submitted"):
         assert look_up(run.summary, path) is None, path
         assert "the run did not end" in why_missing(run.summary, path), path
+
+
+def test_a_killed_run_says_what_of_its_parts_is_in_no_row(tmp_path: Path) -> None:
+    every_part(tmp_path / "run").writer.flush()
+    summary = load_run(tmp_path / "run").summary
+    assert summary["steps"]["mixed"] == 3
+    assert summary["swapped"]["tokens"] == 18
+    for path in ("swapped.out", "prefix.hit_tokens", "overlap.wasted_rows", "kv.time_weighted.utilisation"):
+        assert look_up(summary, path) is None, path
+        assert "the run did not end" in why_missing(summary, path), path
 
 
 def test_a_killed_runs_digest_is_that_of_its_steps(tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from handmade_runs import MS, HandMade, four_requests
+from handmade_runs import MS, HandMade, every_part, four_requests
 
 from reports.figures import COUNTERS, FIGURES, LATENCIES, latency_paths, why_missing
 from reports.run import look_up
 from reports.slo import Slo
 from reports.summary import verdict
+from scheduler.config import SchedulerConfig
 
 
 @pytest.fixture
@@ -61,7 +62,11 @@ def test_requests_are_accounted_for(summary: dict[str, Any]) -> None:
         ("kv.utilisation", 0.75),
         ("kv.fragmentation.internal", 0.25),
         ("kv.fragmentation.external", 0.2),
+        ("kv.time_weighted.utilisation", 0.8),
+        ("kv.time_weighted.fragmentation.internal", 0.2),
         ("kv.reuse", 0.25),
+        ("swapped.tokens", 0),
+        ("overlap.wasted_rows", 0),
         ("starvation.longest_wait_s", 0.05),
         ("starvation.longest_gap_s", 0.1),
         ("goodput_per_s", 1 / 0.3),
@@ -96,6 +101,9 @@ def test_tpot_of_one_token_is_left_out_not_zero(summary: dict[str, Any]) -> None
         ("padding_waste.graph", "not available: steps were not run as graphs"),
         ("padding_waste.time", "not available: no cost model was given"),
         ("kv.prefix_hit", "not available: the run had no prefix cache"),
+        ("prefix.hit_tokens", "not available: the run had no prefix cache"),
+        ("kv.time_weighted.fragmentation.external", "not available: unusable slots are counted by step only"),
+        ("scheduler", "not available: the manifest does not hold the scheduler's settings"),
     ],
 )
 def test_what_is_not_defined_is_null_with_a_reason(summary: dict[str, Any], path: str, reason: str) -> None:
@@ -109,11 +117,54 @@ def test_every_null_figure_has_a_reason_of_its_own(summary: dict[str, Any]) -> N
             assert why_missing(summary, path) != "not available", path
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("steps.total", 6),
+        ("steps.prefill", 1),
+        ("steps.decode", 2),
+        ("steps.mixed", 3),
+        # prompts of 10, 8, 4 and 4; decode rows 1, 2 x 2, 2 and 1
+        ("tokens.useful", 26 + 8),
+        ("counters.linear_useful_prefill", 26),
+        ("counters.attention_useful_decode", 11 + (21 + 23) + 24 + 14),
+        ("mean_decode_batch", 8 / 5),
+        ("batch_occupancy", 1.0),
+        ("padding_waste.decode", 0.0),
+        ("swapped.out", 1),
+        ("swapped.in", 1),
+        ("swapped.tokens", 18),
+        ("prefix.hit_tokens", 16),
+        ("prefix.query_tokens", 40),
+        ("prefix.hit_ratio", 0.4),
+        ("kv.prefix_hit", 0.4),
+        ("overlap.wasted_rows", 2),
+        ("kv.utilisation", 0.75),
+        ("kv.time_weighted.utilisation", 0.9),
+        # nothing was unusable in any step, so nothing was at any time
+        ("kv.time_weighted.fragmentation.external", 0.0),
+        ("kv.reuse", 0.3),
+        ("kv.reuse_after_preemption", 0.2),
+    ],
+)
+def test_parts_have_their_figures(tmp_path: Path, path: str, value: float) -> None:
+    summary = every_part(tmp_path / "run").close(report=False).summary
+    assert look_up(summary, path) == pytest.approx(value, rel=1e-12)
+
+
+def test_a_prefix_cache_that_nobody_could_use_has_no_hit_ratio(tmp_path: Path) -> None:
+    config = SchedulerConfig(prefix_cache=True).as_dict()
+    summary = four_requests(tmp_path / "run", {"config": config}).close(report=False).summary
+    assert summary["prefix"] == {"hit_tokens": 0, "query_tokens": 0, "hit_ratio": None}
+    assert "no request that was admitted had a full block" in why_missing(summary, "kv.prefix_hit")
+
+
 def test_summary_has_every_key_of_the_interface(summary: dict[str, Any]) -> None:
     keys = {
         "requests", "makespan_s", "output_tokens_per_s", "total_tokens_per_s", "requests_per_s", "ttft_ms", "tpot_ms",
         "itl_ms", "e2e_ms", "queue_ms", "padding_waste", "steps", "tokens", "mean_decode_batch", "preemptions", "kv",
-        "goodput_per_s", "slo_attainment", "starvation", "scheduler_us_per_step", "plan_digest",
+        "goodput_per_s", "slo_attainment", "starvation", "scheduler_us_per_step", "plan_digest", "swapped", "prefix",
+        "overlap", "scheduler",
     }  # fmt: skip
     assert keys <= set(summary)
     assert set(summary["padding_waste"]) == {"prefill", "decode", "graph", "time"}

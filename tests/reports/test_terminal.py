@@ -4,12 +4,13 @@ import io
 from pathlib import Path
 
 import pytest
-from handmade_runs import HandMade, four_requests
+from handmade_runs import HandMade, every_part, four_requests
 from rich.console import Console
 
 from reports.agreement import agree
 from reports.comparison import compare
 from reports.terminal import print_agreements, print_comparison, print_run, print_runs
+from scheduler.config import SchedulerConfig
 
 
 @pytest.fixture
@@ -31,6 +32,17 @@ def test_a_run_shows_its_key_figures_and_its_verdict(tmp_path: Path, console: Co
     assert "n too small" in text
     assert "2 of 4 requests finished" in text
     assert "\x1b" not in text
+
+
+def test_parts_are_shown_where_they_occur(tmp_path: Path, console: Console) -> None:
+    print_run(four_requests(tmp_path / "plain").close(report=False), console=console)
+    assert "Mixed steps" not in text_of(console)
+    config = SchedulerConfig(phase="mixed", preemption="swap", overlap=True).as_dict()
+    print_run(every_part(tmp_path / "parts", {"config": config}).close(report=False), console=console)
+    text = text_of(console)
+    for title in ("Mixed steps", "Swapped tokens", "Wasted rows", "Prefix hits", "KV utilisation by time"):
+        assert title in text, title
+    assert "Scheduler: phase mixed (512 tokens a step), preemption swap, overlap" in text
 
 
 def test_quiet_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

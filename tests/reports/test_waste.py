@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from handmade_runs import HandMade, four_requests
+from handmade_runs import HandMade, every_part, four_requests
 
 from reports.rows import read_steps
 from reports.waste import counters_from_rows, digest_from_rows, time_waste
@@ -33,6 +33,32 @@ def test_counters_of_the_rows_are_those_of_the_scheduler(tmp_path: Path) -> None
     for name in RunCounters.__dataclass_fields__:
         if not name.startswith(("kv_", "longest_")):
             assert getattr(rebuilt, name) == getattr(made.counters, name), name
+
+
+def test_counters_of_mixed_steps_are_those_of_the_scheduler(tmp_path: Path) -> None:
+    made = every_part(tmp_path / "run")
+    run = made.close(report=False)
+    rebuilt = counters_from_rows(run.requests, run.steps)
+    in_no_row = ("kv_", "longest_", "prefix_", "wasted_", "swapped_out", "swapped_in", "preemptions")
+    for name in RunCounters.__dataclass_fields__:
+        if not name.startswith(in_no_row):
+            assert getattr(rebuilt, name) == getattr(made.counters, name), name
+
+
+def test_mixed_steps_and_swaps_reach_the_cost_model_as_they_were(tmp_path: Path) -> None:
+    made = every_part(tmp_path / "run")
+    made.writer.flush()
+    seen: list[tuple[int, int, int]] = []
+
+    class Listening(Linear):
+        def device_ns(self, columns: StepColumns) -> np.ndarray:
+            if columns.kind == "mixed":
+                contexts = np.broadcast_to(columns.decode_context_tokens, columns.repeat)
+                seen.extend((columns.decode_rows, int(context), columns.swapped_tokens) for context in contexts)
+            return super().device_ns(columns)
+
+    assert time_waste(read_steps(made.writer.folder), Listening()) == 0
+    assert set(seen) == {(1, 11, 0), (2, 24, 9), (1, 14, 9)}
 
 
 def test_the_plan_digest_can_be_rebuilt_from_the_rows(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ class Rules:
         self.hit_tokens = hit_tokens
         self.now = 0
         self.n_waiting = 0
-        self.oracle = build_oracle(config)
+        self.oracle: Any = build_oracle(config)
         #: told of everybody who comes to wait or waits no longer
         self.buckets: list[Any] = []
         self.tenant_counter: dict[str, int] = {}

@@ -24,6 +24,16 @@ def prefill(rows: int, tokens: int, layout: Layout = "paged", sampled: bool = Tr
     return StepColumns(layout, "prefill", 1, rows, rows, new, new, pairs, computed, new, tokens, rows * sampled)
 
 
+def mixed(prompts: int, tokens: int, rows: int, context: int) -> StepColumns:
+    """``prompts`` whole prompts of ``tokens`` beside ``rows`` decode rows of ``context`` tokens, on paged memory."""
+    prefilled, decoded = prefill(prompts, tokens), decode(rows, context)
+    new = prefilled.new_tokens + rows
+    attention = prefilled.context_tokens + decoded.context_tokens
+    read = prefilled.kv_tokens_read + decoded.kv_tokens_read
+    return StepColumns("paged", "mixed", 1, prompts + rows, prompts + rows, new, new, attention, attention, read,
+                       max(tokens, context), prompts + rows, rows, 0, decoded.context_tokens)  # fmt: skip
+
+
 # -- integers
 
 
@@ -32,6 +42,17 @@ def test_integer_costs_by_hand() -> None:
     assert costs.device_ns(decode(3, 50)) == 1000 + 30 + 2 * 150
     assert costs.device_ns(prefill(2, 50)) == 1000 + 7 * 100 + 2 * 100
     assert costs.host_ns(decode(3, 50)) == 0
+
+
+def test_integer_costs_of_a_mixed_step_are_those_of_its_prompts_and_its_rows() -> None:
+    costs = IntegerCosts(step_ns=1000, row_ns=10, token_ns=7, column_ns=2)
+    assert costs.device_ns(mixed(2, 50, 3, 60)) == 1000 + 7 * 100 + 10 * 3 + 2 * (100 + 180)
+
+
+def test_integer_costs_of_a_swap_are_so_much_a_token() -> None:
+    swapping = decode(3, 50)._replace(swapped_tokens=40)
+    assert IntegerCosts(swap_token_ns=5).device_ns(swapping) == IntegerCosts().device_ns(decode(3, 50)) + 200
+    assert IntegerCosts().device_ns(swapping) == IntegerCosts().device_ns(decode(3, 50))
 
 
 def test_integer_costs_of_a_padded_step_are_those_of_what_it_computes() -> None:
@@ -112,6 +133,29 @@ def test_a_stretch_is_rounded_step_by_step() -> None:
         stretch = costs.device_ns(decode(5, 300, layout, repeat=50))
         assert isinstance(stretch, np.ndarray)
         assert stretch.tolist() == [costs.device_ns(decode(5, 300 + step, layout)) for step in range(50)]
+
+
+def test_a_mixed_step_reads_the_weights_once_for_both_its_parts() -> None:
+    costs = roofline("a100-80gb", "llama-2-7b")
+    prompt, rows, both = (milliseconds(costs, c) for c in (prefill(1, 256), decode(32, 1000), mixed(1, 256, 32, 1000)))
+    assert max(prompt, rows) < both < prompt + rows
+    # where the products of a long prompt bind, a few rows beside it are nearly free
+    assert milliseconds(costs, mixed(1, 2048, 8, 100)) == pytest.approx(milliseconds(costs, prefill(1, 2048)), rel=0.02)
+
+
+def test_a_mixed_step_of_prompts_alone_or_rows_alone_costs_what_they_do() -> None:
+    costs = roofline("a100-80gb", "llama-2-7b")
+    assert costs.device_ns(mixed(2, 300, 0, 1)) == costs.device_ns(prefill(2, 300))
+    assert costs.device_ns(mixed(0, 1, 9, 400)) == costs.device_ns(decode(9, 400))
+
+
+@pytest.mark.parametrize(("gpu", "gigabytes_per_s"), [("t4", 13.7), ("a100-40gb", 27.4), ("h100", 54.8)])
+def test_swapped_kv_moves_at_the_speed_of_the_link(gpu: str, gigabytes_per_s: float) -> None:
+    costs = roofline(gpu, "qwen2.5-0.5b", "float16")
+    tokens = 100_000
+    beyond = milliseconds(costs, decode(4, 100)._replace(swapped_tokens=tokens)) - milliseconds(costs, decode(4, 100))
+    size = costs.shape.kv_bytes_per_token(2) * tokens
+    assert size / beyond / 1e6 == pytest.approx(gigabytes_per_s, rel=0.01)
 
 
 def test_only_sampled_rows_go_through_the_output_head() -> None:

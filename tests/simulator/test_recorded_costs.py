@@ -176,6 +176,75 @@ def test_a_manifest_that_cannot_be_read_is_said_so(tmp_path: Path, rows: list[di
         recorded_costs(folder)
 
 
+# -- mixed steps, swaps, and host time that overlap hides
+
+
+def mixed_step(tokens: int, rows: int, context: int) -> dict[str, Any]:
+    """A prompt of ``tokens`` beside ``rows`` decode rows of ``context`` tokens in all, as a row of steps.csv."""
+    pairs = tokens * (tokens + 1) // 2
+    features = StepFeatures("paged", "mixed", rows + 1, rows + 1, tokens + rows, tokens + rows, pairs + context,
+                            pairs + context, tokens + context, tokens, 0, rows + 1, rows, context)  # fmt: skip
+    return {**features._asdict(), "repeat": 1, "overlap": 0}
+
+
+def test_a_mixed_step_is_put_together_from_prefill_and_decode_where_none_was_recorded(
+    tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    costs = recorded_costs(write(tmp_path, rows))
+    (_, token, pair), (constant, row, column) = KNOWN["paged", "prefill"], KNOWN["paged", "decode"]
+    step = columns_of(mixed_step(200, 7, 3000))
+    # the larger constant once, 200 tokens and their pairs as in a prefill, 7 rows and their columns as in a decode
+    expected = constant + 200 * token + 20_100 * pair + 7 * row + 3000 * column
+    assert costs.device_ns(step) == pytest.approx(expected, rel=1e-5)
+    assert costs.host_ns(step) == pytest.approx(HOST_NS, rel=1e-6)
+
+
+def test_mixed_steps_that_were_recorded_have_a_fit_of_their_own(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    rng = Random(5)
+    recorded = []
+    for _ in range(40):
+        step = mixed_step(rng.randint(10, 200), rng.randint(1, 9), rng.randint(50, 5000))
+        device_ns = 20_000_000 + 1000 * step["new_tokens_computed"] + 7 * step["kv_columns_computed"]
+        recorded.append({**step, "device_ns": device_ns, "host_ns": HOST_NS})
+    costs = recorded_costs(write(tmp_path, recorded + [row | {"overlap": 0} for row in rows]))
+    assert costs.device["paged", "mixed"].steps == 40
+    for step in recorded:
+        assert costs.device_ns(columns_of(step)) == pytest.approx(step["device_ns"], rel=1e-5)
+    assert set(costs.floors("paged")) == {"prefill", "decode", "mixed"}
+
+
+def test_what_steps_with_swaps_took_longer_is_the_time_of_the_swap(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    swapping = []
+    for row in list(steps("paged", "decode", 8)) + list(steps("paged", "prefill", 2)):
+        tokens = row["rows"] * 100
+        swapping.append(row | {"swapped_tokens": tokens, "device_ns": row["device_ns"] + 2500 * tokens})
+    costs = recorded_costs(write(tmp_path, rows + swapping))
+    assert costs.swap_token_ns == {"paged": pytest.approx(2500, rel=1e-4)}
+    for row in swapping:
+        assert costs.device_ns(columns_of(row)) == pytest.approx(row["device_ns"], rel=1e-4)
+    assert costs.device["paged", "decode"].steps == 60
+
+
+def test_host_time_that_overlap_hid_is_not_taken_for_all_of_it(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    seen = [row | {"overlap": 0} for row in rows]
+    hidden = [row | {"overlap": 1, "host_ns": 0} for row in rows]
+    costs = recorded_costs(write(tmp_path / "both", seen + hidden))
+    assert costs.host_ns(columns_of(rows[0])) == pytest.approx(HOST_NS, rel=1e-6)
+    assert costs.device["paged", "decode"].steps == 120
+    costs = recorded_costs(write(tmp_path / "hidden", hidden))
+    assert costs.device_ns(columns_of(rows[0])) == pytest.approx(rows[0]["device_ns"], rel=1e-6)
+    with pytest.raises(CostError, match=r"hides the host time of paged prefill steps .* record a run without"):
+        costs.host_ns(columns_of(rows[0]))
+    with pytest.raises(CostError, match="hides the host time"):
+        costs.require("paged")
+
+
+def test_files_from_before_swaps_and_overlap_are_read(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    new = ("decode_rows", "decode_context_tokens", "swapped_tokens", "overlap")
+    older = [{name: value for name, value in row.items() if name not in new} for row in rows]
+    assert recorded_costs(write(tmp_path, older)).device.keys() == KNOWN.keys()
+
+
 def test_a_missing_manifest_is_said_so(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     folder = write(tmp_path, rows)
     (folder / "manifest.json").unlink()
