@@ -60,7 +60,7 @@ class ByLength(Order):
 
     def steps_in_lane(self, sequence: Sequence, view: View) -> int:
         known = sequence.known
-        return self.buckets.last(self.buckets.key(known)) - known + 1
+        return self.buckets.last(known) - known + 1
 
     def queued(self, sequence: Sequence) -> None:
         if self._feeds and isinstance(self.buckets, AdaptiveSplit):

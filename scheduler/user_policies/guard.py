@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from scheduler.errors import PolicyError
+from scheduler.plan import NEVER
 from scheduler.policy import Lane, Ledger, LiveOrder, Order, Policy, Queue, View
 from scheduler.sequence import Sequence
 
@@ -46,11 +47,12 @@ class Guard:
     def policy(self, policy: Policy) -> Policy:
         """``policy``, its orders, functions and ledger watched."""
         urgency, evictable, ledger = policy.urgency, policy.evictable, policy.ledger
+        resident = watched(policy.resident, "resident", self)
         return replace(
             policy,
             waiting=watched(policy.waiting, "waiting", self),
-            resident=watched(policy.resident, "resident", self),
-            urgency=None if urgency is None else WatchedUrgency(urgency, self),
+            resident=resident,
+            urgency=None if urgency is None else WatchedUrgency(urgency, resident, self),
             evictable=None if evictable is None else WatchedEvictable(evictable, self),
             ledger=None if ledger is None else WatchedLedger(ledger, self),
         )
@@ -115,6 +117,8 @@ class WatchedOrder(Order):
         self._offset: int | None = None
         #: what lanes were ranked, with the count and the oldest member at that time
         self._ranked: dict[Hashable, tuple[int, int, int, Any]] = {}
+        #: known tokens at which a sequence is looked at again, by number
+        self._until: dict[int, int] = {}
         self._waiting: dict[int, Noted] = {}
 
     @property
@@ -184,7 +188,15 @@ class WatchedOrder(Order):
     def steps_in_lane(self, sequence: Sequence, view: View) -> int:
         self._guard.sees(view)
         steps = self._call("steps_in_lane", sequence, self._order.steps_in_lane, sequence, view)
-        return self._count("steps_in_lane", sequence, steps, 1)
+        self._count("steps_in_lane", sequence, steps, 1)
+        _note(self._until, sequence.number, sequence.known + steps)
+        return steps
+
+    def stays(self, sequence: Sequence, view: View) -> bool:
+        """Whether a resident is where it belongs, and will not be put into a lane again before it is served."""
+        if sequence.cohort is None or sequence.known >= self._until.get(sequence.number, NEVER):
+            return False
+        return bool(self._order.lane(sequence, view) == sequence.cohort.key)
 
     def time_in_lane(self, sequence: Sequence) -> int:
         time_ns = self._call("time_in_lane", sequence, self._order.time_in_lane, sequence)
@@ -272,8 +284,9 @@ def watched(order: Order, role: str, guard: Guard) -> WatchedOrder:
 class WatchedUrgency:
     """A policy's urgency: a number that does not rise while a resident keeps its lane."""
 
-    def __init__(self, urgency: Callable[[Sequence, View], Any], guard: Guard) -> None:
+    def __init__(self, urgency: Callable[[Sequence, View], Any], resident: WatchedOrder, guard: Guard) -> None:
         self._urgency = urgency
+        self._resident = resident
         self._guard = guard
         #: by number, with the time that it joined its lane
         self._noted: dict[int, tuple[int, Any]] = {}
@@ -286,7 +299,7 @@ class WatchedUrgency:
             raise guard.error("urgency", sequence, f"is {urgency!r}; must be a number")
         if sequence.cohort is not None:
             join, before = self._noted.get(sequence.number, (None, urgency))
-            if join == sequence.join and urgency > before:
+            if join == sequence.join and urgency > before and self._resident.stays(sequence, view):
                 raise guard.error(
                     "urgency",
                     sequence,
