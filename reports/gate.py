@@ -1,4 +1,4 @@
-"""The padding-waste gate: what every policy computes on committed workloads, compared exactly with a baseline.
+"""The padding-waste gate: what policies and their parts compute on committed workloads, compared with a baseline.
 
 Simulated, with an integer cost table, so the counters are the same on every machine. Any difference fails, an
 improvement too, until the baseline is updated on purpose.
@@ -16,6 +16,8 @@ from typing import Any
 
 from scheduler.config import SchedulerConfig
 from scheduler.counters import RunCounters
+from scheduler.policies import POLICIES
+from scheduler.quantiles import quantile_table
 from scheduler.request import requests_of
 from scheduler.scheduler import Scheduler
 from simulator.costs import IntegerCosts
@@ -32,7 +34,8 @@ BASELINE = Path(__file__).with_name("padding_baseline.json")
 COUNTERS = (
     "linear_useful_prefill", "linear_computed_prefill", "attention_useful_prefill", "attention_computed_prefill",
     "linear_useful_decode", "linear_computed_decode", "attention_useful_decode", "attention_computed_decode",
-    "steps_prefill", "steps_decode", "preemptions", "recomputed_tokens", "finished", "rejected",
+    "steps_prefill", "steps_decode", "steps_mixed", "decode_rows", "decode_rows_computed", "preemptions",
+    "recomputed_tokens", "swapped_tokens", "prefix_hit_tokens", "finished", "rejected",
 )  # fmt: skip
 
 
@@ -57,32 +60,66 @@ class GateLoad:
         )
 
 
-#: roomy and all at once; steady under a KV memory that preempts; prompts that go in chunks
+#: roomy and all at once; steady under a KV memory that preempts; prompts that go in chunks; prompts that begin alike
 LOADS = {
     "burst": GateLoad("seed", 96, 1, "all-at-once", None, {"max_running": 16}),
     "steady": GateLoad(
         "chat", 64, 2, "constant", 4.0, {"max_running": 24, "kv_tokens": 12_000, "context_tokens": 8_192}
     ),
     "chunked": GateLoad("code", 48, 3, "constant", 2.0, {"max_running": 8}),
-}
-
-#: policies with the settings that the waste hangs on
-VARIANTS: dict[str, dict[str, Any]] = {
-    "fcfs": {"policy": "fcfs"},
-    "static": {"policy": "static"},
-    "sjf": {"policy": "sjf"},
-    "sjf-min-rows-4": {"policy": "sjf", "min_rows": 4},
-    "sjf-bucket-32": {"policy": "sjf-bucket", "bucket": 32},
-    "sjf-bucket-64-fullest": {"policy": "sjf-bucket", "bucket": 64, "bucket_order": "fullest", "min_rows": 4},
-    "sjf-aging": {"policy": "sjf-aging", "aging_s": 10.0},
-    "srpt": {"policy": "srpt"},
-}
+    "sessions": GateLoad(
+        "chat-sessions", 64, 4, "all-at-once", None,
+        {"max_running": 16, "kv_tokens": 12_000, "context_tokens": 8_192},
+    ),
+}  # fmt: skip
 
 #: how rows are computed and KV is held
 MEMORIES: dict[str, dict[str, Any]] = {
     "padded": {"layout": "padded", "kv_pool": "paged"},
     "padded-contiguous": {"layout": "padded", "kv_pool": "contiguous"},
+    "padded-buddy": {"layout": "padded", "kv_pool": "buddy"},
     "paged": {"layout": "paged", "kv_pool": "paged"},
+}
+
+_USUAL_LOADS = ("burst", "steady", "chunked")
+_USUAL_MEMORIES = ("padded", "padded-contiguous", "paged")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A policy with the settings that the waste hangs on, and what it is run on."""
+
+    settings: Mapping[str, Any]
+    memories: tuple[str, ...] = _USUAL_MEMORIES
+    loads: tuple[str, ...] = _USUAL_LOADS
+
+
+VARIANTS = {
+    "fcfs": Variant({"policy": "fcfs"}),
+    "static": Variant({"policy": "static"}),
+    "sjf": Variant({"policy": "sjf"}),
+    "sjf-min-rows-4": Variant({"policy": "sjf", "min_rows": 4}),
+    "sjf-bucket-32": Variant({"policy": "sjf-bucket", "bucket": 32}),
+    "sjf-bucket-64-fullest": Variant({"policy": "sjf-bucket", "bucket": 64, "bucket_order": "fullest", "min_rows": 4}),
+    "sjf-aging": Variant({"policy": "sjf-aging", "aging_s": 10.0}),
+    "srpt": Variant({"policy": "srpt"}),
+    "multi-bin": Variant({"policy": "multi-bin"}),
+    "bucket-serve": Variant({"policy": "bucket-serve"}),
+    "slice-8": Variant({"policy": "fcfs", "batching": "slice:8"}),
+    # the slow ones among them where waste shows
+    "sjf-bucket-pow2": Variant({"policy": "sjf-bucket", "bucket": "pow2"}, ("padded",), ("steady", "chunked")),
+    "sjf-bucket-edges": Variant(
+        {"policy": "sjf-bucket", "bucket": "edges:64,128,256,1024"}, ("padded",), ("burst", "chunked")
+    ),
+    "orca-reserve": Variant({"policy": "orca-reserve"}, ("padded-buddy", "paged")),
+    "mixed": Variant({"policy": "fcfs", "phase": "mixed", "chunk_tokens": 256}, ("paged",)),
+    "swap": Variant({"policy": "fcfs", "preemption": "swap"}, ("padded", "paged"), ("steady",)),
+    "no-prefix-cache": Variant({"policy": "fcfs"}, ("paged",), ("sessions",)),
+    "prefix-cache": Variant({"policy": "fcfs", "prefix_cache": True}, ("paged",), ("sessions",)),
+    "prefix-cache-lpm": Variant({"policy": "lpm", "prefix_cache": True}, ("paged",), ("sessions",)),
+    "prefix-cache-mixed": Variant(
+        {"policy": "fcfs", "prefix_cache": True, "phase": "mixed", "chunk_tokens": 256}, ("paged",), ("sessions",)
+    ),
 }
 
 
@@ -92,7 +129,7 @@ class Case:
 
     name: str
     key: str
-    """hash of the workload and of every setting"""
+    """hash of the workload and of the settings"""
     counters: dict[str, int]
 
 
@@ -120,19 +157,31 @@ class GateResult:
 
 
 def run_cases() -> list[Case]:
-    """Simulate every workload x policy x memory."""
+    """Simulate every variant on its workloads and memories."""
     cases = []
     for load_name, load in LOADS.items():
         workload = load.workload()
-        requests = requests_of(workload.rows)
-        for variant, settings in VARIANTS.items():
-            for memory, kind in MEMORIES.items():
-                config = SchedulerConfig(**load.limits, **settings, **kind)
-                scheduler = simulate(requests, Scheduler(config), IntegerCosts())
-                cases.append(
-                    Case(f"{load_name}/{variant}/{memory}", _key(workload, config), _counted(scheduler.counters))
-                )
+        for name, variant in VARIANTS.items():
+            if load_name in variant.loads:
+                for memory in variant.memories:
+                    config = _config(load, variant, MEMORIES[memory], workload)
+                    cases.append(_case(f"{load_name}/{name}/{memory}", workload, config))
     return cases
+
+
+def _config(load: GateLoad, variant: Variant, memory: Mapping[str, Any], workload: Workload) -> SchedulerConfig:
+    settings = {**load.limits, **variant.settings, **memory}
+    if "bins" in POLICIES[settings["policy"]].settings:
+        settings["length_quantiles"] = quantile_table(row.output_tokens for row in workload.rows)
+    return SchedulerConfig(**settings)
+
+
+def _case(name: str, workload: Workload, config: SchedulerConfig) -> Case:
+    requests = requests_of(
+        workload.rows, config.block_tokens, workload.prefix_block_tokens, prefix_cache=config.prefix_cache
+    )
+    scheduler = simulate(requests, Scheduler(config), IntegerCosts())
+    return Case(name, _key(workload, config), _counted(scheduler.counters))
 
 
 def _counted(counters: RunCounters) -> dict[str, int]:
@@ -140,7 +189,10 @@ def _counted(counters: RunCounters) -> dict[str, int]:
 
 
 def _key(workload: Workload, config: SchedulerConfig) -> str:
-    text = json.dumps([workload.sha256(), config.as_dict()], sort_keys=True)
+    """Of the workload and the settings that are not the default: a setting that is new is no other configuration."""
+    usual = SchedulerConfig().as_dict()
+    settings = {name: value for name, value in config.as_dict().items() if value != usual[name]}
+    text = json.dumps([workload.sha256(), settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

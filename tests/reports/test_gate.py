@@ -11,33 +11,37 @@ import pytest
 
 import bench
 from reports import gate
+from scheduler import composition
 from scheduler.buckets import FixedWidth, parse_buckets
 from scheduler.config import SchedulerConfig
 from scheduler.orders import ByLength
 from scheduler.policies import POLICIES
-from scheduler.policy import Order, Policy, View
-from scheduler.sequence import Sequence
+from scheduler.policy import Order, Policy
+from scheduler.request import requests_of
 
 
-class EdgeOffByOne(ByLength):
+class EdgeOffByOne(FixedWidth):
     """Buckets 0-31, 32-63, ... instead of 1-32, 33-64, ..."""
 
-    def lane(self, sequence: Sequence, view: View) -> int:
-        return self.buckets.key(sequence.known + 1)
+    def key(self, length: int) -> int:
+        return length // self.width
 
-    def steps_in_lane(self, sequence: Sequence, view: View) -> int:
-        return self.buckets.last(sequence.known + 1) - sequence.known
+    def last(self, length: int) -> int:
+        return (self.key(length) + 1) * self.width - 1
 
 
 def off_by_one(config: SchedulerConfig) -> Policy:
     buckets = parse_buckets(config.bucket or 32)
-    return Policy(
-        "sjf-bucket", EdgeOffByOne(buckets, "fullest"), EdgeOffByOne(buckets, config.bucket_order or "lowest")
-    )
+    if isinstance(buckets, FixedWidth):
+        buckets = EdgeOffByOne(buckets.width)
+    return Policy("sjf-bucket", ByLength(buckets, "fullest"), ByLength(buckets, config.bucket_order or "lowest"))
 
 
 def mixing_lengths(config: SchedulerConfig) -> Policy:
     return Policy("sjf", ByLength(FixedWidth(1), "fullest"), Order())
+
+
+SESSIONS = gate.LOADS["sessions"]
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +78,32 @@ def test_an_injected_regression_fails(
     printed = capsys.readouterr().out
     assert "attention_computed_decode" in printed
     assert "FAILED" in printed
+
+
+def test_a_part_without_effect_fails(baseline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compose = composition.compose
+    plain = {"batching": None, "phase": None, "chunk_tokens": None}
+    monkeypatch.setattr("scheduler.state.compose", lambda config: compose(replace(config, **plain)))
+    result = gate.check(baseline)
+    assert {difference.case.split("/")[1] for difference in result.differences} == {"slice-8", "mixed"}
+
+
+def test_a_prefix_cache_that_finds_nothing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "LOADS", {"sessions": replace(SESSIONS, requests=16)})
+    gate.update(tmp_path / "baseline.json")
+    monkeypatch.setattr(gate, "requests_of", lambda rows, *_, **__: requests_of(rows, prefix_cache=False))
+    result = gate.check(tmp_path / "baseline.json")
+    assert {difference.counter for difference in result.differences} >= {"linear_computed_prefill", "prefix_hit_tokens"}
+    assert all("prefix-cache" in difference.case for difference in result.differences)
+
+
+def test_a_setting_that_is_new_leaves_the_keys_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = gate.LOADS["burst"].workload()
+    before = gate._key(workload, SchedulerConfig("sjf"))
+    as_dict = SchedulerConfig.as_dict
+    monkeypatch.setattr(SchedulerConfig, "as_dict", lambda self: {**as_dict(self), "new": None})
+    assert gate._key(workload, SchedulerConfig("sjf")) == before
+    assert gate._key(workload, SchedulerConfig("sjf", max_running=8)) != before
 
 
 def test_an_improvement_fails_too_until_it_is_made_the_baseline(baseline: Path) -> None:
