@@ -90,7 +90,8 @@ class InferenceEngine:
 
     Args:
         model_path: a model folder, a Hugging Face name or ``shape:NAME``; the embedded model where it is left out.
-        policy: name of the scheduling policy, ``sjf-bucket`` by default.
+        policy: name of the scheduling policy, ``sjf-bucket`` by default; or a file of your own, ``FILE.yaml`` or
+            ``FILE.py:NAME``.
         max_running: sequences that hold KV at the same time, at most.
         layout: ``paged`` computes no padding; ``padded`` is the plain dense batch.
         dtype: float32 on a CPU and bfloat16 on a GPU by default.
@@ -102,6 +103,7 @@ class InferenceEngine:
     Raises:
         ModelError: the model cannot be found or run.
         ConfigError: an unknown policy or setting, or one with an impossible value.
+        PolicyError: (of :meth:`generate` too) a policy of your own failed while it ran.
 
     Calls from several threads share the steps: whoever waits for a token runs the next one for all.
     """
@@ -127,8 +129,9 @@ class InferenceEngine:
             default_kv_tokens(self.model, max_running, block_tokens) if kv_tokens is None else kv_tokens
         )
         given.setdefault("context_tokens", self.model.context_tokens)
-        self.config = SchedulerConfig.from_dict(given)
-        self.scheduler = Scheduler(self.config)
+        self.scheduler = Scheduler(SchedulerConfig.from_dict(given))
+        #: with what a policy's file says by default
+        self.config = self.scheduler.config
         self.loop = EngineLoop(
             self.scheduler,
             build_executor(self.model, self.config),
