@@ -186,7 +186,7 @@ def run_rows(policy: str, both: Any) -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_real_run_gives_the_right_tokens_and_replays(reference: Callable[[str], Any], policy: str) -> None:
     run_rows(policy, reference("qwen2"))
-    assert len(seen[policy]) >= 5
+    assert len(seen[policy]) >= 3
 
 
 def test_the_runs_have_all_that_can_go_wrong(reference: Callable[[str], Any]) -> None:
