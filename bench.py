@@ -63,9 +63,6 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 #: what the tour shows: the plain batch, the seed's two policies on it, and continuous batching over paged memory
 TOUR = (Case("fcfs", "padded"), Case("sjf", "padded"), Case("sjf-bucket", "padded"), Case("fcfs", "paged"))
 
-#: policies that costs are recorded under: full batches, and rows on their own
-CALIBRATION = ("fcfs", "sjf")
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0, 1 if a check failed, 2 if the input or the command is wrong, 130 after Ctrl-C."""
@@ -210,7 +207,7 @@ def _validate(args: argparse.Namespace, command: str, cases: list[Case]) -> int:
     folder = open_folder(args, name if args.mode == name else f"{args.mode}-{name}")
     costs: dict[str, CostModel] = {}
     for layout in dict.fromkeys(case.layout for case in cases):
-        costs[layout] = read_costs(args.costs) if args.costs else _record_costs(session, Case("fcfs", layout), folder)
+        costs[layout] = read_costs(args.costs) if args.costs else _record_costs(session, layout, cases, folder)
     runs: list[Run] = []
     agreements: list[Agreement] = []
     for case in cases:
@@ -231,15 +228,13 @@ def _validate(args: argparse.Namespace, command: str, cases: list[Case]) -> int:
     return _finish(args, command, folder, runs, agreements)
 
 
-def _record_costs(session: Session, case: Case, folder: Path) -> CostModel:
-    """Record what steps cost on requests of the same kind, but not the same ones."""
-    workload = calibration_workload(session.args)
-    requests = session.prompts(workload)
+def _record_costs(session: Session, layout: Layout, cases: list[Case], folder: Path) -> CostModel:
+    """Record what the steps of ``cases`` cost, on requests of the same kind, but not the same ones."""
+    requests = session.prompts(calibration_workload(session.args, len(session.workload.rows)))
     places = []
-    for policy in CALIBRATION:
-        place = folder / f"costs-{policy}-{case.layout}"
-        recorded = Case(policy, case.layout)
-        measured = session.measure(recorded, place, session.real_config(recorded, plain=True), requests)
+    for name, config in session.calibrations(layout, cases, requests).items():
+        place = folder / f"costs-{name}-{layout}"
+        measured = session.measure(Case(config.policy, layout), place, config, requests)
         if measured.interrupted:
             raise KeyboardInterrupt
         places.append(place)

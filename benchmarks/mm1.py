@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import date
 from pathlib import Path
 
-from core.reproduce.mm1 import DISCIPLINES, TOLERANCE, rows_of
-from core.runs import git_commit, hardware
+# this folder's scheduler.py is not the package
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from core.reproduce.mm1 import DISCIPLINES, TOLERANCE, rows_of  # noqa: E402
+from core.runs import git_commit, hardware  # noqa: E402
 
 COLUMNS = ("discipline", "load", "jobs", "published", "theory", "simulated", "error_99", "difference", "verdict",
            "wall_s")  # fmt: skip

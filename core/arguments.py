@@ -236,7 +236,7 @@ def build_parser() -> ArgumentParser:
     group = parser.add_argument_group("published results (--mode reproduce)")
     group.add_argument("--experiments", type=_names, metavar="NAME[,NAME]", help="which ones (default: all)")
     group.add_argument(
-        "--jobs", type=positive, metavar="N", help="of the M/M/1 queue (default 10000; 1000000: all of it)"
+        "--jobs", type=positive, metavar="N", help="of the M/M/1 queue (default 4000; 1000000 for the tolerances)"
     )
 
     group = parser.add_argument_group("what counts, and where it goes")

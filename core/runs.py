@@ -9,7 +9,7 @@ import platform
 import random
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -30,6 +30,7 @@ from reports.run_folder import MANIFEST_FILE, RunWriter
 from reports.slo import Slo
 from reports.summary import WallClock
 from scheduler.buckets import equal_mass_buckets, equal_mass_edges
+from scheduler.composition import compose
 from scheduler.config import SchedulerConfig
 from scheduler.journal import Replay, replay
 from scheduler.observer import Observer
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     from engine.models import LoadedModel
 
 JOURNAL_FILE = "replay.jsonl"
+#: policies that costs are recorded under: full batches, and rows on their own
+CALIBRATION = ("fcfs", "sjf")
 #: the most rows that are run before anything is measured
 WARM_UP_ROWS = 16
 PACKAGES = ("lockstep", "torch", "transformers", "simpy", "numpy", "pandas")
@@ -177,7 +180,7 @@ class Session:
         """Simulate ``requests`` into ``folder``."""
         if isinstance(costs, RecordedCosts):
             costs.require(case.layout)
-        manifest = self._manifest("sim", case, config, {"costs": costs.name, **_cost_notes(costs)})
+        manifest = self._manifest("sim", case, config, {"costs": costs.name, **_cost_notes(costs, config)})
         started_s = time.monotonic()
         with (
             RunWriter(folder, manifest) as writer,
@@ -261,6 +264,27 @@ class Session:
         with (folder / JOURNAL_FILE).open(encoding="utf-8") as journal:
             return Measured(run, replay(journal), interrupted)
 
+    def calibrations(
+        self, layout: Layout, cases: Iterable[Case], requests: list[Request]
+    ) -> dict[str, SchedulerConfig]:
+        """The runs that costs on ``layout`` are recorded by, under their names: ``requests`` all at once.
+
+        None of them overlaps, so that host time shows. Where ``cases`` mix prompts into decode steps, one run does,
+        with slots for half of the requests, so that prompts come while others decode; where they swap, one has memory
+        for half of the prompts, so that their growth preempts.
+        """
+        runs = {policy: self.real_config(Case(policy, layout), plain=True) for policy in CALIBRATION}
+        plain, half = runs["fcfs"], max(2, len(requests) // 2)
+        parts = [compose(self.real_config(case)) for case in cases if case.layout == layout]
+        budgets = [composed.chunk_tokens for composed in parts if composed.phase == "mixed"]
+        if budgets:
+            slots = min(half, plain.max_running)
+            runs["mixed"] = replace(plain, phase="mixed", chunk_tokens=min(budgets), max_running=slots)
+        if any(composed.swaps for composed in parts):
+            kv_tokens = _memory_for_prompts(requests, half, plain.block_tokens)
+            runs["swap"] = replace(plain, kv_pool="paged", preemption="swap", kv_tokens=kv_tokens)
+        return runs
+
     # -- what is written down
 
     def _manifest(self, world: str, case: Case, config: SchedulerConfig, notes: dict[str, Any]) -> dict[str, Any]:
@@ -305,12 +329,26 @@ def _workload(args: argparse.Namespace, seed: int) -> Workload:
     )  # fmt: skip
 
 
-def calibration_workload(args: argparse.Namespace, most: int = 8) -> Workload:
-    """What costs are recorded on: the same kind of requests from another seed, all at once, ``most`` at most."""
+def calibration_workload(args: argparse.Namespace, available: int, most: int = 8) -> Workload:
+    """What costs are recorded on: the same kind of requests from another seed, all at once, ``most`` at most.
+
+    ``available``: requests of the workload itself, which a trace may have fewer of.
+    """
     other = argparse.Namespace(**vars(args))
     other.arrivals, other.rate, other.time_scale = "all-at-once", None, None
-    other.requests = min(args.requests or most, most)
+    other.requests = min(available, most)
     return _workload(other, args.seed + 1)
+
+
+def _memory_for_prompts(requests: list[Request], count: int, block_tokens: int) -> int:
+    """KV tokens for the prompts of the first ``count`` requests and nothing more, but for any of them to its end."""
+
+    def blocks(tokens: int) -> int:
+        return -(-tokens // block_tokens)
+
+    prompts = sum(blocks(request.prompt_tokens) for request in requests[:count])
+    longest = max(blocks(request.prompt_tokens + request.planned_output_tokens) for request in requests)
+    return max(prompts, longest) * block_tokens
 
 
 def read_costs(spec: str) -> CostModel:
@@ -326,12 +364,24 @@ def read_costs(spec: str) -> CostModel:
     return recorded_costs(folder)
 
 
-def _cost_notes(costs: CostModel) -> dict[str, Any]:
+def _cost_notes(costs: CostModel, config: SchedulerConfig) -> dict[str, Any]:
+    """Where costs are from and how good they are, for the manifest, and what of ``config`` nobody has recorded."""
     if isinstance(costs, RooflineCosts):
         return {"projection": f"{costs.gpu.title}, {costs.gpu.measured}; not measured on that GPU"}
     if isinstance(costs, RecordedCosts):
-        return {"fit_error": {f"{layout} {kind}": round(f.error, 4) for (layout, kind), f in costs.device.items()},
-                "sha256": {"costs": costs.sha256}}  # fmt: skip
+        notes: dict[str, Any] = {
+            "fit_error": {f"{layout} {kind}": round(f.error, 4) for (layout, kind), f in costs.device.items()},
+            "sha256": {"costs": costs.sha256},
+        }
+        composed = compose(config)
+        if composed.phase == "mixed" and (config.layout, "mixed") not in costs.device:
+            notes["mixed_steps"] = "costed from prefill and decode steps: too few mixed ones were recorded"
+        if composed.swaps:
+            swap_ns = costs.swap_token_ns.get(config.layout)
+            notes["swaps"] = (
+                "taken to cost nothing: none was recorded" if swap_ns is None else f"{swap_ns:.0f} ns a token, recorded"
+            )
+        return notes
     return {}
 
 

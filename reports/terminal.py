@@ -171,12 +171,8 @@ def print_reproduction(findings: Sequence[Findings], *, quiet: bool = False, con
             for cells in found.extra[1:]:
                 more.add_row(*cells)
             out.print(more)
-        why: dict[str, list[str]] = {}
-        for row in found.rows:
-            if not row.passed:
-                why.setdefault(row.explanation or "not explained", []).append(row.quantity)
-        for explanation, quantities in why.items():
-            out.print(f"{'; '.join(quantities)}: {explanation}")
+        for explanation, quantities in found.explanations().items():
+            out.print(f"{'; '.join(quantities)}: {explanation or 'not explained'}.")
         for note in found.notes:
             out.print(note)
         out.print(f"{found.verdict()}, {found.seconds:.1f} s\n")

@@ -503,6 +503,9 @@ class Residents:
 
     def _advance_row(self, sequence: Sequence, steps: int, served: Served, done: Advance) -> None:
         lane = sequence.cohort
+        if self._urgency is not None and steps >= self.order.steps_in_lane(sequence, self._view):
+            # its urgency may have risen
+            self.version += 1
         self._unplace(sequence)
         known = sequence.known + steps
         sequence.place(known, known - 1)

@@ -80,16 +80,23 @@ class Completion:
             draft.rows = [s for s in draft.rows if not s.ended]
         return sum(cohort.count for cohort in draft.cohorts) + len(draft.rows)
 
+    def charge(self, flight: Flight, steps: int) -> None:
+        """Tell the policy's ledger, if it keeps one, of the decode rows' tokens up to step ``steps`` of the plan."""
+        ledger = self._state.policy.ledger
+        new = steps - flight.charged_steps
+        if ledger is None or not new:
+            return
+        flight.charged_steps = steps
+        for cohort in flight.draft.cohorts:
+            for tenant, count in cohort.tenants.items():
+                ledger.served(tenant, count * new)
+        for sequence in flight.draft.rows:
+            ledger.served(sequence.request.tenant, new)
+
     def _advance_decode(self, flight: Flight, grown: list[int]) -> None:
         state = self._state
         draft, steps = flight.draft, flight.steps
-        ledger = state.policy.ledger
-        if ledger is not None:
-            for cohort in draft.cohorts:
-                for tenant, count in cohort.tenants.items():
-                    ledger.served(tenant, count * steps)
-            for sequence in draft.rows:
-                ledger.served(sequence.request.tenant, steps)
+        self.charge(flight, steps)
         if grown:
             state.pool.grow(sum_of(grown, steps) - grown[0])
         done = state.residents.advance(draft.cohorts, draft.rows, steps, flight.served)

@@ -19,6 +19,8 @@ class Flight:
     steps: int
     """how many of the plan's steps are run, as far as is known"""
     unusable_tokens: int
+    charged_steps: int = 0
+    """as many steps a policy's ledger knows of"""
     served: Served = field(default_factory=Served)
     advanced: bool = False
     waits: Waits | None = None

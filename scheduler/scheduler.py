@@ -147,8 +147,15 @@ class Scheduler:
         return None if draft is None else self._plan(draft, max_repeat)
 
     def shorten(self, plan: StepPlan, steps: int) -> None:
-        """Of a plan in flight only ``steps`` steps will be run. To be said before the next plan is asked for."""
-        self._state.flights[-1].steps = steps
+        """Of a plan in flight only ``steps`` steps will be run, and the last of them begins now.
+
+        To be said before anything else is handed in for the next plan.
+        """
+        flight = self._state.flights[-1]
+        if flight.plan is not plan or flight.advanced or not 1 <= steps <= plan.repeat:
+            raise ValueError(f"plan {plan.index} of {plan.repeat} steps cannot be cut to {steps} now")
+        flight.steps = steps
+        self._completion.charge(flight, steps - 1)
 
     def complete(self, plan: StepPlan, outcome: StepOutcome, now_ns: int) -> list[Sequence]:
         """The plan has been run: advance its sequences. Returns those that ended, in row order.

@@ -1,0 +1,99 @@
+"""The same configuration in both worlds, from the command line: recorded, measured and simulated on a random model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Qwen2Config
+from transformers.models.auto import AutoModelForCausalLM
+
+import bench
+import engine.models
+from engine.attention import ATTENTION
+from engine.models import LoadedModel, loaded
+from reports.rows import read_steps
+from reports.run_folder import load_run
+
+
+@pytest.fixture(autouse=True)
+def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random model instead of the embedded one; its tokens are bytes."""
+    config = Qwen2Config(
+        vocab_size=256, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=1024, eos_token_id=None, bos_token_id=None,
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
+
+    def load(*_: Any, **__: Any) -> LoadedModel:
+        return loaded("small", model)
+
+    monkeypatch.setattr(engine.models, "load_model", load)
+
+
+def trace(folder: Path, requests: int = 12, prompt: int = 90, output: int = 30) -> Path:
+    """Requests that all arrive at once, so that no decision hangs on time."""
+    path = folder / "trace.csv"
+    rows = (f"0,{prompt + 7 * (i % 5)},{output + i % 9}\n" for i in range(requests))
+    path.write_text("arrival_s,input_tokens,output_tokens\n" + "".join(rows))
+    return path
+
+
+def validate(folder: Path, *flags: str | Path) -> tuple[dict[str, Any], dict[str, Any], Path]:
+    """Summaries of the real and of the simulated run, and the folder of both."""
+    out = folder / "out"
+    argv = ["--mode", "validate", "--quiet", "--max-running", "6", "--out", out, *flags]
+    assert bench.main([str(argument) for argument in argv]) == 0
+    runs = {load_run(path.parent).world: load_run(path.parent) for path in out.glob("*-fcfs-paged/summary.json")
+            if not path.parent.name.startswith("costs")}  # fmt: skip
+    return dict(runs["real"].summary), dict(runs["simulated"].summary), out
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    return data
+
+
+def test_mixed_steps_are_recorded_before_they_are_predicted(tmp_path: Path) -> None:
+    flags = ("--policy", "fcfs", "--phase", "mixed", "--chunk-tokens", "64", "--requests", "12")
+    real, simulated, out = validate(tmp_path, "--workload", trace(tmp_path), *flags)
+    assert real["steps"]["mixed"] > 10
+    assert (read_steps(out / "costs-mixed-paged")["kind"] == "mixed").sum() >= 3
+    assert "paged mixed" in manifest(out / "sim-fcfs-paged")["fit_error"]
+    assert real["plan_digest"] == simulated["plan_digest"]
+    assert {**real["steps"], "rows_written": None} == {**simulated["steps"], "rows_written": None}
+    assert real["counters"]["decode_rows"] == simulated["counters"]["decode_rows"]
+
+
+def test_both_worlds_run_under_one_configuration(tmp_path: Path) -> None:
+    flags = ("--policy", "fcfs", "--phase", "mixed", "--chunk-tokens", "32", "--overlap", "--prefix-cache")
+    real, simulated, out = validate(tmp_path, "--workload", trace(tmp_path, 6), *flags)
+    configs = [manifest(out / f"{world}-fcfs-paged")["config"] for world in ("real", "sim")]
+    assert configs[0] == configs[1]
+    assert (configs[0]["phase"], configs[0]["chunk_tokens"], configs[0]["overlap"]) == ("mixed", 32, True)
+    assert real["scheduler"] == simulated["scheduler"]
+    for name in ("fcfs", "sjf", "mixed"):
+        assert manifest(out / f"costs-{name}-paged")["config"]["overlap"] is False, "host time would not show"
+    assert real["plan_digest"] == simulated["plan_digest"]
+
+
+def test_swaps_are_recorded_where_they_are_asked_for(tmp_path: Path) -> None:
+    flags = ("--policy", "fcfs", "--preemption", "swap", "--kv-tokens", "640")
+    real, simulated, out = validate(tmp_path, "--workload", trace(tmp_path), *flags)
+    assert real["swapped"]["out"] > 0
+    assert real["swapped"] == simulated["swapped"]
+    assert real["tokens"]["recomputed"] == 0
+    assert (read_steps(out / "costs-swap-paged")["swapped_tokens"] > 0).any()
+    assert manifest(out / "sim-fcfs-paged")["swaps"].endswith("ns a token, recorded")
+    assert real["plan_digest"] == simulated["plan_digest"]
+
+
+def test_plain_runs_are_calibrated_as_before(tmp_path: Path) -> None:
+    _, _, out = validate(tmp_path, "--workload", trace(tmp_path, 4), "--policy", "fcfs")
+    assert sorted(path.name for path in out.glob("costs-*")) == ["costs-fcfs-paged", "costs-sjf-paged"]
