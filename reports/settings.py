@@ -123,15 +123,14 @@ def readable(settings: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     return lines
 
 
-def brief(settings: Mapping[str, Any] | None) -> str:
-    """What was asked for beyond policy and layout, in a line: the settings that would else be others."""
+def asked(settings: Mapping[str, Any] | None) -> list[str]:
+    """What was asked for beyond policy and layout, a few words each: the settings that would else be others."""
     if not settings:
-        return ""
+        return []
     parts, usual = settings["parts"], _unasked(settings)
     words = [f"{name} {value}" for name, value in _readable_values(parts) if value != usual.get(name)]
     words += [name.replace("_", " ") for name in ("prefix_cache", "overlap") if parts[name]]
-    own = {name: value for name, value in settings["own"].items() if value != usual.get(name)}
-    return ", ".join(words + _readable_own(own))
+    return words + _readable_own({name: value for name, value in settings["own"].items() if value != usual.get(name)})
 
 
 def _unasked(settings: Mapping[str, Any]) -> dict[str, Any]:
