@@ -35,7 +35,7 @@ from reports.run import Run
 from reports.run_folder import REPORT_FILE, load_run
 from reports.slo import SloError
 from scheduler.buckets import BUCKETS
-from scheduler.config import ConfigError
+from scheduler.errors import ConfigError, PolicyError
 from scheduler.journal import JournalError
 from scheduler.model_shapes import MODEL_SHAPES, UnknownShapeError
 from scheduler.oracle import ORACLES
@@ -44,6 +44,7 @@ from scheduler.plan import Layout
 from scheduler.policies import ALIASES, POLICIES
 from scheduler.request import Request
 from scheduler.scheduler import Scheduler
+from scheduler.user_policies.named_orders import ORDERS, URGENCIES
 from simulator.costs import CostError, CostModel
 from simulator.gpus import GPUS
 from simulator.optimum import MissingSolverError
@@ -53,8 +54,8 @@ from workloads.presets import PRESETS
 
 #: a mistake of the user's, in one line; all else is ours and shows a traceback
 USER_ERRORS: tuple[type[Exception], ...] = (
-    UsageError, ConfigError, WorkloadError, CostError, RunFolderError, SloError, JournalError, UnknownShapeError,
-    gate.GateError, MissingSolverError,
+    UsageError, ConfigError, PolicyError, WorkloadError, CostError, RunFolderError, SloError, JournalError,
+    UnknownShapeError, gate.GateError, MissingSolverError,
 )  # fmt: skip
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -91,9 +92,9 @@ def _engine_errors() -> tuple[type[Exception], ...]:
 def show_list(what: str) -> int:
     """Print what there is, a line each."""
     lists = {
-        "policies": [(name, entry.summary) for name, entry in POLICIES.items()]
-        + [(alias, f"the seed's name for {name}") for alias, name in ALIASES.items()],
+        "policies": policy_lines(),
         "parts": [(f"{part} {name}", text) for part, names in PARTS.items() for name, text in names.items()],
+        "orders": order_lines(),
         "oracles": list(ORACLES.items()),
         "buckets": list(BUCKETS.items()),
         "workloads": [(name, preset.description) for name, preset in PRESETS.items()]
@@ -107,6 +108,32 @@ def show_list(what: str) -> int:
     for name, text in lists[what]:
         print(f"{name:{width}}  {text}")
     return OK
+
+
+def policy_lines() -> list[tuple[str, str]]:
+    """The policies, and what one has to know to choose among them."""
+    rows = [("needs", "preempts", "starvation-free", "rule")]
+    rows += [(entry.needs, entry.preempts, entry.starvation_free, entry.summary) for entry in POLICIES.values()]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [
+        "  ".join([*(f"{text:{width}}" for text, width in zip(row, widths, strict=False)), row[3]]) for row in rows
+    ]
+    names = ["policy", *POLICIES]
+    return [
+        *zip(names, lines, strict=True),
+        *((alias, f"the seed's name for {name}") for alias, name in ALIASES.items()),
+        ("FILE.yaml", "your own, described in YAML; see --list orders and docs/policies.md"),
+        ("FILE.py:NAME", "your own, in Python; see docs/policies.md"),
+    ]
+
+
+def order_lines() -> list[tuple[str, str]]:
+    """What a policy described in YAML is made of, besides the parts."""
+    lines = []
+    for name, order in ORDERS.items():
+        options = "".join(f"; {option}: {entry.summary}" for option, entry in order.options.items())
+        lines.append((f"order {name}", f"{order.summary}{'' if order.resident else ' (waiting only)'}{options}"))
+    return lines + [(f"urgency {name}", entry.summary) for name, entry in URGENCIES.items()]
 
 
 # -- modes
@@ -133,6 +160,8 @@ def simulated(args: argparse.Namespace, command: str) -> int:
             runs.append(session.simulate(case, costs, place, config, requests))
         except KeyboardInterrupt:
             return _interrupted(place)
+        except PolicyError as error:
+            return _broken(args, command, folder, [*runs, load_run(place)], error)
     return _finish(args, command, folder, runs, [])
 
 
@@ -147,7 +176,10 @@ def real(args: argparse.Namespace, command: str) -> int:
     runs: list[Run] = []
     for case in cases:
         place = folder if len(cases) == 1 else folder / f"real-{case}"
-        measured = session.measure(case, place, session.real_config(case), requests)
+        try:
+            measured = session.measure(case, place, session.real_config(case), requests)
+        except PolicyError as error:
+            return _broken(args, command, folder, [*runs, load_run(place)], error)
         runs.append(measured.run)
         if measured.interrupted:
             _finish(args, command, folder, runs, [])
@@ -180,13 +212,18 @@ def _validate(args: argparse.Namespace, command: str, cases: list[Case]) -> int:
     agreements: list[Agreement] = []
     for case in cases:
         config = session.real_config(case, costs[case.layout])
-        measured = session.measure(case, folder / f"real-{case}", config, requests)
-        runs.append(measured.run)
-        if measured.interrupted:
-            _finish(args, command, folder, runs, agreements)
-            return INTERRUPTED
-        twin = twin_requests(measured.run, requests)
-        runs.append(session.simulate(case, costs[case.layout], folder / f"sim-{case}", config, twin))
+        place = folder / f"real-{case}"
+        try:
+            measured = session.measure(case, place, config, requests)
+            runs.append(measured.run)
+            if measured.interrupted:
+                _finish(args, command, folder, runs, agreements)
+                return INTERRUPTED
+            twin = twin_requests(measured.run, requests)
+            place = folder / f"sim-{case}"
+            runs.append(session.simulate(case, costs[case.layout], place, config, twin))
+        except PolicyError as error:
+            return _broken(args, command, folder, [*runs, load_run(place)], error)
         agreements.append(agree(measured.run, runs[-1], measured.replay.exact))
     return _finish(args, command, folder, runs, agreements)
 
@@ -261,7 +298,13 @@ def _with_workload(args: argparse.Namespace, default: str) -> argparse.Namespace
 
 
 def _cases(args: argparse.Namespace, default_layout: Layout) -> list[Case]:
-    return [Case(policy, layout) for layout in args.layout or [default_layout] for policy in args.policy or ["fcfs"]]
+    cases = [Case(policy, layout) for layout in args.layout or [default_layout] for policy in args.policy or ["fcfs"]]
+    for number, case in enumerate(cases):
+        if str(case) in map(str, cases[:number]):
+            raise UsageError(
+                f"--policy {case.policy} would be written to the folder of another run, {case}; rename one"
+            )
+    return cases
 
 
 def _ready(session: Session, cases: list[Case]) -> list[Request]:
@@ -317,14 +360,33 @@ def _interrupted(folder: Path) -> int:
     return INTERRUPTED
 
 
+def _broken(args: argparse.Namespace, command: str, folder: Path, runs: list[Run], error: PolicyError) -> int:
+    """A policy of the user's failed in the last of ``runs``: what was written is a partial run, and gets its report."""
+    place = runs[-1].folder or folder
+    write_report(place / REPORT_FILE, runs[-1:])
+    if place != folder:
+        _finish(args, command, folder, runs, [])
+    print(f"bench.py: error: {error}; what there is: {place / REPORT_FILE}", file=sys.stderr)
+    return USAGE
+
+
 def _agreements(runs: list[Run]) -> list[Agreement]:
     """Real runs beside the simulated ones of the same policy and layout, each real one's journal replayed."""
     twins = {_case_of(run): run for run in runs if run.simulated}
     return [
-        agree(run, twins[_case_of(run)], replay_folder(run.folder))
+        agree(run, twins[_case_of(run)], _replayed(run.folder))
         for run in runs
         if not run.simulated and _case_of(run) in twins and run.folder is not None
     ]
+
+
+def _replayed(folder: Path) -> bool | None:
+    """Whether a run's journal replays; ``None``, and a line that says why, if the policy's file is not what it was."""
+    try:
+        return replay_folder(folder)
+    except (ConfigError, PolicyError) as error:
+        print(f"bench.py: {folder} is not replayed: {error}", file=sys.stderr)
+        return None
 
 
 def _case_of(run: Run) -> tuple[str, str]:

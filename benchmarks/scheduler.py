@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from random import Random
 
@@ -91,7 +92,8 @@ def main() -> None:
     parser.add_argument("--waiting", type=int, default=10_000)
     parser.add_argument("--steps", type=int, default=2_000)
     args = parser.parse_args()
-    print(f"# {' '.join(['python', *sys.argv])} · Python {platform.python_version()} on {platform.machine()}", flush=True)
+    command = " ".join(["python", *sys.argv])
+    print(f"# {command} · {date.today()} · Python {platform.python_version()} on {platform.machine()}", flush=True)
     print("policy          median us  mean us  p99 us  quiet median us  quiet at 1/4 running")
     for policy in args.policies.split(","):
         taken, quiet = measure(policy, args.running, args.waiting, args.steps)

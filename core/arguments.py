@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -29,9 +29,10 @@ from scheduler.parts import (
 )
 from scheduler.plan import Layout
 from scheduler.policies import POLICIES, policy_name
+from scheduler.user_policies import is_policy_file, open_user_policy
 
 MODES = ("tour", "real", "sim", "validate", "report", "gate", "reproduce")
-LISTS = ("policies", "parts", "oracles", "buckets", "workloads", "models", "costs", "gpus")
+LISTS = ("policies", "parts", "orders", "oracles", "buckets", "workloads", "models", "costs", "gpus")
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 POOLS: tuple[PoolKind, ...] = get_args(PoolKind)
 
@@ -136,26 +137,13 @@ def _policies(text: str) -> list[str]:
 
 def _policy(name: str) -> str:
     """A policy's canonical name, or a file of the user's: ``mine.py:Name`` or ``mine.yaml``."""
-    if is_policy_file(name):
-        path = policy_file(name)
-        if not path.is_file():
-            raise argparse.ArgumentTypeError(f"policy {name}: no such file as {path}")
-        return name
     try:
+        if is_policy_file(name):
+            open_user_policy(SchedulerConfig(policy=name))
+            return name
         return policy_name(name)
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def is_policy_file(policy: str) -> bool:
-    """Whether a policy is named by a file of the user's."""
-    return policy_file(policy).suffix in (".py", ".yaml", ".yml")
-
-
-def policy_file(policy: str) -> Path:
-    """The file of ``mine.py:Name`` or ``mine.yaml``."""
-    path, colon, _ = policy.rpartition(":")
-    return Path(path if colon and path.endswith(".py") else policy)
 
 
 def _bucket(text: str) -> int | str:
@@ -198,7 +186,7 @@ def build_parser() -> ArgumentParser:
 
     group = parser.add_argument_group("who goes when")
     group.add_argument("--policy", type=_policies, metavar="NAME[,NAME]",
-                       help="; ".join(POLICIES) + "; orca = srpt; or your own: FILE.py:NAME, FILE.yaml")  # fmt: skip
+                       help="; ".join(POLICIES) + "; orca = srpt; or your own: FILE.yaml, FILE.py:NAME")  # fmt: skip
     group.add_argument("--bucket", type=_bucket, metavar="SCHEME", help=" | ".join(BUCKETS) + ": length buckets")
     group.add_argument("--bucket-order", type=one_of("bucket order", BUCKET_ORDERS), metavar="ORDER",
                        help=" | ".join(BUCKET_ORDERS) + ": the bucket that is stepped")  # fmt: skip
@@ -248,7 +236,7 @@ def build_parser() -> ArgumentParser:
     group = parser.add_argument_group("published results (--mode reproduce)")
     group.add_argument("--experiments", type=_names, metavar="NAME[,NAME]", help="which ones (default: all)")
     group.add_argument(
-        "--jobs", type=positive, metavar="N", help="of the M/M/1 queue (default 10000; 1000000: all of it)"
+        "--jobs", type=positive, metavar="N", help="of the M/M/1 queue (default 4000; 1000000 for the tolerances)"
     )
 
     group = parser.add_argument_group("what counts, and where it goes")
@@ -305,14 +293,20 @@ def _config_flags(path: Path) -> list[str]:
 
 
 def scheduler_config(args: argparse.Namespace, policy: str, layout: Layout, **limits: Any) -> SchedulerConfig:
-    """The scheduler's settings that the flags ask for; ``limits`` are those that the workload and the model give."""
+    """The scheduler's settings that the flags ask for; ``limits`` are those that the workload and the model give.
+
+    What only some policies take is given to those, if there are any among ``--policy``. A policy in a file has its
+    defaults put in. Raises :class:`~scheduler.errors.ConfigError`.
+    """
     settings = {name: getattr(args, name) for name in (*_COMMON_SETTINGS, *PLAIN)}
-    if policy in POLICIES:
-        for name in _OWN_SETTINGS:
-            taken_elsewhere = any(takes(other, name) for other in args.policy or ())
-            if not takes(policy, name) and taken_elsewhere:
-                settings[name] = PLAIN[name]
-    return SchedulerConfig(policy=policy, layout=layout, **{**settings, **limits})
+    config = SchedulerConfig(policy=policy, layout=layout, **{**settings, **limits})
+    own = open_user_policy(config)
+    taken = POLICIES[policy].settings if own is None else own.takes(config)
+    others = [other for other in args.policy or () if other != policy]
+    foreign = [name for name in _OWN_SETTINGS if name not in taken and any(takes(other, name) for other in others)]
+    without: dict[str, Any] = dict.fromkeys(foreign)
+    config = replace(config, **without)
+    return config if own is None else own.settled(config)
 
 
 def takes(policy: str, setting: str) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from core.arguments import DEFAULT_MAX_RUNNING, PLAIN, UsageError, is_policy_file, scheduler_config, takes
+from core.arguments import DEFAULT_MAX_RUNNING, PLAIN, UsageError, scheduler_config, takes
 from reports.overhead import TimedJournaledScheduler, TimedScheduler
 from reports.rows import RunFolderError
 from reports.run import Run
@@ -39,6 +40,7 @@ from scheduler.quantiles import quantile_table
 from scheduler.request import Request, SamplingParams, requests_of
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
+from scheduler.user_policies import is_policy_file, open_user_policy
 from simulator.costs import CostError, CostModel, prefill_token_ns
 from simulator.recorded import RecordedCosts, recorded_costs
 from simulator.replica import simulate
@@ -163,7 +165,14 @@ class Session:
     def requests(self) -> list[Request]:
         """The workload's requests, by their lengths and what their prompts share."""
         workload, args = self.workload, self.args
-        return requests_of(workload.rows, args.block_tokens, workload.prefix_block_tokens, args.prefix_cache)
+        return requests_of(workload.rows, args.block_tokens, workload.prefix_block_tokens, self._prefix_cache)
+
+    @cached_property
+    def _prefix_cache(self) -> bool:
+        """Whether any of the runs has a prefix cache, which a policy's own file may ask for."""
+        opened = [open_user_policy(SchedulerConfig(policy=policy)) for policy in self.args.policy or ()]
+        defaults = [own.settled(SchedulerConfig()) for own in opened if own is not None]
+        return self.args.prefix_cache or any(config.prefix_cache for config in defaults)
 
     def simulate(
         self, case: Case, costs: CostModel, folder: Path, config: SchedulerConfig, requests: list[Request]
@@ -215,7 +224,7 @@ class Session:
                 replace(
                     request,
                     prompt_token_ids=token_ids,
-                    block_hashes=block_hashes_of(token_ids, args.block_tokens) if args.prefix_cache else (),
+                    block_hashes=block_hashes_of(token_ids, args.block_tokens) if self._prefix_cache else (),
                     output_tokens=None if args.stop_on_eos else request.output_tokens,
                     sampling=SamplingParams(temperature=temperature, seed=args.seed * 1_000_003 + index),
                 )
@@ -281,6 +290,7 @@ class Session:
     def _manifest(self, world: str, case: Case, config: SchedulerConfig, notes: dict[str, Any]) -> dict[str, Any]:
         return {
             "name": self.args.name or f"{world}-{self.workload.name}-{case}",
+            **_policy_notes(config),
             "world": world,
             "mode": self.args.mode,
             "command": self.command,
@@ -375,6 +385,14 @@ def _cost_notes(costs: CostModel, config: SchedulerConfig) -> dict[str, Any]:
     return {}
 
 
+def _policy_notes(config: SchedulerConfig) -> dict[str, Any]:
+    """What a policy in a file is called; its path and SHA-256 are among the settings."""
+    own = open_user_policy(config)
+    if own is None:
+        return {}
+    return {"label": f"{own.name} on {config.layout}", "policy": {"name": own.name, "summary": own.summary}}
+
+
 def _own_costs(folder: Path) -> CostModel | None:
     """Costs fitted to the run itself: for its padding waste in time."""
     try:
@@ -392,7 +410,7 @@ def _warm_up(model: LoadedModel, config: SchedulerConfig) -> None:
     from engine.loop import EngineLoop
 
     rows = min(config.max_running, WARM_UP_ROWS)
-    config = SchedulerConfig.from_dict({**config.as_dict(), **PLAIN, "policy": "fcfs"})
+    config = SchedulerConfig.from_dict({**config.as_dict(), **PLAIN, "policy": "fcfs", "policy_sha256": None})
     loop = EngineLoop(Scheduler(config), build_executor(model, config))
     lengths = [8 + 4 * row for row in range(rows)]
     loop.run(

@@ -97,7 +97,7 @@ class InferenceEngine:
         device: the GPU by default, where there is one.
         kv_tokens: KV memory in tokens; by default what ``max_running`` full contexts need, bounded by the memory.
         settings: any other field of :class:`~scheduler.config.SchedulerConfig`: the policy's own (``bucket``...), and
-            the parts that go with any (``overlap=True``, ``phase="mixed"``, ``preemption="swap"``, ``prefix_cache``...).
+            the parts that go with any (``overlap=True``, ``phase="mixed"``, ``preemption="swap"``...).
 
     Raises:
         ModelError: the model cannot be found or run.

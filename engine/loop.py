@@ -21,10 +21,10 @@ from typing import Any, NamedTuple, Protocol
 
 from engine.executors.base import Executor, ExecutorWaste, PendingStep, StepResult
 from engine.generation import Generation
-from engine.prompt_hashes import block_hashes_of
 from engine.tokenizer import Tokenizer
 from scheduler.config import SchedulerConfig
 from scheduler.plan import StepOutcome, StepPlan, StopReason, iter_sampled
+from scheduler.prefix_hashes import block_hashes_of
 from scheduler.request import Request
 from scheduler.sequence import Sequence
 

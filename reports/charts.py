@@ -310,15 +310,14 @@ def beside_chart(
 def curves_chart(
     name: str, title: str, curves: Sequence[tuple[str, Sequence[float], Sequence[float], bool]], x: str, y: str
 ) -> str:
-    """Lines as (label, x, y, whether it steps), each with its label at its end."""
+    """Lines as (label, x, y, whether it steps), each with its label at its start."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(4.3, 2.85))
         axes = figure.add_axes((0.115, 0.165, 0.80, 0.79))
         for index, (label, xs, ys, steps) in enumerate(curves):
             colour = f"#a1000{index % SERIES_COLOURS + 1}"
             axes.plot(xs, ys, color=colour, drawstyle="steps-post" if steps else "default")
-            axes.annotate(label, (xs[-1], ys[-1]), xytext=(4, 0), textcoords="offset points", color=colour,
-                          va="center", annotation_clip=False)  # fmt: skip
+            axes.annotate(label, (xs[0], ys[0]), xytext=(4, 2), textcoords="offset points", color=colour)
         axes.set_xlim(left=0)
         axes.set_xlabel(x)
         axes.set_ylabel(y)

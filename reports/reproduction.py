@@ -92,6 +92,8 @@ class Row:
             return "–" if self.passed else "not equal"
         if not difference:
             return "0"
+        if isinstance(difference, int):
+            return f"{difference:+,}".replace("-", "−")
         if isinstance(self.published, str) or not self.published or self.allowed in ("exact",):
             return f"{difference:+.{self.digits}f}".replace("-", "−")
         return f"{100 * difference / self.published:+.2f} %".replace("-", "−")
@@ -159,6 +161,14 @@ class Findings:
     def unexplained(self) -> list[Row]:
         """Rows that differ and do not say why."""
         return [row for row in self.rows if not row.passed and not row.explanation]
+
+    def explanations(self) -> dict[str, list[str]]:
+        """The quantities that differ, by why they do; the reason is empty where nobody says."""
+        why: dict[str, list[str]] = {}
+        for row in self.rows:
+            if not row.passed:
+                why.setdefault(row.explanation, []).append(row.quantity)
+        return why
 
     def verdict(self) -> str:
         """In a few words, for all rows."""

@@ -62,15 +62,18 @@ def _experiment(found: Findings) -> str:
         content = f'<p class="absent">{escape(found.not_run)}</p>'
     else:
         head = [("Quantity", "first"), ("Published", "number"), ("Ours", "number"), ("Difference", "number"),
-                ("Allowed", "number"), ("Verdict", ""), ("Explanation", "")]  # fmt: skip
+                ("Allowed", "number"), ("Verdict", "")]  # fmt: skip
         content = table(head, [_row(one) for one in found.rows])
+        for why, quantities in found.explanations().items():
+            names = "; ".join(quantities)
+            content += f"\n<p><strong>{escape(names)}</strong>: {escape(why or 'not explained')}.</p>"
         if found.extra:
             columns = [(name, "number" if index else "first") for index, name in enumerate(found.extra[0])]
             lines = [row(escape(line[0]), [number_cell(cell) for cell in line[1:]]) for line in found.extra[1:]]
             content += "\n" + table(columns, lines)
         chart = _chart(found)
         if chart:
-            content += f'\n<div class="charts"><div class="card">{chart}</div></div>'
+            content += f'\n<div class="card" style="max-width:520px;margin-top:14px">{chart}</div>'
         content += "".join(f"\n<p>{escape(note)}</p>" for note in found.notes)
     lead = f"{found.setup} Source: {found.source}."
     return f'<div id="{found.name}">{section(found.title, lead, content)}</div>'
@@ -83,8 +86,7 @@ def _row(one: Row) -> str:
         number_cell(one.ours_text()),
         number_cell(one.difference_text()),
         number_cell(one.allowed),
-        f"<td>{chip(one.verdict, kind)}</td>",
-        f'<td class="formula">{escape(one.explanation)}</td>',
+        f"<td>{chip('within' if one.passed else 'differs', kind)}</td>",
     ]
     return row(escape(one.quantity), cells)
 

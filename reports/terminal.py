@@ -164,16 +164,15 @@ def print_reproduction(findings: Sequence[Findings], *, quiet: bool = False, con
         for row in found.rows:
             style = "green" if row.passed else "yellow" if row.explanation else "bold red"
             table.add_row(row.quantity, row.published_text(), row.ours_text(), row.difference_text(), row.allowed,
-                          Text(row.verdict, style=style))  # fmt: skip
+                          Text("within" if row.passed else "differs", style=style))  # fmt: skip
         out.print(table)
         if found.extra:
             more = _table(out, None, found.extra[0])
             for cells in found.extra[1:]:
                 more.add_row(*cells)
             out.print(more)
-        for row in found.rows:
-            if not row.passed:
-                out.print(f"{row.quantity}: {row.explanation or 'not explained'}")
+        for explanation, quantities in found.explanations().items():
+            out.print(f"{'; '.join(quantities)}: {explanation or 'not explained'}.")
         for note in found.notes:
             out.print(note)
         out.print(f"{found.verdict()}, {found.seconds:.1f} s\n")

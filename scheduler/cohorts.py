@@ -141,8 +141,13 @@ class Cohort:
     @property
     def blocks(self) -> int:
         """Blocks that the members' next step reads and writes."""
+        return self.held_blocks + self.next_blocks
+
+    @property
+    def next_blocks(self) -> int:
+        """New blocks that the members' next step takes."""
         residues = self.residues
-        return self.held_blocks + residues[(1 - self.tick) % len(residues)]
+        return residues[(1 - self.tick) % len(residues)]
 
     def growing(self, steps: int) -> list[int]:
         """How many members take a new block in each of the next ``steps`` steps (at most a block's worth of them).

@@ -59,8 +59,12 @@ class Completion:
         state = self._state
         draft, prefilling = flight.draft, state.prefilling
         held = state.residents.tokens - state.residents.count
-        held += sum(s.computed for s in draft.joining) + sum(s.computed + 1 for s, _ in flight.held)
-        held += sum(chunk.start for chunk in draft.chunks)
+        if flight.held:
+            held += sum(s.computed + 1 for s, _ in flight.held)
+        if draft.joining:
+            held += sum(s.computed for s in draft.joining)
+        if draft.chunks:
+            held += sum(chunk.start for chunk in draft.chunks)
         if prefilling is not None and all(chunk.sequence is not prefilling for chunk in draft.chunks):
             held += prefilling.computed
         return held - state.pool.shared_blocks * state.pool.block_tokens
@@ -68,8 +72,12 @@ class Completion:
     @staticmethod
     def _alive(draft: Draft) -> int:
         """Decode rows whose sequence has not ended since the plan was made; the others are dropped from the draft."""
-        draft.cohorts = [cohort for cohort in draft.cohorts if cohort.members]
-        draft.rows = [s for s in draft.rows if not s.ended]
+        for cohort in draft.cohorts:
+            if not cohort.members:
+                draft.cohorts = [cohort for cohort in draft.cohorts if cohort.members]
+                break
+        if draft.rows:
+            draft.rows = [s for s in draft.rows if not s.ended]
         return sum(cohort.count for cohort in draft.cohorts) + len(draft.rows)
 
     def _advance_decode(self, flight: Flight, grown: list[int]) -> None:
@@ -232,7 +240,7 @@ class Completion:
         self._state.admission.left(sequence)
 
     def abort(self, sequence: Sequence) -> None:
-        """End ``sequence`` before its time, whatever it is at. What a plan in flight writes is held until that is done."""
+        """End ``sequence`` early, whatever it is at. Memory that a plan in flight writes is held until that is done."""
         state = self._state
         flight = state.flights[-1] if state.flights else None
         running = flight is not None and flight.holds(sequence)

@@ -7,10 +7,11 @@ from typing import cast
 
 from scheduler.config import SchedulerConfig
 from scheduler.errors import ConfigError
-from scheduler.orders import LinearAgeing
+from scheduler.orders import ByLength, LinearAgeing
 from scheduler.parts import Admission, parse_admission, parse_batching
 from scheduler.policies import POLICIES, build_policy, policy_name
-from scheduler.policy import Ageing, Phase, Policy
+from scheduler.policy import Ageing, Order, Phase, Policy
+from scheduler.user_policies import PythonPolicy, open_user_policy
 
 DEFAULT_CHUNK_TOKENS = 512
 DEFAULT_THRESHOLD_S = 60.0
@@ -21,6 +22,8 @@ DEFAULT_AGEING_WEIGHT = 10.0
 class Composition:
     """A policy with every part decided."""
 
+    config: SchedulerConfig
+    """with what a policy's file says by default"""
     policy: Policy
     phase: Phase
     chunk_tokens: int
@@ -33,21 +36,30 @@ class Composition:
 
 def compose(config: SchedulerConfig) -> Composition:
     """What ``config`` describes. A composition that cannot be is a :class:`~scheduler.config.ConfigError`."""
-    policy = build_policy(config)
+    own = open_user_policy(config)
+    if own is None:
+        policy = build_policy(config)
+        predicts = "oracle" in POLICIES[policy_name(config.policy)].settings
+    else:
+        config = own.settled(config)
+        policy, predicts = own.build(config), own.predicts
     slice_steps = _slice_steps(config, policy)
     if slice_steps == 0 and not policy.run_to_completion:
         policy = replace(policy, run_to_completion=True)
     elif slice_steps != 0:
         policy = replace(policy, run_to_completion=False, min_batch=1, max_wait_ns=0)
-    policy = _aged(config, policy)
+    policy = _aged(config, policy, slice_steps)
     admission = parse_admission(config.admission or _default_admission(config, policy))
     phase = _phase(config, slice_steps)
+    _check_what_makes_the_policy(config, admission, slice_steps)
+    _check_rows(config, policy, slice_steps)
     _check_memory(config, policy, admission)
     _check_eviction(config, policy, admission)
     _check_prefix_cache(config, policy)
-    _check_oracle(config, admission)
+    _check_oracle(config, admission, predicts)
     return Composition(
-        policy=policy,
+        config=config,
+        policy=own.guarded(policy) if isinstance(own, PythonPolicy) else policy,
         phase=phase,
         chunk_tokens=config.chunk_tokens or DEFAULT_CHUNK_TOKENS,
         slice_steps=slice_steps,
@@ -57,9 +69,7 @@ def compose(config: SchedulerConfig) -> Composition:
 
 
 def _slice_steps(config: SchedulerConfig, policy: Policy) -> int | None:
-    if config.batching is None:
-        return 0 if policy.run_to_completion else None
-    kind, steps = parse_batching(config.batching)
+    kind, steps = parse_batching(config.batching or ("run-to-completion" if policy.run_to_completion else "iteration"))
     if kind == "run-to-completion" and policy.urgency is not None:
         raise ConfigError(
             f"run-to-completion with {config.policy}: that policy takes a request's place away while it runs, and a "
@@ -67,7 +77,10 @@ def _slice_steps(config: SchedulerConfig, policy: Policy) -> int | None:
             f"sjf-predicted"
         )
     if kind != "run-to-completion" and (config.min_batch is not None or config.max_wait_s is not None):
-        raise ConfigError("min_batch and max_wait_s start a batch that runs to completion; leave them out")
+        raise ConfigError(
+            f"min_batch and max_wait_s start a batch that runs to completion, and batching is "
+            f"{config.batching or kind}; leave them out or use batching run-to-completion"
+        )
     return None if kind == "iteration" else steps
 
 
@@ -84,7 +97,7 @@ def _phase(config: SchedulerConfig, slice_steps: int | None) -> Phase:
     return cast(Phase, phase)
 
 
-def _aged(config: SchedulerConfig, policy: Policy) -> Policy:
+def _aged(config: SchedulerConfig, policy: Policy, slice_steps: int | None) -> Policy:
     kind = config.aging
     linear = kind == "linear" or (config.aging_weight is not None and kind is None)
     threshold = kind == "threshold" or (config.aging_s is not None and kind is None)
@@ -94,6 +107,11 @@ def _aged(config: SchedulerConfig, policy: Policy) -> Policy:
         raise ConfigError(f"aging_s belongs to ageing by threshold, and ageing is {kind}")
     if kind == "none" or linear:
         policy = replace(policy, ageing=None)
+    if threshold and _oldest_first(policy.waiting) and _oldest_first(policy.resident):
+        raise ConfigError(
+            f"ageing by threshold with {config.policy}: it serves the oldest first anyway, so that nobody would be "
+            f"served any sooner; leave it out"
+        )
     if threshold:
         seconds = DEFAULT_THRESHOLD_S if config.aging_s is None else config.aging_s
         policy = replace(policy, ageing=Ageing(round(seconds * 1e9)))
@@ -104,12 +122,61 @@ def _aged(config: SchedulerConfig, policy: Policy) -> Policy:
                 f"linear ageing with {config.policy}: that policy has no rank in tokens to weigh waiting against; "
                 f"use aging threshold"
             )
+        if policy.waiting.numeric is None and _all_are_stepped(config, slice_steps):
+            raise ConfigError(
+                f"linear ageing with {config.policy} and batches that run to completion: it weighs who of them is "
+                f"stepped, and all are; use aging threshold"
+            )
         policy = replace(
             policy,
             waiting=LinearAgeing(policy.waiting, weight) if policy.waiting.numeric else policy.waiting,
             resident=LinearAgeing(policy.resident, weight) if policy.resident.numeric else policy.resident,
         )
     return policy
+
+
+def _oldest_first(order: Order) -> bool:
+    if isinstance(order, ByLength):
+        return order.pick == "oldest" and not order.shortest_first
+    return type(order) is Order
+
+
+def _all_are_stepped(config: SchedulerConfig, slice_steps: int | None) -> bool:
+    """Whether every step takes everybody of the closed batch, whatever the resident order."""
+    return slice_steps == 0 and config.rows >= config.max_running
+
+
+def _check_what_makes_the_policy(config: SchedulerConfig, admission: Admission, slice_steps: int | None) -> None:
+    """A policy without the part that it is named for is another one, and should not run under its name."""
+    if config.policy == "static" and slice_steps != 0:
+        raise ConfigError(
+            f"batching {config.batching} with static: static is arrival order with batches that run to completion; use "
+            f"policy fcfs with batching {config.batching}"
+        )
+    if config.policy == "orca-reserve" and not admission.kind.startswith("reserve-"):
+        raise ConfigError(
+            f"admission {admission.kind} with orca-reserve: it is fcfs with memory reserved up front; use policy fcfs "
+            f"with admission {config.admission}"
+        )
+    if config.policy == "sjf-aging" and config.aging == "none":
+        raise ConfigError("aging none with sjf-aging: it is sjf with ageing; use policy sjf")
+
+
+def _check_rows(config: SchedulerConfig, policy: Policy, slice_steps: int | None) -> None:
+    min_rows = policy.resident.min_rows
+    if min_rows > config.rows:
+        limit = f"max_rows {config.max_rows}" if config.max_rows is not None else f"max_running {config.max_running}"
+        raise ConfigError(f"min_rows {min_rows} with {limit}: a step never has so many rows; lower min_rows")
+    if min_rows and slice_steps == 0:
+        raise ConfigError(
+            f"min_rows {min_rows} with batches that run to completion: a step takes all rows of the batch, or max_rows "
+            f"of them; leave it out or use batching iteration"
+        )
+    if config.bucket_order is not None and _all_are_stepped(config, slice_steps):
+        raise ConfigError(
+            f"bucket_order {config.bucket_order} with batches that run to completion: all rows of the batch are "
+            f"stepped, and no bucket goes first; leave it out, or set max_rows below max_running"
+        )
 
 
 def _default_admission(config: SchedulerConfig, policy: Policy) -> str:
@@ -158,13 +225,12 @@ def _check_prefix_cache(config: SchedulerConfig, policy: Policy) -> None:
         )
 
 
-def _check_oracle(config: SchedulerConfig, admission: Admission) -> None:
+def _check_oracle(config: SchedulerConfig, admission: Admission, predicts: bool) -> None:
     if config.oracle is None:
         return
-    predicts = "oracle" in POLICIES[policy_name(config.policy)].settings
-    if not predicts and admission.kind not in ("peak-future", "reserve-pow2", "reserve-oracle"):
-        if config.victim != "longest-remaining":
-            raise ConfigError(
-                f"oracle {config.oracle} with {config.policy}: nothing in this composition asks for a length; leave it "
-                f"out, or use a policy, an admission or a victim that does (srpt, peak-future, longest-remaining)"
-            )
+    asks = admission.kind in ("peak-future", "reserve-pow2", "reserve-oracle") or config.victim == "longest-remaining"
+    if not predicts and not asks:
+        raise ConfigError(
+            f"oracle {config.oracle} with {config.policy}: nothing in this composition asks for a length; leave it "
+            f"out, or use a policy, an admission or a victim that does (srpt, peak-future, longest-remaining)"
+        )

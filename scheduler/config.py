@@ -21,6 +21,7 @@ class SchedulerConfig:
 
     ``max_running`` sequences hold KV, ``max_rows`` rows are in a step (default: all that are resident),
     ``max_prefill_tokens`` prompt tokens are computed by a step at most: a longer prompt goes in chunks.
+    ``policy`` is a name or a file of the user's own, see :mod:`scheduler.user_policies`.
     ``kv_tokens`` is the KV memory, ``context_tokens`` the longest sequence that the model takes. ``kv_pool`` defaults
     to the layout's: paged for ``paged``, contiguous for ``padded``. ``starvation_s`` is only reported on.
     """
@@ -57,6 +58,8 @@ class SchedulerConfig:
     quantum: int | None = None
     min_batch: int | None = None
     max_wait_s: float | None = None
+    #: of the file that ``policy`` names; the scheduler fills it in, and refuses a file that differs
+    policy_sha256: str | None = None
     # constants of the run
     prefill_token_ns: int = 50_000
     length_quantiles: tuple[int, ...] | None = None

@@ -23,25 +23,29 @@ class PlanDigest:
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
         self._run: DigestEntry | None = None
+        self._repeat = 0
 
-    def add(self, entry: DigestEntry) -> None:
-        """Add a plan of which ``entry.repeat`` steps were run."""
-        run = self._run
+    def add(self, entry: DigestEntry, steps: int | None = None) -> None:
+        """Add a plan of which ``steps`` steps were run (default: all)."""
+        run, repeat = self._run, entry.repeat if steps is None else steps
         if run is not None:
             if (
                 entry.kind == run.kind == "decode"
                 and entry.ids == run.ids
                 and entry.rows == run.rows
-                and entry.starts == (run.starts + run.repeat * run.ids) & MASK64
+                and entry.starts == (run.starts + self._repeat * run.ids) & MASK64
             ):
-                self._run = run._replace(repeat=run.repeat + entry.repeat)
+                self._repeat += repeat
                 return
-            self._hash.update(repr(tuple(run)).encode())
-        self._run = entry
+            self._hash.update(self._line(run))
+        self._run, self._repeat = entry, repeat
+
+    def _line(self, run: DigestEntry) -> bytes:
+        return repr((*run[:-1], self._repeat)).encode()
 
     def hexdigest(self) -> str:
         """The digest of all plans so far."""
         final = self._hash.copy()
         if self._run is not None:
-            final.update(repr(tuple(self._run)).encode())
+            final.update(self._line(self._run))
         return final.hexdigest()

@@ -10,6 +10,13 @@ class ConfigError(ValueError):
     """A setting that cannot be; the message is one line for the user."""
 
 
+class PolicyError(Exception):
+    """A policy of the user's own raised an exception or broke a promise while it ran; the message is one line.
+
+    The scheduler that it happened in is of no further use: it was in the middle of a decision.
+    """
+
+
 def unknown_name(what: str, name: str, valid: Iterable[str]) -> str:
     """One line that says that ``name`` is no ``what``, which the nearest valid one is, and lists them all."""
     valid = list(valid)

@@ -66,7 +66,7 @@ class JournaledScheduler(Scheduler):
         self._inbox: list[list[Any]] = []
         self._in_flight = 0
         self._blocks = BlockNumbers()
-        self._write({"e": "header", "schema": SCHEMA, "config": config.as_dict()})
+        self._write({"e": "header", "schema": SCHEMA, "config": self.config.as_dict()})
 
     def _write(self, entry: dict[str, Any]) -> None:
         self._stream.write(json.dumps(entry, separators=(",", ":")) + "\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from scheduler.buckets import AdaptiveSplit, Buckets, FixedWidth
@@ -60,7 +60,7 @@ class ByLength(Order):
 
     def steps_in_lane(self, sequence: Sequence, view: View) -> int:
         known = sequence.known
-        return self.buckets.last(self.buckets.key(known)) - known + 1
+        return self.buckets.last(known) - known + 1
 
     def queued(self, sequence: Sequence) -> None:
         if self._feeds and isinstance(self.buckets, AdaptiveSplit):
@@ -92,6 +92,10 @@ class ByPrediction(Order):
     def rank(self, sequence: Sequence, view: View) -> int:
         return view.predicted(sequence)
 
+    def steps_in_lane(self, sequence: Sequence, view: View) -> int:
+        """Until it outlives its prediction and has a new one."""
+        return remaining(sequence, view)
+
 
 class ByService(Order):
     """Lanes by output tokens so far, in quanta; the fewest first."""
@@ -116,6 +120,13 @@ class ByDeadline(Order):
 
     def rank(self, sequence: Sequence, view: View) -> int:
         return deadline(sequence, view)
+
+
+class ByPriority(Order):
+    """One lane; the smallest priority number first."""
+
+    def rank(self, sequence: Sequence, view: View) -> int:
+        return priority(sequence, view)
 
 
 class LinearAgeing(Order):
@@ -179,3 +190,31 @@ def deadline(sequence: Sequence, view: View) -> int:
     """When the first token is due; :data:`~scheduler.plan.NEVER` without a deadline."""
     due = sequence.request.deadline_ns
     return NEVER if due is None else due
+
+
+def attained(quantum: int) -> Callable[[Sequence, View], int]:
+    """Output tokens so far, in quanta of ``quantum``."""
+
+    def quanta(sequence: Sequence, view: View) -> int:
+        return sequence.output_tokens // quantum
+
+    return quanta
+
+
+def priority(sequence: Sequence, view: View) -> int:
+    """The request's priority number; a smaller one is more important."""
+    return sequence.request.priority
+
+
+def submission(sequence: Sequence, view: View) -> int:
+    """The place in the order of submission."""
+    return sequence.number
+
+
+def before_share(share: float) -> Callable[[Sequence, View], bool]:
+    """Whether less than ``share`` of the output that was predicted at first has been made."""
+
+    def early(sequence: Sequence, view: View) -> bool:
+        return sequence.output_tokens < share * sequence.estimates[0]
+
+    return early

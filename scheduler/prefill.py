@@ -39,7 +39,7 @@ class Prefill:
             budget -= chunks[0].tokens
             if mixed is None or budget <= 0 or not chunks[0].samples:
                 return chunks, []
-        elif state.batch_is_short():
+        elif not state.waiting or self._no_slot() or state.batch_is_short():
             return [], []
         joining = self._admit(chunks, budget, rows, mixed)
         if mixed is None:
@@ -47,6 +47,11 @@ class Prefill:
                 state.join(sequence)
         chunks.sort(key=lambda chunk: chunk.sequence.number)
         return chunks, joining
+
+    def _no_slot(self) -> bool:
+        """Whether every slot is taken by somebody who cannot be evicted for rank."""
+        state = self._state
+        return state.holding >= state.config.max_running and state.policy.urgency is None
 
     def _chunk(self, sequence: Sequence, budget: int) -> Chunk:
         start = sequence.computed

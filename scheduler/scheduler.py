@@ -28,8 +28,8 @@ class Scheduler:
     """
 
     def __init__(self, config: SchedulerConfig, observer: Observer | None = None) -> None:
-        self.config = config
         self._state = state = SchedulerState(config, observer)
+        self.config = state.config
         self.parts = state.parts
         self.policy = state.policy
         self.pool = state.pool
@@ -167,7 +167,7 @@ class Scheduler:
         state.flights.popleft()
         state.now_ns = now_ns
         self.counters.add_steps(plan.features, steps)
-        self.digest.add(plan.digest_entry._replace(repeat=steps))
+        self.digest.add(plan.digest_entry, steps)
         if self._observer is not None:
             self._observer.stepped(plan, steps, outcome)
         if not flight.advanced:
@@ -189,7 +189,11 @@ class Scheduler:
         state = self._state
         steps = self._stepping.steps_the_same(draft, max_repeat)
         until_ns = self._stepping.until(draft) if steps > 1 else NEVER
-        swapped = sum(swap.tokens for swap in state.swapped_out) + sum(s.computed for s in state.swapped_in)
+        swapped = 0
+        if state.swapped_out or state.swapped_in:
+            swapped = sum(swap.tokens for swap in state.swapped_out) + sum(s.computed for s in state.swapped_in)
+            self.counters.swapped_in += len(state.swapped_in)
+            self.counters.swapped_tokens += sum(s.computed for s in state.swapped_in)
         batch_rows = 0 if state.batch is None else state.batch.rows
         features, entry = measure(draft, self.config.layout, self.pool, batch_rows, swapped, steps)
         slot_free = state.holding < self.config.max_running and state.batch is None
@@ -208,8 +212,6 @@ class Scheduler:
             swapped_in=tuple(state.swap(sequence) for sequence in state.swapped_in),
         )
         self._plans += 1
-        self.counters.swapped_in += len(state.swapped_in)
-        self.counters.swapped_tokens += sum(s.computed for s in state.swapped_in)
         state.released, state.swapped_out, state.swapped_in = [], [], []
         flight = Flight(plan, draft, steps, self._unusable_tokens())
         state.flights.append(flight)

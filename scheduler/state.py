@@ -62,8 +62,8 @@ class SchedulerState:
     """Everything that more than one part of the scheduler reads or changes."""
 
     def __init__(self, config: SchedulerConfig, observer: Observer | None) -> None:
-        self.config = config
         self.parts = parts = compose(config)
+        self.config = config = parts.config
         self.policy = policy = parts.policy
         self.pool = build_pool(config.pool, config.kv_tokens, config.block_tokens, config.prefix_cache)
         self.host = HostMemory(config.swap_tokens)

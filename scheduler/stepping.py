@@ -108,7 +108,9 @@ class Stepping:
         """Hand out the blocks that the next step takes; whether there are enough."""
         state = self._state
         if state.grows:
-            blocks = state.growth(cohorts, rows, 1)[0]
+            blocks = sum(cohort.next_blocks for cohort in cohorts)
+            if rows:
+                blocks += state.growth([], rows, 1)[0]
             if blocks > state.pool.free_blocks:
                 return False
             state.pool.grow(blocks)
@@ -155,9 +157,9 @@ class Stepping:
         if state.waiting and state.policy.waiting.live and not state.pool.grows:
             # who is next, and so what free memory is too small for, may change
             return 1
-        if state.waiting and state.holding < state.config.max_running and state.batch is None:
-            if state.policy.waiting.live or state.admission.follows_progress:
-                return 1
+        could_admit = state.waiting and state.holding < state.config.max_running and state.batch is None
+        if could_admit and (state.policy.waiting.live or state.admission.follows_progress):
+            return 1
         steps = max_repeat
         for cohort in cohorts:
             steps = min(steps, cohort.steps_to_finish(), cohort.steps_to_leave())

@@ -97,7 +97,7 @@ class Replica:
         return int(np.searchsorted(self._ends, time_ns)) + 1
 
     def _run(self) -> Process:
-        env, scheduler = self._env, self.scheduler
+        env = self._env
         while True:
             plan = self._next_plan()
             if plan is not None:
@@ -126,11 +126,10 @@ class Replica:
 
     def _execute(self, plan: StepPlan) -> Process:
         """One plan after the other: the host's work and the device's add up."""
-        env, start_ns = self._env, self.now_ns
         columns = plan.columns()
         device, host = self._costs.device_ns(columns), self._costs.host_ns(columns)
         if plan.repeat == 1:
-            yield StepEnd(env, int(device + host))
+            yield StepEnd(self._env, int(device + host))
             outcome = StepOutcome([self.now_ns], int(device), int(host))
         else:
             self._begin(plan, device + host)

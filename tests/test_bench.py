@@ -190,24 +190,15 @@ def test_real_prompts_share_the_blocks_that_the_simulation_reckons_with(
     assert any(blocks for blocks in classes(real))
 
 
-def test_a_policy_of_the_users_own_is_a_file(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("")
-    (tmp_path / "mine.yaml").write_text("")
-    args = parse_arguments([*SIM, "--policy", f"{tmp_path}/mine.py:Mine,{tmp_path}/mine.yaml,orca", "--bucket", "8"])
-    assert args.policy == [f"{tmp_path}/mine.py:Mine", f"{tmp_path}/mine.yaml", "srpt"]
-    assert [str(Case(policy, "paged")) for policy in args.policy] == ["mine.py-Mine-paged", "mine.yaml-paged",
-                                                                      "srpt-paged"]  # fmt: skip
-    # what it takes is not known here
-    assert [scheduler_config(args, policy, "paged").bucket for policy in args.policy] == [8, 8, None]
-
-
 def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*SIM, "--workload", "seed", "--dry-run", "--out", tmp_path / "run") == 0
     assert "would run fcfs on paged, at most 16 running" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("what", ["policies", "parts", "oracles", "buckets", "workloads", "models", "costs", "gpus"])
+@pytest.mark.parametrize(
+    "what", ["policies", "parts", "orders", "oracles", "buckets", "workloads", "models", "costs", "gpus"]
+)
 def test_lists_have_a_line_each(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--list", what) == 0
     assert all(len(line.split(maxsplit=1)) == 2 for line in capsys.readouterr().out.splitlines())

@@ -39,7 +39,7 @@ RATE_PER_S = 2.0
 MEAN_PROMPT, MEAN_OUTPUT = 161, 338
 MAX_RUNNING = 256
 #: arrivals, and the share of their time before which nothing is counted: the queue has to build up
-REQUESTS, WARM_UP = 2_000, 0.2
+REQUESTS, WARM_UP = 1_500, 0.2
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Spread:
 FITTED = Spread(1.5, 1.1)
 OTHERS = (Spread(0.8, 0.7), Spread(1.1, 1.5))
 #: requests of a run under one of the other spreads
-FEWER = 1_000
+FEWER = 800
 
 #: milliseconds that the host adds to vLLM's steps in the second pair of its rows: then a step takes the 45 ms that the
 #: paper's own figures imply by Little's law
@@ -211,7 +211,8 @@ def run(options: Options) -> Findings:
         ),
         rows=tuple(rows),
         notes=(
-            "Means over the decode steps while requests arrive, the first fifth left out. The paper gives no spread: "
+            "Means over the decode steps while requests arrive, the first fifth left out. KV in use is the share "
+            "of all slots that hold a token's state. The paper gives no spread: "
             "this one was fitted to all eight figures; the table has other spreads and the allocator that it is not. "
             "Orca's figures fit the buddy allocator that the paper assumes; in pieces of just the size (first fit) far "
             "more requests would run. The last two lines have vLLM at the slower step.",
@@ -229,7 +230,7 @@ def _rows(system: System, title: str, seen: Occupancy, why: str) -> list[Row]:
         else Row.rounded(batch, system.batch, seen.mean_rows, 2)
     )
     share = system.tolerance or 0.1
-    held = Row.within(f"{title}, KV that holds a token's state, %", 100 * system.held, 100 * seen.held_share, share,
+    held = Row.within(f"{title}, KV in use, %", 100 * system.held, 100 * seen.held_share, share,
                       digits=1, explanation=why)  # fmt: skip
     return [first, held]
 

@@ -47,9 +47,6 @@ class PagedPool:
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_tokens)
 
-    def own_blocks(self, sequence: Sequence, blocks: int) -> int:
-        return blocks
-
     def shortage(self, sequence: Sequence, tokens: int, shares: bool = True) -> int:
         return self.blocks_for(tokens) - self.free_blocks
 
@@ -120,5 +117,7 @@ class PagedPool:
     def _next_id(self) -> int:
         if self._free_ids:
             return self._free_ids.pop()
+        if self._virgin_id == self.capacity_blocks:
+            raise RuntimeError("a KV block id wanted, and all blocks are in use")
         self._virgin_id += 1
         return self._virgin_id - 1

@@ -82,9 +82,6 @@ class PiecePool(ABC):
     def blocks_for(self, tokens: int) -> int:
         return tokens
 
-    def own_blocks(self, sequence: Sequence, blocks: int) -> int:
-        return blocks
-
     def shortage(self, sequence: Sequence, tokens: int, shares: bool = True) -> int:
         return self.blocks_for(tokens) - self.free_blocks
 

@@ -53,9 +53,6 @@ class KvPool(Protocol):
     def blocks_for(self, tokens: int) -> int:
         """Blocks that ``tokens`` tokens need."""
 
-    def own_blocks(self, sequence: Sequence, blocks: int) -> int:
-        """How many of the ``blocks`` blocks of ``sequence`` would be free without it: those that it does not share."""
-
     def shortage(self, sequence: Sequence, tokens: int, shares: bool = True) -> int:
         """Blocks that are missing to book ``tokens`` tokens; ``shares``: cached blocks of its prompt need not be."""
 
@@ -84,11 +81,7 @@ class KvPool(Protocol):
         """The step has ended after which the first ``tokens`` tokens of ``sequence`` hold KV: others may share it."""
 
     def grow(self, blocks: int) -> None:
-        """Hand out ``blocks`` more blocks to resident sequences.
-
-        Where a table was asked for before the blocks in it were handed out (a step writes them, and grows when it is
-        done), this comes before anything else is booked, computed or released.
-        """
+        """Hand out ``blocks`` more blocks to resident sequences, before anybody asks for their ids."""
 
     def release(self, sequence: Sequence, blocks: int, freed: Freed) -> None:
         """Take back the ``blocks`` blocks that ``sequence`` holds, shared ones among them."""

@@ -22,8 +22,8 @@ class CachedBlock:
 
     def __init__(self, hash: int, id: int) -> None:
         self.hash = hash
-        #: the block's id in tables; ``None`` once it was handed out to a step that will overwrite the block
-        self.id: int | None = id
+        #: the block's id in tables
+        self.id = id
         self.users = 1
         #: how the last user left
         self.freed: Freed = "finished"
@@ -35,8 +35,6 @@ class PrefixCache:
     def __init__(self) -> None:
         self._blocks: dict[int, CachedBlock] = {}
         self._idle: OrderedDict[int, CachedBlock] = OrderedDict()
-        #: blocks, first of the idle ones, whose ids were handed out before they were evicted
-        self.lent = 0
         #: users beyond the first, over all blocks
         self.shared = 0
         self.evictions = 0
@@ -90,18 +88,7 @@ class PrefixCache:
         block_hash, block = self._idle.popitem(last=False)
         del self._blocks[block_hash]
         self.evictions += 1
-        if block.id is None:
-            self.lent -= 1
         return block
-
-    def lend(self) -> int:
-        """The id of the block that will be evicted next, ahead of that."""
-        for block in self._idle.values():
-            if block.id is not None:
-                lent, block.id = block.id, None
-                self.lent += 1
-                return lent
-        raise RuntimeError("a KV block id wanted, and all blocks are in use")
 
 
 class CachingPagedPool(PagedPool):
@@ -130,10 +117,6 @@ class CachingPagedPool(PagedPool):
     def evictions(self) -> int:
         return self._cache.evictions
 
-    def own_blocks(self, sequence: Sequence, blocks: int) -> int:
-        prompt = self._prompts.get(sequence.number, ())
-        return blocks - sum(block is not None and block.users > 1 for block in prompt)
-
     def shortage(self, sequence: Sequence, tokens: int, shares: bool = True) -> int:
         hits = self._hits(sequence) if shares else []
         idle = len({block for block in hits if not block.users})
@@ -149,12 +132,7 @@ class CachingPagedPool(PagedPool):
     def can_book(self, sequence: Sequence, tokens: int) -> bool:
         return self._fits(self._hits(sequence), tokens)
 
-    def book(self, sequence: Sequence, tokens: int) -> None:
-        self._require_grown()
-        super().book(sequence, tokens)
-
     def book_cached(self, sequence: Sequence, tokens: int) -> int:
-        self._require_grown()
         hits = self._hits(sequence)
         if not self._fits(hits, tokens):
             raise RuntimeError(f"{sequence!r}: no KV blocks for {tokens} tokens, {self.free_blocks} free")
@@ -162,7 +140,7 @@ class CachingPagedPool(PagedPool):
             self.free_blocks -= self._cache.use(block)
         if hits:
             self._prompts[sequence.number] = list(hits)
-            self._tables[sequence.number] = [block.id for block in hits if block.id is not None]
+            self._tables[sequence.number] = [block.id for block in hits]
         blocks = self.blocks_for(tokens)
         self.grow(blocks - len(hits))
         sequence.pool_blocks = blocks
@@ -175,7 +153,8 @@ class CachingPagedPool(PagedPool):
         blocks = min(tokens // self.block_tokens, self._hashed_blocks(sequence))
         if not blocks:
             return
-        self._require_grown()
+        if not sequence.pool_blocks:
+            raise RuntimeError(f"{sequence!r} holds no blocks whose KV could be shared")
         prompt = self._prompts.setdefault(sequence.number, [])
         if len(prompt) < blocks:
             hashes, ids = sequence.request.block_hashes, self.table(sequence, blocks)
@@ -186,13 +165,12 @@ class CachingPagedPool(PagedPool):
         if overwritten > 0 and blocks <= self.free_blocks:
             # all others that are free are handed out with them, so it does not matter that these are on top
             evicted = [self._cache.evict() for _ in range(overwritten)]
-            self._free_ids += [block.id for block in evicted if block.id is not None]
+            self._free_ids += [block.id for block in evicted]
             for block in evicted:
                 self._recycle(1, block.freed)
         super().grow(blocks)
 
     def release(self, sequence: Sequence, blocks: int, freed: Freed) -> None:
-        self._require_grown()
         prompt = self._prompts.pop(sequence.number, [])
         cached = {index: block for index, block in enumerate(prompt) if block is not None}
         if cached:
@@ -216,13 +194,3 @@ class CachingPagedPool(PagedPool):
 
     def _hashed_blocks(self, sequence: Sequence) -> int:
         return min(len(sequence.request.block_hashes), sequence.prompt_tokens // self.block_tokens)
-
-    def _next_id(self) -> int:
-        if self._free_ids or self._virgin_id < self.capacity_blocks:
-            return super()._next_id()
-        return self._cache.lend()
-
-    def _require_grown(self) -> None:
-        """A block that a step overwrites is still cached until the pool has grown: nobody may find it there."""
-        if self._cache.lent:
-            raise RuntimeError(f"{self._cache.lent} KV blocks are in tables that the pool has not grown by yet")

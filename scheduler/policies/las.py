@@ -1,9 +1,8 @@
 """Least attained service: who has been given the fewest output tokens goes first. It needs to know nothing."""
 
 from scheduler.config import SchedulerConfig
-from scheduler.orders import ByService
-from scheduler.policy import Policy, View
-from scheduler.sequence import Sequence
+from scheduler.orders import ByService, attained
+from scheduler.policy import Policy
 
 DEFAULT_QUANTUM = 128
 
@@ -15,8 +14,4 @@ def build(config: SchedulerConfig) -> Policy:
     """
     quantum = DEFAULT_QUANTUM if config.quantum is None else config.quantum
     order = ByService(quantum)
-
-    def attained(sequence: Sequence, view: View) -> int:
-        return sequence.output_tokens // order.quantum
-
-    return Policy(config.policy, waiting=order, resident=order, urgency=attained, quantum=quantum)
+    return Policy(config.policy, waiting=order, resident=order, urgency=attained(order.quantum), quantum=quantum)

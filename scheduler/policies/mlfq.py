@@ -48,7 +48,8 @@ class ByLevel(Order):
         return service_before(level)
 
 
-def _level(sequence: Sequence, view: View) -> int:
+def attained_level(sequence: Sequence, view: View) -> int:
+    """The level that a sequence's service so far has brought it to."""
     return level_of(sequence.service_ns)
 
 
@@ -64,7 +65,7 @@ def build(config: SchedulerConfig) -> Policy:
         config.policy,
         waiting=order,
         resident=order,
-        urgency=_level,
+        urgency=attained_level,
         quantum=DEFAULT_QUANTUM if config.quantum is None else config.quantum,
         promote_ns=PROMOTE_NS,
     )

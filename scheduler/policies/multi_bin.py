@@ -23,14 +23,21 @@ class ByBin(Order):
     exclusive = True
 
     def __init__(self, edges: tuple[int, ...], batch: int) -> None:
-        self._edges = edges
+        self.edges = edges
         self._batch = batch
 
     def lane(self, sequence: Sequence, view: View) -> int:
-        return bisect_left(self._edges, sequence.estimates[0])
+        return bisect_left(self.edges, sequence.estimates[0])
 
     def lane_rank(self, lane: Lane) -> Any:
         return (lane.count < self._batch, lane.oldest)
+
+
+def equal_mass_bins(config: SchedulerConfig, bins: int, batch: int) -> ByBin:
+    """The order of ``bins`` bins over the run's output lengths, in which ``batch`` requests fill a batch."""
+    if config.length_quantiles is None:
+        raise ConfigError(f"{config.policy} needs length_quantiles: the output lengths that its bins are to divide")
+    return ByBin(quantile_edges(config.length_quantiles, bins), batch)
 
 
 def build(config: SchedulerConfig) -> Policy:
@@ -39,13 +46,10 @@ def build(config: SchedulerConfig) -> Policy:
     A batch starts when a bin holds ``min_batch`` requests (default ``max_running``), or when the oldest has waited
     for ``max_wait_s`` (default 1).
     """
-    if config.length_quantiles is None:
-        raise ConfigError("multi-bin needs length_quantiles: the output lengths that its bins are to divide")
     batch = config.min_batch or config.max_running
-    edges = quantile_edges(config.length_quantiles, config.bins or DEFAULT_BINS)
     return Policy(
         config.policy,
-        waiting=ByBin(edges, batch),
+        waiting=equal_mass_bins(config, config.bins or DEFAULT_BINS, batch),
         run_to_completion=True,
         min_batch=batch,
         max_wait_ns=round((DEFAULT_MAX_WAIT_S if config.max_wait_s is None else config.max_wait_s) * 1e9),

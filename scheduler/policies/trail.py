@@ -7,9 +7,9 @@ it gains. Its predictor looks at every token anew; here a prediction changes whe
 from dataclasses import replace
 
 from scheduler.config import SchedulerConfig
+from scheduler.orders import before_share
 from scheduler.policies import srpt
-from scheduler.policy import Policy, View
-from scheduler.sequence import Sequence
+from scheduler.policy import Policy
 
 #: share of the predicted output after which a sequence is left alone
 PREEMPTIBLE_SHARE = 0.8
@@ -17,8 +17,4 @@ PREEMPTIBLE_SHARE = 0.8
 
 def build(config: SchedulerConfig) -> Policy:
     """:mod:`scheduler.policies.srpt`; only who has made less than 0.8 of its first predicted output is evicted."""
-    return replace(srpt.build(config), evictable=_early)
-
-
-def _early(sequence: Sequence, view: View) -> bool:
-    return sequence.output_tokens < PREEMPTIBLE_SHARE * sequence.estimates[0]
+    return replace(srpt.build(config), evictable=before_share(PREEMPTIBLE_SHARE))

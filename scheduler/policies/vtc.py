@@ -55,13 +55,13 @@ class ByTenant(Order):
     live = True
 
     def __init__(self, counters: Counters) -> None:
-        self._counters = counters
+        self.counters = counters
 
     def lane(self, sequence: Sequence, view: View) -> str:
         return sequence.request.tenant
 
     def lane_rank(self, lane: Lane) -> int:
-        return self._counters.served_tokens[lane.key]
+        return self.counters.served_tokens[lane.key]
 
 
 def build(config: SchedulerConfig) -> Policy:

@@ -131,19 +131,36 @@ def test_service_is_geometric_with_the_stated_mean_and_load() -> None:
 
 def test_the_error_of_a_mean_covers_it() -> None:
     """Of FCFS, whose mean is known, over short paths: about one in a hundred may lie outside, a few are let pass."""
-    outside = 0
+    outside = narrower = 0
     for seed in range(60):
         requests = mm1.sample_path(3000, 0.5, seed)
+        starts = lindley_wait_ns(requests) == 0
         response = lindley_wait_ns(requests) + service_ns(requests)
-        controls = mm1.path_controls(requests, 0.5)[:2]
-        mean, error = mean_of_cycles(response, lindley_wait_ns(requests) == 0, controls)
-        plain, wider = mean_of_cycles(response, lindley_wait_ns(requests) == 0)
-        assert error < wider
-        outside += abs(mean / (1000 * STEP_NS) - 2) > error / (1000 * STEP_NS)
-        assert abs(plain - mean) < wider
+        mean, error = mean_of_cycles(response, starts, mm1.path_controls(requests, 0.5)[:2])
+        narrower += error < mean_of_cycles(response, starts)[1]
+        outside += abs(mean - 2000 * STEP_NS) > error
     assert outside <= 4
+    assert narrower >= 50
 
 
-def test_a_single_cycle_has_no_error() -> None:
+def test_a_control_that_explains_everything_leaves_the_truth() -> None:
+    """Values that are their true mean plus a control: the control's own mean on the path is taken out of them."""
+    rng = Random(1)
+    control = np.array([rng.random() for _ in range(200)]) - 0.25
+    starts = np.arange(200) % 4 == 0
+    mean, error = mean_of_cycles(np.rint((7 + 3 * control) * 1e9).astype(np.int64), starts, [control])
+    assert mean == pytest.approx(7e9, abs=10)
+    assert error < 100
+
+
+def test_too_few_cycles_have_no_error() -> None:
     mean, error = mean_of_cycles(np.array([3, 5]), np.array([True, False]))
     assert (mean, error) == (4.0, float("inf"))
+
+
+def test_the_known_spread_of_fcfs_is_seen_over_many_paths() -> None:
+    means = []
+    for seed in range(150):
+        requests = mm1.sample_path(1500, 0.5, seed)
+        means.append(lindley_wait_ns(requests).mean() / (1000 * STEP_NS))
+    assert np.std(means) * mm1.NORMAL_QUANTILE == pytest.approx(mm1.fcfs_error(0.5, 1500), rel=0.25)

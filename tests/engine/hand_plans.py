@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from engine.executors import Executor, StepResult
+from engine.executors import Executor, PaddedExecutor, PagedExecutor, StepResult
 from scheduler.plan import NEVER, Chunk, DigestEntry, Kind, Layout, StepFeatures, StepPlan, Swap
 from scheduler.request import Request, SamplingParams
 from scheduler.sequence import Sequence
@@ -49,6 +49,14 @@ def plan_by_hand(
         swapped_out=tuple(swapped_out),
         swapped_in=tuple(swapped_in),
     )
+
+
+def executor_of(model: Any, memory: str, overlap: bool = False) -> Any:
+    """Room for three sequences, in blocks of 4 tokens. ``memory``: padded, paged, or private blocks."""
+    if memory == "padded":
+        return PaddedExecutor(model, max_running=3, overlap=overlap)
+    kv_pool: Any = "paged" if memory == "paged" else "contiguous"
+    return PagedExecutor(model, kv_tokens=96, max_running=3, block_tokens=4, kv_pool=kv_pool, overlap=overlap)
 
 
 class Known(NamedTuple):

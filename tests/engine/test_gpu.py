@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from hand_plans import Desk, executor_of
 
 from engine.executors import build_executor
 from engine.loop import EngineLoop, TokenOutput
@@ -41,15 +42,9 @@ def serve(model: Any, sampling: SamplingParams, **settings: Any) -> tuple[list[l
     return tokens, scheduler
 
 
-@pytest.mark.parametrize("family", ["qwen2", "llama", "glm4"])
-@pytest.mark.parametrize("layout", ["padded", "paged"])
-@pytest.mark.parametrize("policy", ["fcfs", "sjf-bucket"])
-def test_greedy_tokens_equal_generate(reference: Callable[[str], Any], family: str, layout: str, policy: str) -> None:
-    both = reference(family)
-    ours = loaded("ours", copy.deepcopy(both.ours.model).cuda())
+def assert_greedy(both: Any, tokens: list[list[int]]) -> None:
+    """The tokens are those of transformers' ``generate`` on the GPU, up to the first near-tie."""
     theirs = copy.deepcopy(both.theirs.model).cuda()
-    tokens, scheduler = serve(ours, SamplingParams(), policy=policy, layout=layout)
-    assert scheduler.counters.preemptions > 0
     for length, given in zip(LENGTHS, tokens, strict=True):
         prompt = torch.arange(20, 20 + length, device="cuda")[None]
         made = theirs.generate(
@@ -61,6 +56,75 @@ def test_greedy_tokens_equal_generate(reference: Callable[[str], Any], family: s
             if best - second < 1e-3:
                 break
             assert given[place] == made.sequences[0, length + place].item()
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama", "glm4"])
+@pytest.mark.parametrize("layout", ["padded", "paged"])
+@pytest.mark.parametrize("policy", ["fcfs", "sjf-bucket"])
+def test_greedy_tokens_equal_generate(reference: Callable[[str], Any], family: str, layout: str, policy: str) -> None:
+    both = reference(family)
+    ours = loaded("ours", copy.deepcopy(both.ours.model).cuda())
+    tokens, scheduler = serve(ours, SamplingParams(), policy=policy, layout=layout)
+    assert scheduler.counters.preemptions > 0
+    assert_greedy(both, tokens)
+
+
+@pytest.mark.parametrize("layout", ["padded", "paged"])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_kv_that_was_in_host_memory_gives_the_same_tokens(
+    reference: Callable[[str], Any], layout: str, overlap: bool
+) -> None:
+    both = reference("qwen2")
+    ours = loaded("ours", copy.deepcopy(both.ours.model).cuda())
+    tokens, scheduler = serve(ours, SamplingParams(), layout=layout, preemption="swap", overlap=overlap)
+    assert scheduler.counters.swapped_in > 0
+    assert_greedy(both, tokens)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_mixed_steps_and_shared_prefixes_give_the_same_tokens(reference: Callable[[str], Any], overlap: bool) -> None:
+    both = reference("qwen2")
+    ours = loaded("ours", copy.deepcopy(both.ours.model).cuda())
+    tokens, scheduler = serve(
+        ours, SamplingParams(), layout="paged", phase="mixed", chunk_tokens=9, prefix_cache=True, overlap=overlap
+    )
+    assert scheduler.counters.steps_mixed > 0
+    assert scheduler.counters.prefix_hit_tokens > 0
+    assert_greedy(both, tokens)
+
+
+@pytest.mark.parametrize("memory", ["padded", "paged", "private blocks"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_launch_waits_for_nothing(reference: Callable[[str], Any], memory: str, temperature: float) -> None:
+    """Swaps, a prompt beside decodes, and sampling: no call in it may make the host wait for the GPU."""
+    ours = loaded("ours", copy.deepcopy(reference("qwen2").ours.model).cuda())
+    desk = Desk(executor_of(ours, memory), [list(range(20, 20 + length)) for length in (9, 6, 11)])
+    sampling = SamplingParams(temperature=temperature, top_p=0.9, top_k=50, min_p=0.01)
+    desk.states = {place: state._replace(sampling=sampling) for place, state in desk.states.items()}
+    launch = desk.executor.launch
+
+    def watched(*args: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return launch(*args)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    serve_by_hand(desk, memory)  # libraries may wait when they are first used
+    desk.executor.launch = watched  # type: ignore[method-assign]
+    serve_by_hand(desk, memory)
+
+
+def serve_by_hand(desk: Desk, memory: str) -> None:
+    for place, prompt in enumerate(desk.prompts):
+        del desk.states[place].token_ids[len(prompt) :]
+    desk.tables = {0: [0, 1, 2, 3], 1: [4, 5, 6, 7, 8], 2: [1, 0, 3, 2, 9]}
+    desk.step(desk.prefill(0), desk.prefill(1), released=[0, 1, 2])
+    desk.step(desk.decode(0, 1))
+    rows = [desk.prefill(2)] if memory == "padded" else [desk.prefill(2), desk.decode(1)]
+    desk.step(*rows, swapped_out=[desk.swap(0)])
+    desk.tables[0] = [10, 11, 12, 13]
+    desk.step(desk.decode(0, 1, 2), swapped_in=[desk.swap(0)])
 
 
 def test_sampled_tokens_do_not_depend_on_the_schedule(reference: Callable[[str], Any]) -> None:

@@ -150,3 +150,49 @@ def test_a_stop_string_is_cut_off(engine: InferenceEngine) -> None:
     result = engine.generate("The capital of France is", max_tokens=12, stop=stop)[0]
     assert result.text == whole[: whole.index(stop)]
     assert result.finish_reason == "stop"
+
+
+@pytest.fixture(scope="module", params=[{}, {"phase": "mixed", "prefix_cache": True}], ids=["plain", "with parts"])
+def overlapping(request: pytest.FixtureRequest) -> InferenceEngine:
+    return InferenceEngine("shape:tiny", device="cpu", kv_tokens=4096, overlap=True, **request.param)
+
+
+def test_with_overlap_tokens_are_the_same_and_nothing_is_left_running(
+    tiny: InferenceEngine, overlapping: InferenceEngine
+) -> None:
+    prompts = [[n + 1, n + 2, *range(30)] for n in range(5)]
+    expected = [result.token_ids for result in tiny.generate(prompts, max_tokens=8)]
+    for stop in ([], [expected[0][3], expected[2][5]]):
+        results = overlapping.generate(prompts, max_tokens=8, stop_token_ids=stop)
+        ends = [next((n for n, token in enumerate(e, 1) if token in stop), 8) for e in expected]
+        assert [result.token_ids for result in results] == [e[:end] for e, end in zip(expected, ends, strict=True)]
+        assert not overlapping.loop.in_flight
+        assert free(overlapping)
+    assert overlapping.scheduler.counters.wasted_rows > 0
+
+
+def test_with_overlap_a_stream_that_is_closed_frees_its_memory(overlapping: InferenceEngine) -> None:
+    stream = overlapping.stream_generate([1, 2, 3], max_tokens=100)
+    for _ in range(3):
+        next(stream)
+    assert overlapping.loop.in_flight
+    stream.close()
+    assert not overlapping.loop.in_flight
+    assert free(overlapping)
+
+
+def test_with_overlap_threads_share_the_engine(tiny: InferenceEngine, overlapping: InferenceEngine) -> None:
+    prompts = [[n + 1, n + 2] for n in range(6)]
+    expected = [result.token_ids for result in tiny.generate(prompts, max_tokens=8)]
+    got: dict[int, list[int]] = {}
+
+    def work(place: int) -> None:
+        got[place] = overlapping.generate(prompts[place], max_tokens=8)[0].token_ids
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [got[place] for place in range(6)] == expected
+    assert free(overlapping)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from engine.executors import build_executor
 from engine.loop import EngineLoop, Progress
-from scheduler.buckets import FixedWidth
 from scheduler.config import SchedulerConfig
 from scheduler.journal import JournaledScheduler, replay
-from scheduler.orders import ByLength
-from scheduler.policy import Lane
 from scheduler.request import Request, SamplingParams
 from scheduler.scheduler import Scheduler
 
@@ -52,7 +50,8 @@ def recorded(model: Any, policy: str, layout: str) -> tuple[str, JournaledSchedu
 
     def abort_one(progress: Progress) -> None:
         if progress.steps == 12:
-            loop.abort(next(iter(scheduler._sequences)))
+            sequence, _ = next(iter(loop._live.values()))
+            loop.abort(sequence.id)
 
     loop.run(requests, abort_one)
     return stream.getvalue(), scheduler
@@ -71,15 +70,12 @@ def test_a_real_run_replays_to_the_same_plans(reference: Callable[[str], Any], p
     assert again.scheduler.counters == scheduler.counters
 
 
-def test_a_world_with_another_tie_break_is_found_out(reference: Callable[[str], Any]) -> None:
-    class LongestFirst(ByLength):
-        def lane_rank(self, lane: Lane) -> Any:
-            return -lane.key
-
+def test_a_world_that_steps_another_cohort_is_found_out(reference: Callable[[str], Any]) -> None:
     class Other(Scheduler):
+        """Cohorts of equal length too, but the fullest goes first."""
+
         def __init__(self, config: SchedulerConfig, observer: Any = None) -> None:
-            super().__init__(config, observer)
-            self._residents.order = LongestFirst(FixedWidth(1), "lowest")
+            super().__init__(replace(config, policy="sjf-bucket", bucket=1, bucket_order="fullest"), observer)
 
     journal, _ = recorded(reference("qwen2").ours, "sjf", "paged")
     lines = journal.splitlines(keepends=True)

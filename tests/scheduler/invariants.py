@@ -46,6 +46,8 @@ class Checker:
         self.tables: dict[int, list[int]] = {}
         self.on_host: dict[int, int] = {}
         self.chunked: int | None = None
+        #: members of the plan that was made while the one before it is in flight
+        self.flying: set[int] = set()
         self.closed = False
         self.waiting_before: list[Sequence] = []
         self.aborting = False
@@ -68,6 +70,7 @@ class Checker:
     # -- a plan
 
     def planned(self, plan: StepPlan | None) -> None:
+        self.flying = set() if plan is None or self.in_step else {chunk.sequence.number for chunk in plan.chunks}
         if plan is None:
             if self.in_step:
                 assert not any(s.state == "resident" for s in self.sequences), "whoever is resident can be stepped"
@@ -93,6 +96,8 @@ class Checker:
             assert start + tokens <= self.known[number], "only known tokens can be computed"
             assert samples == (start + tokens == self.known[number])
         assert len(self.holders) <= self.config.max_running
+        if not any(s.state == "resident" for s in self.sequences):
+            self.closed = False
         self.check_kind(plan)
         self.check_admission(plan, admitted)
         if self.in_step and plan.kind == "decode":
@@ -100,38 +105,40 @@ class Checker:
         for sequence, start, tokens, samples in chunks:
             self.computed[sequence.number] = start + tokens
             self.known[sequence.number] += samples
-        partly = [n for n in self.holders if self.computed[n] < self.known[n] - 1]
+        partly = [n for n, s in self.holders.items() if not s.ended and self.computed[n] < self.known[n] - 1]
         assert len(partly) <= 1, "at most one prompt is computed in part"
         self.chunked = partly[0] if partly else None
 
     def check_moves(self, plan: StepPlan) -> None:
         """Who gave memory back, and what went to the host or came from there."""
         assert len(set(plan.released)) == len(plan.released)
-        out = {move.number: move.tokens for move in plan.swapped_out}
         for number in plan.released:
-            sequence = self.holders.pop(number)
-            assert sequence.ended or sequence in self.waiting_before or sequence.state in ("waiting", "resident"), (
-                "only those that ended or were evicted give memory back"
-            )
-            computed = self.computed.pop(number)
-            if number in out:
-                assert out.pop(number) == computed, "all that was computed is moved"
-                self.on_host[number] = computed
-            if not sequence.ended:
-                assert self.chunked != number, "a prompt in chunks is never evicted"
-                assert plan.repeat == 1
-            self.tables.pop(number, None)
-        assert not out
-        host_limit = self.config.swap_tokens
+            self.on_host.pop(number, None)
+            if number in self.holders:
+                self.leaves(number, plan)
+        for move in plan.swapped_out:
+            assert move.tokens == self.computed[move.number], "all that was computed is moved"
+            self.leaves(move.number, plan)
+            self.on_host[move.number] = move.tokens
         self.on_host = {n: tokens for n, tokens in self.on_host.items() if not self.by_number(n).ended}
-        assert host_limit is None or sum(self.on_host.values()) <= host_limit
         for move in plan.swapped_in:
             assert self.on_host.pop(move.number) == move.tokens
             self.holders[move.number] = self.by_number(move.number)
             self.computed[move.number] = move.tokens
             assert self.known[move.number] == move.tokens + 1
+        limit = self.config.swap_tokens
+        assert limit is None or sum(self.on_host.values()) <= limit, "host memory is limited"
         moved = sum(move.tokens for move in (*plan.swapped_out, *plan.swapped_in))
         assert plan.features.swapped_tokens == moved
+
+    def leaves(self, number: int, plan: StepPlan) -> None:
+        sequence = self.holders.pop(number)
+        if not sequence.ended:
+            assert self.chunked != number, "a prompt in chunks is never evicted"
+            assert plan.repeat == 1
+            assert sequence.preemptions
+        self.computed.pop(number)
+        self.tables.pop(number, None)
 
     def check_hit(self, sequence: Sequence, start: int) -> None:
         size = self.config.block_tokens
@@ -213,7 +220,7 @@ class Checker:
         config = self.config
         here = [s for s in self.waiting_before if not s.ended and s.state == "waiting"]
         plain = config.policy in ("fcfs", "orca-reserve") and config.phase != "decode-first" and self.aging_s is None
-        if not plain or not here or plan.released or config.prefix_cache or config.pool != "paged":
+        if not plain or not here or plan.released or plan.swapped_out or config.prefix_cache or config.pool != "paged":
             return
         if self.admission not in ("now", "reserve-max") or len(self.holders) >= config.max_running:
             return
@@ -311,11 +318,12 @@ class Checker:
         members = {chunk.sequence.number for chunk in plan.chunks}
         assert {s.number for s in ended} <= members
         assert all(s.state == "finished" for s in ended)
+        for number in members - self.flying:
+            if self.by_number(number).ended:
+                self.tables.pop(number, None)
         if self.in_step:
             for chunk in plan.chunks:
                 assert chunk.sequence.known == self.known[chunk.sequence.number]
-            if not any(s.state == "resident" for s in self.sequences):
-                self.closed = False
 
     def check_end(self) -> None:
         sequences, counters, pool = self.sequences, self.scheduler.counters, self.scheduler.pool

@@ -14,10 +14,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from scheduler.config import ConfigError, SchedulerConfig
-from scheduler.plan import StepColumns, StepFeatures, StepOutcome, StepPlan
-from scheduler.request import Request
+from scheduler.plan import Layout, StepColumns, StepFeatures, StepOutcome, StepPlan
+from scheduler.request import Request, StopKind
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
+from simulator.bounds import Floors, StepFloor
 from simulator.costs import CostModel, IntegerCosts, PerStep
 
 #: how many times as many examples as continuous integration runs; those of more than 1 are drawn anew each time
@@ -94,6 +95,13 @@ class HostCosts:
     def host_ns(self, columns: StepColumns) -> PerStep:
         return self.host
 
+    def floors(self, layout: Layout, overlap: bool = False) -> Floors:
+        both = {}
+        for kind, (device,) in self.device.floors(layout).items():
+            host = StepFloor(self.host, 0, 0)
+            both[kind] = (device, host) if overlap else (device.plus(host),)
+        return both
+
 
 @dataclass(frozen=True)
 class Run:
@@ -158,7 +166,7 @@ def draw_requests(rng: Random, count: int, block_tokens: int = 4, scale: int = 1
     found = []
     now = 0
     busy = rng.choice((True, False))
-    ends = rng.choice((("length",), ("length", "eos"), ("eos",)))
+    ends: tuple[StopKind, ...] = rng.choice((("length",), ("length", "eos"), ("eos",)))
     sharing = rng.choice((0.0, 0.6, 1.0))
     for number in range(count):
         now += rng.choice((0, 0, 0, 500, 1000) if busy else (0, 500, 1000, 3333, 7000, 20_000, 150_000))
@@ -214,8 +222,9 @@ def draw_run(policy: str, count: int, seed: int) -> Run:
     costs = rng.choice(((1000, 0, 0, 0, 0), (1000, 37, 11, 3, 0), (1000, 37, 11, 3, 400), (700, 0, 0, 0, 900)))
     # apart, so that a smaller count leaves everything else as it is
     requests = draw_requests(Random(f"requests {policy} {seed}"), count, config.block_tokens, scale)
-    device = IntegerCosts(*(cost * scale for cost in costs[:4]))
-    return Run(config, requests, draw_aborts(rng, requests, scale), HostCosts(device, costs[4] * scale))
+    step_ns, row_ns, token_ns, column_ns, host_ns = (cost * scale for cost in costs)
+    device = IntegerCosts(step_ns, row_ns, token_ns, column_ns)
+    return Run(config, requests, draw_aborts(rng, requests, scale), HostCosts(device, host_ns))
 
 
 @dataclass

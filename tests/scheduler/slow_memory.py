@@ -8,11 +8,71 @@ from collections.abc import Iterable
 from scheduler.config import SchedulerConfig
 
 
-class Pages:
+class Memory:
+    """What both kinds have; sequences go by number, how one leaves is told as ``finished`` or ``evicted``."""
+
+    grows = False
+    size = 1
+    total: int
+    #: allocations by how the memory was left before (``None``: it had never been used)
+    taken: Counter[str | None]
+
+    @property
+    def free(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def reserved(self) -> int:
+        """Tokens that are handed out."""
+        return (self.total - self.free) * self.size
+
+    @property
+    def shared(self) -> int:
+        """Tokens that are in a block for more than one user, once for each user but one."""
+        return 0
+
+    @property
+    def largest(self) -> int:
+        """The most blocks that one sequence can have."""
+        return self.total
+
+    def need(self, tokens: int) -> int:
+        """Blocks for so many tokens."""
+        raise NotImplementedError
+
+    def hits(self, hashes: Iterable[int], known: int) -> list[int]:
+        """The cached blocks of a prompt: its leading ones, and never its last known token."""
+        return []
+
+    def fits(self, tokens: int, hits: list[int], without: Iterable[int] = ()) -> bool:
+        """Whether ``tokens`` tokens, of which ``hits`` are there, can be had once those of ``without`` are gone."""
+        raise NotImplementedError
+
+    def book(self, number: int, tokens: int, hits: list[int]) -> None:
+        raise NotImplementedError
+
+    def must_grow(self, number: int, tokens: int) -> bool:
+        """Whether so many tokens need one block more than there are."""
+        return False
+
+    def grow(self, number: int) -> None:
+        raise NotImplementedError
+
+    def enter(self, number: int, hashes: Iterable[int], start: int, end: int) -> None:
+        """The blocks that the step from position ``start`` to ``end`` has filled are found by others from now on."""
+
+    def release(self, number: int, how: str) -> None:
+        raise NotImplementedError
+
+    def unusable(self, tokens: int) -> int:
+        """Free slots in pieces too small for ``tokens`` tokens, where as many are free in all."""
+        return 0
+
+
+class Pages(Memory):
     """Blocks of a fixed size. A released block is free, or stays in the cache until somebody else needs it.
 
-    ``tables`` maps a sequence's number to its block ids; ``taken`` counts allocations by how the block was left
-    before (``None``: it had never been used).
+    ``tables`` maps a sequence's number to its block ids.
     """
 
     grows = True
@@ -33,23 +93,13 @@ class Pages:
         return len(self.stack) + len(self.unused_cached)
 
     @property
-    def reserved(self) -> int:
-        return (self.total - self.free) * self.size
-
-    @property
-    def largest(self) -> int:
-        return self.total
-
-    @property
     def shared(self) -> int:
-        """Tokens that are in a block for more than one user, once for each user but one."""
         return sum(users - 1 for users in self.users if users) * self.size
 
     def need(self, tokens: int) -> int:
         return (tokens + self.size - 1) // self.size
 
     def hits(self, hashes: Iterable[int], known: int) -> list[int]:
-        """The cached blocks of a prompt: its leading ones, and never its last known token."""
         found: list[int] = []
         for value in hashes:
             if value not in self.cache or len(found) == (known - 1) // self.size:
@@ -58,7 +108,6 @@ class Pages:
         return found
 
     def fits(self, tokens: int, hits: list[int], without: Iterable[int] = ()) -> bool:
-        """Whether ``tokens`` tokens, of which ``hits`` are there, can be had once the sequences ``without`` are gone."""
         users = list(self.users)
         for number in without:
             for block in self.tables[number]:
@@ -90,7 +139,6 @@ class Pages:
         return self.need(tokens) > len(self.tables[number])
 
     def enter(self, number: int, hashes: Iterable[int], start: int, end: int) -> None:
-        """The blocks that the step from position ``start`` to ``end`` has filled are found by others from now on."""
         for index, value in enumerate(hashes):
             if start < (index + 1) * self.size <= end and value not in self.cache:
                 self.cache[value] = self.tables[number][index]
@@ -102,11 +150,8 @@ class Pages:
                 self.left[block] = how
                 (self.unused_cached if block in self.cache.values() else self.stack).append(block)
 
-    def unusable(self, tokens: int) -> int:
-        return 0
 
-
-class Slots:
+class Slots(Memory):
     """Contiguous memory, first fit: one owner a token."""
 
     grows = False
@@ -121,19 +166,6 @@ class Slots:
     @property
     def free(self) -> int:
         return self.owner.count(None)
-
-    @property
-    def reserved(self) -> int:
-        return self.total - self.free
-
-    @property
-    def largest(self) -> int:
-        """The largest piece that an empty memory has."""
-        return self.total
-
-    @property
-    def shared(self) -> int:
-        return 0
 
     def need(self, tokens: int) -> int:
         return tokens
@@ -153,9 +185,6 @@ class Slots:
     def best(self, needed: int) -> range | None:
         """The free piece to take ``needed`` slots from."""
         return next((piece for piece in self.pieces() if len(piece) >= needed), None)
-
-    def hits(self, hashes: Iterable[int], known: int) -> list[int]:
-        return []
 
     def fits(self, tokens: int, hits: list[int], without: Iterable[int] = ()) -> bool:
         return self.best(self.need(tokens)) is not None
@@ -222,7 +251,7 @@ class Buddies(Slots):
         return min(large, key=lambda piece: (len(piece), piece.start), default=None)
 
 
-def build_memory(config: SchedulerConfig) -> Pages | Slots:
+def build_memory(config: SchedulerConfig) -> Memory:
     """The memory that ``config`` names."""
     if config.pool == "paged":
         return Pages(config.kv_tokens, config.block_tokens)

@@ -121,18 +121,17 @@ class Rules:
         self.hit_tokens = hit_tokens
         self.now = 0
         self.n_waiting = 0
-        self.oracle = build_oracle(config)
+        self.oracle: Any = build_oracle(config)
         #: told of everybody who comes to wait or waits no longer
         self.buckets: list[Any] = []
         self.tenant_counter: dict[str, int] = {}
-        batching = config.batching or (
-            "run-to-completion" if self.policy in ("static", "multi-bin") else "iteration"
-        )
+        batching = config.batching or ("run-to-completion" if self.policy in ("static", "multi-bin") else "iteration")
         #: decode steps of a closed batch; 0: batches are never closed
         self.batch_steps = {"iteration": 0, "run-to-completion": NEVER}.get(batching, -1)
         if self.batch_steps < 0:
             self.batch_steps = int(batching.partition(":")[2])
         self.runs_to_completion = self.batch_steps == NEVER
+        self.full_bin = config.min_batch or config.max_running
         default_batch = config.max_running if self.policy == "multi-bin" else 1
         self.min_batch = (config.min_batch or default_batch) if self.runs_to_completion else 1
         default_wait = 1.0 if self.policy == "multi-bin" else 0.0
@@ -187,7 +186,10 @@ class Rules:
         if policy == "sjf-predicted":
             return Order(rank=self.aged(lambda job: job.predicted)), by_arrival, None
         if policy == "las":
-            order = Order(lambda job: job.output_tokens // self.quantum, self.aged_lane(lambda job: job.output_tokens // self.quantum * self.quantum))
+            order = Order(
+                lambda job: job.output_tokens // self.quantum,
+                self.aged_lane(lambda job: job.output_tokens // self.quantum * self.quantum),
+            )
             return order, order, order.lane
         if policy == "mlfq":
             order = Order(self.level, by_key)
@@ -195,7 +197,7 @@ class Rules:
         if policy == "hrrn":
             return Order(rank=lambda job: Fraction(job.request.arrival_ns - self.now, job.predicted)), by_arrival, None
         if policy == "multi-bin":
-            order = Order(self.bin, lambda _, jobs: (len(jobs) < self.min_batch, oldest(jobs)), exclusive=True)
+            order = Order(self.bin, lambda _, jobs: (len(jobs) < self.full_bin, oldest(jobs)), exclusive=True)
             return order, by_arrival, None
         if policy == "bucket-serve":
             buckets = parse_buckets("adaptive")

@@ -7,12 +7,12 @@ there would be nothing to compare.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from slow_counts import Piece, count_step, hexdigest, pairs_of
 from slow_memory import build_memory
 from slow_orders import Job, Rules
 
@@ -22,10 +22,8 @@ from scheduler.plan import StepColumns, StepFeatures
 from scheduler.request import Request
 from simulator.costs import CostModel
 
-Piece = tuple[Job, int, int]
 
-
-class NeedsEviction(Exception):
+class EvictionNeededError(Exception):
     """A decision cannot be made while a plan is in flight."""
 
 
@@ -174,7 +172,7 @@ class Reference:
         self.admitted, self.evicted, self.stepped = [], [], []
         try:
             pieces = self.choose(now)
-        except NeedsEviction:
+        except EvictionNeededError:
             return None
         if not pieces:
             return None
@@ -375,7 +373,7 @@ class Reference:
         if urgency is None or not (memory.grows or fits):
             return False
         weaker = [other for other in self.residents if urgency(other) > urgency(job) and self.rules.evictable(other)]
-        weaker = [other for other in weaker if other not in self.stepped]
+        weaker = [other for other in weaker if other not in self.stepped + self.admitted]
         weaker.sort(key=lambda other: (urgency(other), other.number), reverse=True)
         for count in range(1, len(weaker) + 1):
             victims = weaker[:count]
@@ -383,7 +381,7 @@ class Reference:
                 if self.flight is not None:
                     if self.admitted or self.stepped:
                         return False
-                    raise NeedsEviction
+                    raise EvictionNeededError
                 for victim in victims:
                     self.evict(victim)
                 return True
@@ -427,7 +425,7 @@ class Reference:
                 self.close_batch(rows)
                 return [(job, job.computed, 1) for job in rows]
             if self.flight is not None:
-                raise NeedsEviction
+                raise EvictionNeededError
             self.evict(self.victim())
         return []
 
@@ -561,7 +559,7 @@ class Reference:
         self.last_end = end
         self.features.append(step.features)
         self.steps.append((step.features.kind, {job.id: (start, n) for job, start, n in step.pieces}))
-        self.count_step(step.features)
+        count_step(self.counters, step.features)
         self.count_time(step, duration)
         for job, start, n in step.pieces:
             if job.ended:
@@ -605,30 +603,6 @@ class Reference:
             job.starved = True
             self.counters.over_threshold += 1
 
-    def count_step(self, f: StepFeatures) -> None:
-        c = self.counters
-        c.steps_prefill += f.kind == "prefill"
-        c.steps_decode += f.kind == "decode"
-        if f.kind == "mixed":
-            c.steps_mixed += 1
-        linear, attention = (f.new_tokens, f.new_tokens_computed), (f.context_tokens, f.kv_columns_computed)
-        decode_linear, decode_attention, rows, rows_computed = linear, attention, f.rows, f.rows_computed
-        if f.kind != "decode":
-            # neither mixed steps nor their parts are ever padded; a prefill has no decode part
-            decode_linear = (f.decode_rows, f.decode_rows)
-            decode_attention = (f.decode_context_tokens, f.decode_context_tokens)
-            rows = rows_computed = f.decode_rows
-        c.linear_useful_decode += decode_linear[0]
-        c.linear_computed_decode += decode_linear[1]
-        c.attention_useful_decode += decode_attention[0]
-        c.attention_computed_decode += decode_attention[1]
-        c.decode_rows += rows
-        c.decode_rows_computed += rows_computed
-        c.linear_useful_prefill += linear[0] - decode_linear[0]
-        c.linear_computed_prefill += linear[1] - decode_linear[1]
-        c.attention_useful_prefill += attention[0] - decode_attention[0]
-        c.attention_computed_prefill += attention[1] - decode_attention[1]
-
     def count_memory(self, step: Step) -> None:
         c, memory = self.counters, self.memory
         step.held = sum(job.computed for job in self.jobs if job.holds_memory) - memory.shared
@@ -651,31 +625,5 @@ class Reference:
     # -- what is compared
 
     def hexdigest(self) -> str:
-        """Maximal runs of equal decode steps, each hashed as the sums that define a plan."""
-        runs: list[tuple[str, dict[str, tuple[int, int]], int]] = []
-        for kind, members in self.steps:
-            if runs and kind == "decode" == runs[-1][0]:
-                _, first, count = runs[-1]
-                if members == {name: (start + count, 1) for name, (start, _) in first.items()}:
-                    runs[-1] = ("decode", first, count + 1)
-                    continue
-            runs.append((kind, members, 1))
-        digest = hashlib.sha256()
-        for kind, members, count in runs:
-            hashed = [(_hash(name), start, n) for name, (start, n) in members.items()]
-            sums = (
-                sum(h for h, _, _ in hashed) % 2**64,
-                sum(h * start for h, start, _ in hashed) % 2**64,
-                sum(h * n for h, _, n in hashed) % 2**64,
-            )
-            digest.update(repr((kind, len(members), *sums, count)).encode())
-        return digest.hexdigest()
-
-
-def pairs_of(pieces: list[Piece]) -> int:
-    """(query, key) pairs under the causal mask."""
-    return sum(position + 1 for _, start, n in pieces for position in range(start, start + n))
-
-
-def _hash(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+        """The digest of all plans."""
+        return hexdigest(self.steps)

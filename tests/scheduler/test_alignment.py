@@ -33,7 +33,7 @@ def residents() -> tuple[Scheduler, int]:
 def test_four_align_at_10_and_five_at_50() -> None:
     """The seed prints t = 8 for the four; from 50 to 52 it takes 2 steps, to 55 3 more, to 60 5 more: 10."""
     scheduler, now = residents()
-    members = sorted(scheduler._residents.members(), key=lambda s: s.number)
+    members = sorted(scheduler._state.residents.members(), key=lambda s: s.number)
     lengths = {0: [s.known for s in members]}
     rows = []
     for t in range(1, 51):

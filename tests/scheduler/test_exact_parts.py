@@ -14,9 +14,7 @@ from worked_example import SECOND, both_writings, run_by_hand
 from scheduler.request import Request
 
 
-def job(
-    name: str, arrival: float = 0, prompt: int = 1, output: int = 1, unit_ns: int = SECOND, **more: Any
-) -> Request:
+def job(name: str, arrival: float = 0, prompt: int = 1, output: int = 1, unit_ns: int = SECOND, **more: Any) -> Request:
     more = {"max_tokens": output} | more
     return Request(name, round(arrival * unit_ns), prompt, output_tokens=output, **more)
 

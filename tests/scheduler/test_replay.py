@@ -13,6 +13,7 @@ import pytest
 from fake_world import drive
 from random_runs import Recorder
 
+from scheduler.buckets import FixedWidth
 from scheduler.config import ConfigError, SchedulerConfig
 from scheduler.journal import JournaledScheduler, JournalError, replay
 from scheduler.observer import Observer
@@ -21,6 +22,7 @@ from scheduler.policy import Lane, Order, View
 from scheduler.request import Request
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
+from scheduler.waiting import build_waiting
 
 #: policies with settings under which each of their parts is at work in runs of some 40 steps
 POLICIES: dict[str, dict[str, Any]] = {
@@ -121,10 +123,10 @@ class OffByOne(ByLength):
     """A bucket edge that is one token too high: 32 belongs to the second bucket."""
 
     def lane(self, sequence: Sequence, view: View) -> int:
-        return sequence.known // self.width
+        return sequence.known // 5
 
-    def steps_in_lane(self, sequence: Sequence) -> int:
-        return self.width - sequence.known % self.width
+    def steps_in_lane(self, sequence: Sequence, view: View) -> int:
+        return 5 - sequence.known % 5
 
 
 class TiesToTheNewest(ByLength):
@@ -136,35 +138,36 @@ class TiesToTheNewest(ByLength):
 
 def with_waiting(order: Order) -> type[Scheduler]:
     def change(scheduler: Scheduler) -> None:
-        scheduler._waiting._order = order
+        state = scheduler._state
+        state.waiting = build_waiting(order, state.view)
 
     return broken(change)
 
 
 def with_resident(order: Order) -> type[Scheduler]:
     def change(scheduler: Scheduler) -> None:
-        scheduler.policy = replace(scheduler.policy, resident=order)
-        scheduler._residents._order = order
+        state = scheduler._state
+        state.policy = replace(state.policy, resident=order)
+        state.residents.order = order
 
     return broken(change)
 
 
-class EvictsTheOldest(Scheduler):
+def evicts_the_oldest(scheduler: Scheduler) -> None:
     """Memory is taken from the oldest, not from the newest."""
-
-    def _victim(self) -> Sequence:
-        return self._residents.oldest()
+    state = scheduler._state
+    state.eviction.victim = state.residents.oldest  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize(
     ("policy", "world"),
     [
         ("fcfs", with_waiting(NewestFirst())),
-        ("fcfs", EvictsTheOldest),
-        ("sjf", with_waiting(TiesToTheNewest(1, "fullest"))),
-        ("sjf-bucket", with_resident(OffByOne(5, "lowest", shortest_first=True))),
-        ("sjf-bucket", with_resident(ByLength(6, "lowest", shortest_first=True))),
-        ("sjf-bucket-oldest", with_resident(ByLength(8, "lowest", shortest_first=True))),
+        ("fcfs", broken(evicts_the_oldest)),
+        ("sjf", with_waiting(TiesToTheNewest(FixedWidth(1), "fullest"))),
+        ("sjf-bucket", with_resident(OffByOne(FixedWidth(5), "lowest", shortest_first=True))),
+        ("sjf-bucket", with_resident(ByLength(FixedWidth(6), "lowest", shortest_first=True))),
+        ("sjf-bucket-oldest", with_resident(ByLength(FixedWidth(8), "lowest", shortest_first=True))),
     ],
 )
 def test_a_change_in_one_world_only_is_found(policy: str, world: type[Scheduler]) -> None:

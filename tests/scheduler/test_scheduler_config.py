@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from scheduler.buckets import FixedWidth
 from scheduler.config import ConfigError, SchedulerConfig
+from scheduler.orders import ByLength
 from scheduler.parts import PARTS, parse_admission, parse_batching
 from scheduler.policies import ALIASES, POLICIES, POLICY_SETTINGS, build_policy, policy_name
 from scheduler.scheduler import Scheduler
@@ -41,7 +43,7 @@ def test_times_and_thresholds_are_not_negative(name: str, value: float) -> None:
         ({"policy": "sjf-buckets"}, "unknown policy 'sjf-buckets'; did you mean sjf-bucket?"),
         ({"policy": "fcsf"}, "unknown policy 'fcsf'; did you mean fcfs?"),
         ({"policy": "orka"}, "unknown policy 'orka'; did you mean orca?"),
-        ({"policy": "zzz"}, "unknown policy 'zzz' (valid: fcfs, static, sjf, sjf-bucket, sjf-aging, srpt, orca)"),
+        ({"policy": "zzz"}, "unknown policy 'zzz' (valid: fcfs, orca-reserve, static, sjf, sjf-bucket, "),
         ({"layout": "padd"}, "unknown layout 'padd'; did you mean padded?"),
         ({"kv_pool": "pages"}, "unknown KV pool 'pages'; did you mean paged?"),
         ({"policy": "sjf-bucket", "bucket_order": "fuller"}, "unknown bucket order 'fuller'; did you mean fullest?"),
@@ -69,7 +71,7 @@ def test_times_and_thresholds_are_not_negative(name: str, value: float) -> None:
         ({"length_quantiles": (5, 4)}, "length_quantiles must be lengths >= 1"),
         ({"kv_tokens": 10}, "kv_tokens is 10, less than one block of 16 tokens"),
         ({"policy": "fcfs", "bucket": 8}, "policy fcfs takes no bucket (it belongs to sjf-bucket)"),
-        ({"policy": "sjf", "aging_s": 3.0}, "policy sjf takes no aging_s (it belongs to sjf-aging)"),
+        ({"policy": "sjf", "quantum": 3}, "policy sjf takes no quantum (it belongs to srpt, trail, las, mlfq, edf)"),
         ({"policy": "orca", "min_rows": 3}, "policy srpt takes no min_rows (it belongs to sjf, sjf-bucket, sjf-aging)"),
     ],
 )
@@ -132,17 +134,18 @@ def test_orca_is_the_seeds_name_for_srpt() -> None:
 
 
 def test_every_setting_of_every_policy_is_a_setting_and_reaches_it() -> None:
-    values = {"bucket": 7, "bucket_order": "oldest", "min_rows": 3, "aging_s": 2.5, "oracle": "none", "quantum": 9,
+    values = {"bucket": 7, "bucket_order": "oldest", "bins": 3, "min_rows": 3, "oracle": "none", "quantum": 9,
               "min_batch": 4, "max_wait_s": 1.5}  # fmt: skip
     assert set(values) == set(POLICY_SETTINGS)
     for name, entry in POLICIES.items():
         own = {setting: values[setting] for setting in entry.settings}
-        policy = build_policy(SchedulerConfig.from_dict({"policy": name, **own}))
+        policy = build_policy(SchedulerConfig.from_dict({"policy": name, "length_quantiles": [1, 2, 3, 4], **own}))
+        buckets = getattr(policy.resident, "buckets", None)
         reached = {
-            "bucket": getattr(policy.resident, "width", None),
+            "bucket": getattr(buckets, "width", None),
             "bucket_order": getattr(policy.resident, "pick", None),
+            "bins": len(getattr(policy.waiting, "edges", ())) + 1,
             "min_rows": policy.resident.min_rows,
-            "aging_s": policy.ageing and policy.ageing.threshold_ns / 1e9,
             "quantum": policy.quantum,
             "min_batch": policy.min_batch,
             "max_wait_s": policy.max_wait_ns / 1e9,
@@ -157,7 +160,10 @@ def test_the_seeds_defaults() -> None:
     ageing = build_policy(SchedulerConfig(policy="sjf-aging")).ageing
     assert ageing is not None
     assert ageing.threshold_ns == 60_000_000_000
-    assert getattr(build_policy(SchedulerConfig(policy="sjf-bucket")).resident, "width", 0) == 32
+    order = build_policy(SchedulerConfig(policy="sjf-bucket")).resident
+    assert isinstance(order, ByLength)
+    assert isinstance(order.buckets, FixedWidth)
+    assert order.buckets.width == 32
     assert SchedulerConfig().max_prefill_tokens == 2048
 
 

@@ -94,7 +94,7 @@ REACHED = {
 def test_the_random_runs_reach_every_part() -> None:
     """Or the test above would prove little: each counter moves in a fair share of runs, each part is in some."""
     counts = dict.fromkeys(REACHED, 0)
-    parts: dict[str, set[object]] = {name: set() for name in PARTS} | {"kv_pool": set(), "layout": set()}
+    parts: dict[str, set[object]] = {name: set() for name in (*PARTS, "kv_pool", "layout")}
     drawn = [draw_run(policy, 18, seed) for policy in POLICY_SETTINGS for seed in range(12)]
     for run in drawn:
         counters = Reference(run.config, run.costs, run.requests, run.aborts).run().counters
@@ -104,7 +104,7 @@ def test_the_random_runs_reach_every_part() -> None:
             values.add(getattr(run.config, name))
     for name, share in REACHED.items():
         assert counts[name] >= share * len(drawn), (name, counts[name], len(drawn))
-    for name, values in PARTS.items():
-        assert parts[name] >= set(values), name
+    for name, drawable in PARTS.items():
+        assert parts[name] >= set(drawable), name
     assert parts["kv_pool"] >= {"paged", "contiguous", "buddy"}
     assert parts["layout"] == {"paged", "padded"}

@@ -141,7 +141,7 @@ def test_vtc_gives_a_tenant_its_share(writing: str, period: float) -> None:
     """The other tenant's counter grows with each of its requests, the long one's does not: it is the least after one
     of them at the latest, whatever is ahead and also under twice the load: 2 + 10. (Within a tenant it is first come,
     first served.)"""
-    tenants = {"long": {"tenant": "z"}, "short": {"tenant": "a"}}
+    tenants: dict[str, Any] = {"long": {"tenant": "z"}, "short": {"tenant": "a"}}
     is_bounded(writing, SHORT + LONG, policy="vtc", period=period, **tenants)
 
 
@@ -167,7 +167,7 @@ def test_mlfq_promotes(writing: str) -> None:
 def test_edf_by_the_deadline(writing: str) -> None:
     """Due at 30, and the short ones 5 after they come: those that come before 25 go first, all of them served by
     25 + 4 x 2 + 2; then the long one's 10. ``edf`` starves nobody who has a deadline."""
-    deadline = {"long": {"deadline_ns": 30 * SECOND}, "short": {"due": 5}}
+    deadline: dict[str, Any] = {"long": {"deadline_ns": 30 * SECOND}, "short": {"due": 5}}
     is_bounded(writing, 30 - 5 + (AHEAD + 1) * SHORT + LONG, policy="edf", **deadline)
 
 

@@ -8,20 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from hand_plans import Desk
+from hand_plans import Desk, executor_of
 
-from engine.executors import PaddedExecutor, PagedExecutor
 from scheduler.plan import Swap
 
 MEMORIES = ["padded", "paged", "private blocks"]
-
-
-def executor_of(model: Any, memory: str, overlap: bool = False) -> PaddedExecutor | PagedExecutor:
-    """Room for three sequences."""
-    if memory == "padded":
-        return PaddedExecutor(model, max_running=3, overlap=overlap)
-    kv_pool: Any = "paged" if memory == "paged" else "contiguous"
-    return PagedExecutor(model, kv_tokens=96, max_running=3, block_tokens=4, kv_pool=kv_pool, overlap=overlap)
 
 
 def prompts_of(*lengths: int) -> list[list[int]]:
