@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,3 +58,12 @@ def test_a_policy_of_the_users_own_is_not_run_to_be_shown() -> None:
     assert settings["parts"]["phase"] == "mixed"
     assert settings["parts"]["admission"] is None
     assert dict(readable(settings))["Policy"] == "nowhere/mine.py:Mine"
+
+
+def test_a_policy_that_is_described_says_its_parts(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("waiting: arrival\nphase: mixed\nchunk_tokens: 48\n")
+    parts = settings_in_force(SchedulerConfig(str(file)))["parts"]
+    assert (parts["phase"], parts["chunk_tokens"], parts["admission"]) == ("mixed", 48, "now")
+    file.unlink()
+    assert settings_in_force(SchedulerConfig(str(file)))["parts"]["admission"] is None
