@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from reports.figures import FIGURES, Figure, figure_at, interval_at, latency_paths, occurs
 from reports.run import Run, look_up
-from reports.settings import brief
+from reports.settings import asked
 
 Interval = tuple[float, float]
 
@@ -78,13 +78,16 @@ def compare(a: Run, b: Run) -> Comparison:
 
 
 def labels(runs: list[Run]) -> list[str]:
-    """A label for each run, no two the same: where labels repeat the scheduler's parts are added if they differ, then
-    the world, then the run's name, then a number."""
+    """A label for each run, no two the same: where labels repeat the settings that differ are added, then the world,
+    then the run's name, then a number."""
     texts = [run.label for run in runs]
-    parts = [brief(run.summary.get("scheduler")) for run in runs]
-    differing = {text for text in texts if len({p for t, p in zip(texts, parts, strict=True) if t == text}) > 1}
+    settings = [asked(run.summary.get("scheduler")) for run in runs]
+    shared = [
+        set.intersection(*(set(words) for other, words in zip(texts, settings, strict=True) if other == text))
+        for text in texts
+    ]
     additions: list[list[str]] = [
-        [part if text in differing else "" for text, part in zip(texts, parts, strict=True)],
+        [", ".join(word for word in words if word not in same) for words, same in zip(settings, shared, strict=True)],
         [run.world for run in runs],
         [run.name for run in runs],
         [str(number) for number in range(1, len(runs) + 1)],

@@ -430,8 +430,8 @@ def _over_time(series: Sequence[Series]) -> str:
             label = one.run.label if len(group) > 1 else one.label
             cards.append(f'<div class="card"><h3>{_dot(one)}{escape(label)}</h3>{chart}</div>')
     lead = (
-        "Requests: those that run dark, those that wait light. Rows: mean over the decode steps. Padding: share of a "
-        "step's slots that are padding (prefill: linear, decode: attention), weighted by time."
+        "Requests: those that run dark, those that wait light. Rows: mean over the steps that decode. Padding: share "
+        "of a step's slots that are padding (prefill: linear, decode: attention), weighted by time."
     )
     if any(one.dashed for one in series):
         lead += " Dashes: simulated."

@@ -10,7 +10,9 @@ from scheduler.config import ConfigError, SchedulerConfig
 from scheduler.oracle import ORACLES
 from scheduler.orders import LinearAgeing
 from scheduler.parts import PARTS
-from scheduler.policies import ALIASES, POLICIES, multi_bin, sjf_bucket
+from scheduler.policies import POLICIES, multi_bin, policy_name, sjf_bucket
+from scheduler.user_policies import open_user_policy, policy_path
+from scheduler.user_policies.files import PYTHON
 
 #: settings of :class:`~scheduler.config.SchedulerConfig` by what they are about
 _LIMITS = (
@@ -36,18 +38,18 @@ _PREDICTING_ADMISSIONS = ("peak-future", "reserve-pow2", "reserve-oracle")
 def settings_in_force(config: SchedulerConfig) -> dict[str, Any]:
     """``policy``, ``layout``, ``kv_pool``, and by name the ``parts``, the policy's ``own`` settings and the ``limits``.
 
-    A part that has no effect in this composition is ``None``. Of a policy from a file of the user's, only what was
-    asked for is known: looking at settings does not run it.
+    A part that has no effect in this composition is ``None``. Of a policy in a Python file of the user's, and of one
+    whose file is gone or has changed, only what was asked for is known: looking at settings runs nobody's code.
     """
     parts = {name: getattr(config, name) for name in _PARTS}
     own = {name: getattr(config, name) for name in _OWN if getattr(config, name) is not None}
-    if ALIASES.get(config.policy, config.policy) in POLICIES:
+    if policy_path(config.policy).suffix != PYTHON:
         try:
             composed = compose(config)
         except ConfigError:
             pass
         else:
-            parts = _parts(config, composed)
+            parts = _parts(composed)
             own = {**_OWN_DEFAULTS.get(config.policy, {}), **own, **_own(composed)}
     return {
         "policy": config.policy,
@@ -59,8 +61,8 @@ def settings_in_force(config: SchedulerConfig) -> dict[str, Any]:
     }
 
 
-def _parts(config: SchedulerConfig, composed: Composition) -> dict[str, Any]:
-    policy, steps = composed.policy, composed.slice_steps
+def _parts(composed: Composition) -> dict[str, Any]:
+    config, policy, steps = composed.config, composed.policy, composed.slice_steps
     linear = isinstance(policy.waiting, LinearAgeing) or isinstance(policy.resident, LinearAgeing)
     aging = "linear" if linear else "none" if policy.ageing is None else "threshold"
     weight = DEFAULT_AGEING_WEIGHT if config.aging_weight is None else config.aging_weight
@@ -96,8 +98,11 @@ def _own(composed: Composition) -> dict[str, Any]:
 
 
 def _predicts(config: SchedulerConfig, admission: str) -> bool:
-    entry = POLICIES[ALIASES.get(config.policy, config.policy)]
-    return "oracle" in entry.settings or admission in _PREDICTING_ADMISSIONS or config.victim == "longest-remaining"
+    """Whether anything asks for a length."""
+    if admission in _PREDICTING_ADMISSIONS or config.victim == "longest-remaining":
+        return True
+    described = open_user_policy(config)
+    return "oracle" in POLICIES[policy_name(config.policy)].settings if described is None else described.predicts
 
 
 # -- as a reader wants them
@@ -123,15 +128,14 @@ def readable(settings: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     return lines
 
 
-def brief(settings: Mapping[str, Any] | None) -> str:
-    """What was asked for beyond policy and layout, in a line: the settings that would else be others."""
+def asked(settings: Mapping[str, Any] | None) -> list[str]:
+    """What was asked for beyond policy and layout, a few words each: the settings that would else be others."""
     if not settings:
-        return ""
+        return []
     parts, usual = settings["parts"], _unasked(settings)
     words = [f"{name} {value}" for name, value in _readable_values(parts) if value != usual.get(name)]
     words += [name.replace("_", " ") for name in ("prefix_cache", "overlap") if parts[name]]
-    own = {name: value for name, value in settings["own"].items() if value != usual.get(name)}
-    return ", ".join(words + _readable_own(own))
+    return words + _readable_own({name: value for name, value in settings["own"].items() if value != usual.get(name)})
 
 
 def _unasked(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from reports.figures import figure_at, interval_text, occurs, quantity, why_miss
 from reports.gate import GateResult
 from reports.reproduction import Findings
 from reports.run import Run, look_up
-from reports.settings import brief
+from reports.settings import asked
 from reports.summary import verdict
 
 #: width of what goes into a file or a pipe
@@ -88,9 +88,9 @@ def print_run(run: Run, *, quiet: bool = False, console: Console | None = None) 
             text = interval_text(tuple(interval), figure.unit) if interval else ""
             figures.add_row(figure.title, _value(run, path), text)
     out.print(figures)
-    parts = brief(run.summary.get("scheduler"))
-    if parts:
-        out.print(f"Scheduler: {parts}")
+    settings = asked(run.summary.get("scheduler"))
+    if settings:
+        out.print(f"Scheduler: {', '.join(settings)}")
     out.print(_verdict(run))
     if run.folder is not None:
         out.print(f"Run folder: {run.folder}", soft_wrap=True)

@@ -37,7 +37,7 @@ def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine.models, "load_model", load)
 
 
-def trace(folder: Path, requests: int = 12, prompt: int = 90, output: int = 30) -> Path:
+def trace(folder: Path, requests: int = 12, prompt: int = 90, output: int = 14) -> Path:
     """Requests that all arrive at once, so that no decision hangs on time."""
     path = folder / "trace.csv"
     rows = (f"0,{prompt + 7 * (i % 5)},{output + i % 9}\n" for i in range(requests))
@@ -84,7 +84,7 @@ def test_both_worlds_run_under_one_configuration(tmp_path: Path) -> None:
 
 
 def test_swaps_are_recorded_where_they_are_asked_for(tmp_path: Path) -> None:
-    flags = ("--policy", "fcfs", "--preemption", "swap", "--kv-tokens", "640")
+    flags = ("--policy", "fcfs", "--preemption", "swap", "--kv-tokens", "480")
     real, simulated, out = validate(tmp_path, "--workload", trace(tmp_path), *flags)
     assert real["swapped"]["out"] > 0
     assert real["swapped"] == simulated["swapped"]

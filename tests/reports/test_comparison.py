@@ -62,14 +62,11 @@ def test_labels_are_never_the_same(tmp_path: Path) -> None:
 
 
 def test_labels_tell_runs_of_one_policy_apart_by_their_parts(tmp_path: Path) -> None:
-    settings = [{}, {"phase": "mixed", "chunk_tokens": 64}, {"overlap": True}]
-    configs = [SchedulerConfig(**one).as_dict() for one in settings]
+    settings = [{}, {"phase": "mixed", "chunk_tokens": 64}, {"phase": "decode-first"}]
+    configs = [SchedulerConfig(overlap=True, **one).as_dict() for one in settings]
     runs = [HandMade(tmp_path / str(i), {"config": config}).close(report=False) for i, config in enumerate(configs)]
-    assert labels(runs) == [
-        "fcfs on paged",
-        "fcfs on paged (phase mixed (64 tokens a step))",
-        "fcfs on paged (overlap)",
-    ]
+    same = "fcfs on paged"
+    assert labels(runs) == [same, f"{same} (phase mixed (64 tokens a step))", f"{same} (phase decode-first)"]
 
 
 def test_figures_of_parts_are_compared_where_a_run_has_the_part(tmp_path: Path) -> None:
