@@ -20,8 +20,11 @@ import time
 from datetime import date
 from pathlib import Path
 
-from core.runs import git_commit, hardware
-from scheduler.policies import POLICIES
+# this folder's scheduler.py is not the package
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from core.runs import git_commit, hardware  # noqa: E402
+from scheduler.policies import POLICIES  # noqa: E402
 
 BENCH = Path(__file__).resolve().parent.parent / "bench.py"
 
