@@ -17,6 +17,7 @@ def check_policy(policy: Policy, name: str) -> None:
         if not holds:
             raise ConfigError(f"policy {name}: {what} is {value!r}; {rule}")
 
+    must(isinstance(policy.name, str), "name", policy.name, "must be a text")
     for role in ("waiting", "resident"):
         order = getattr(policy, role)
         must(isinstance(order, Order), role, order, "must be an Order")

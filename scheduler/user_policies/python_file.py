@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.util import module_from_spec, spec_from_file_location
 from inspect import Parameter, isclass, isfunction, signature
 from types import ModuleType
@@ -93,8 +93,10 @@ class PythonPolicy:
             found = Policy(self._file.name, waiting=found)
         if not isinstance(found, Policy):
             raise ConfigError(f"policy {self._file.policy}: {self._file.name} gave {found!r}, which is no Policy")
-        check_policy(found, self._file.policy)
-        return found, read.looked_at
+        # a class of the user's may be made in a way of its own; parts of a Policy are replaced
+        policy = Policy(**{field.name: getattr(found, field.name) for field in fields(Policy)})
+        check_policy(policy, self._file.policy)
+        return policy, read.looked_at
 
     def _run(self) -> ModuleType:
         """The file as a module of its own: what was hashed is what is run."""

@@ -45,6 +45,11 @@ SOURCE = """
     def with_quantum(config):
         return Policy("evicting", urgency=lambda sequence, view: sequence.number, quantum=config.quantum or 8)
 
+    class Derived(Policy):
+        def __init__(self, config):
+            super().__init__("derived", waiting=Longest(), quantum=config.quantum or 0,
+                             urgency=lambda sequence, view: sequence.number)
+
     def two(config, more):
         return ready
 
@@ -57,7 +62,7 @@ SOURCE = """
     _hidden = ready
     number = 4
     """
-FIT = "Shortest, Longest, longest, ready, chosen, with_quantum, careless, forgetful"
+FIT = "Shortest, Longest, longest, ready, chosen, with_quantum, Derived, careless, forgetful"
 
 
 @pytest.fixture
@@ -91,6 +96,11 @@ def test_what_a_name_may_stand_for(path: Path) -> None:
     orders = [type(policy.waiting).__name__ for policy in policies.values()]
     assert orders == ["Shortest", "Longest", "Shortest", "Longest"]
     assert type(policy_of(path, "chosen", max_running=2).waiting).__name__ == "Shortest"
+
+
+def test_a_class_of_ones_own_is_made_from_the_settings(path: Path) -> None:
+    parts = compose(SchedulerConfig(policy=f"{path}:Derived", quantum=7, aging="threshold"))
+    assert (parts.policy.name, parts.policy.quantum) == ("derived", 7)
 
 
 def test_schedulers_share_nothing(path: Path) -> None:
