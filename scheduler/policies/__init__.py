@@ -124,7 +124,7 @@ POLICIES = {
         "highest response ratio next: waiting over predicted length (Magnus, SGLang)",
         _PREDICTS,
         needs="length",
-        starvation_free="yes",
+        starvation_free="below overload",
     ),
     "multi-bin": PolicyEntry(
         multi_bin.build,
@@ -155,6 +155,7 @@ POLICIES = {
         ("quantum",),
         needs="deadline",
         preempts="yes",
+        starvation_free="with a deadline",
     ),
 }
 
