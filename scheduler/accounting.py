@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +35,17 @@ class Waits(NamedTuple):
     @property
     def rows(self) -> int:
         return len(self.singles) + sum(crowd.size for crowd in self.crowds)
+
+    def members(self) -> Iterator[Sequence]:
+        """The sequence of each row."""
+        yield from (sequence for _, sequence in self.singles)
+        for crowd in self.crowds:
+            yield from crowd.members()
+
+    def without(self, numbers: set[int]) -> Waits:
+        """The same, but for some sequences."""
+        every = self.singles + [(crowd.base_ns, s) for crowd in self.crowds for s in crowd.members()]
+        return Waits([entry for entry in every if entry[1].number not in numbers], [])
 
 
 class Memory(NamedTuple):
@@ -127,34 +138,32 @@ class Account:
 
     def gaps(self, waits: Waits, ends_ns: Ends, dropped: set[int]) -> None:
         """The rows of a decode were served at ``ends_ns``; the last token of those ``dropped`` does not count."""
-        first, steps = int(ends_ns[0]), len(ends_ns)
-        lost = dropped if steps == 1 else set()
-        singles = [(first - base, s) for base, s in waits.singles if s.number not in lost]
-        for gap, sequence in singles:
-            self._saw(gap, lambda s=sequence: [s])  # type: ignore[misc]
-        if singles:
-            self._tell(np.array([gap for gap, _ in singles], dtype=np.int64), 1)
-        for crowd in waits.crowds:
-            members = crowd.members
-            count = crowd.size
-            if lost:
-                kept = [s for s in members() if s.number not in lost]
-                members, count = (lambda k=kept: k), len(kept)  # type: ignore[misc]
-            if count:
-                self._saw(first - crowd.base_ns, members)
-                self._tell(np.array([first - crowd.base_ns], dtype=np.int64), count)
-        if steps > 1:
-            self._gaps_between(waits, np.asarray(ends_ns, dtype=np.int64), dropped)
-
-    def _gaps_between(self, waits: Waits, ends_ns: npt.NDArray[np.int64], dropped: set[int]) -> None:
-        between = ends_ns[1:] - ends_ns[:-1]
-        whole = between[:-1] if dropped else between
-        if len(whole):
-            self._saw_all(int(whole.max()), waits, set())
-            self._tell(whole, waits.rows)
+        if len(ends_ns) == 1:
+            self._first_gaps(waits.without(dropped) if dropped else waits, int(ends_ns[0]))
+            return
+        ends = np.asarray(ends_ns, dtype=np.int64)
+        between = ends[1:] - ends[:-1]
+        self._first_gaps(waits, int(ends[0]))
         if dropped:
-            self._saw_all(int(between[-1]), waits, dropped)
-            self._tell(between[-1:], waits.rows - len(dropped))
+            self._common_gaps(waits.without(dropped), between[-1:])
+            between = between[:-1]
+        self._common_gaps(waits, between)
+
+    def _first_gaps(self, waits: Waits, end_ns: int) -> None:
+        """Since each row's last token."""
+        for base_ns, sequence in waits.singles:
+            self._saw(end_ns - base_ns, lambda: (sequence,))  # noqa: B023  (called at once, if at all)
+        if waits.singles:
+            self._tell(np.array([end_ns - base_ns for base_ns, _ in waits.singles], dtype=np.int64), 1)
+        for crowd in waits.crowds:
+            self._saw(end_ns - crowd.base_ns, crowd.members)
+            self._tell(np.array([end_ns - crowd.base_ns], dtype=np.int64), crowd.size)
+
+    def _common_gaps(self, waits: Waits, gaps_ns: npt.NDArray[np.int64]) -> None:
+        """Between the steps of a stretch, the same for all rows."""
+        if len(gaps_ns) and waits.rows:
+            self._saw(int(gaps_ns.max()), waits.members)
+            self._tell(gaps_ns, waits.rows)
 
     def gap_of(self, sequence: Sequence, gap_ns: int) -> None:
         """One sequence got its next token after ``gap_ns``."""
@@ -176,14 +185,6 @@ class Account:
         if gap_ns > self._starvation_ns:
             for sequence in members():
                 self._starved(sequence)
-
-    def _saw_all(self, gap_ns: int, waits: Waits, dropped: set[int]) -> None:
-        everybody = [s for _, s in waits.singles if s.number not in dropped]
-        if len(everybody) + sum(crowd.size for crowd in waits.crowds) > len(dropped):
-            self._saw(gap_ns, lambda: everybody)
-        for crowd in waits.crowds:
-            self._saw(gap_ns if crowd.size > len(dropped) else 0,
-                      lambda c=crowd: [s for s in c.members() if s.number not in dropped])  # type: ignore[misc]  # fmt: skip
 
     def _starved(self, sequence: Sequence) -> None:
         if not sequence.over_threshold:
