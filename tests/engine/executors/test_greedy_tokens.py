@@ -132,3 +132,25 @@ def test_embedded_model_equals_generate(embedded: Any, layout: str, policy: str)
     assert scheduler.counters.steps_prefill > len(prompts)
     assert policy == "static" or scheduler.counters.preemptions > 0, "static reserves what it may need"
     assert_greedy(embedded, tokens, prompts)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    ("counter", "settings"),
+    [
+        ("swapped_in", {"layout": "padded", "kv_tokens": 32, "block_tokens": 2, "preemption": "swap"}),
+        ("swapped_in", {"kv_tokens": 32, "block_tokens": 2, "preemption": "swap", "overlap": True}),
+        ("steps_mixed", {"phase": "mixed", "chunk_tokens": 6, "policy": "srpt"}),
+        ("prefix_hit_tokens", {"policy": "lpm", "prefix_cache": True, "block_tokens": 1, "max_running": 1}),
+        ("steps_decode", {"policy": "las", "batching": "slice:3", "overlap": True, "quantum": 2}),
+    ],
+)
+def test_embedded_model_equals_generate_with_parts(embedded: Any, counter: str, settings: dict[str, Any]) -> None:
+    """Spot checks on the true model of what the tiny ones are put through in all pairs."""
+    texts = ("The capital of France is", "The capital of Italy is", "人工智能的未来是", "The future of AI")
+    prompts = [embedded.ours.tokenizer.encode(text) for text in texts]
+    tokens, scheduler = serve(
+        embedded.ours, prompts, **{"policy": "fcfs", "layout": "paged", "kv_pool": "paged", **settings}
+    )
+    assert getattr(scheduler.counters, counter) > 0
+    assert_greedy(embedded, tokens, prompts)
