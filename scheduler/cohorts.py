@@ -460,7 +460,7 @@ class Residents:
         """
         done = Advance([], [])
         for cohort in cohorts:
-            cohort.held_blocks += sum_of(cohort.growing(steps), steps)
+            cohort.held_blocks += cohort.next_blocks if steps == 1 else sum_of(cohort.growing(steps), steps)
             self.tokens += steps * len(cohort.members)
             cohort.tick += steps
             cohort.served = served

@@ -143,6 +143,8 @@ class Completion:
                 self._settle_chunk(flight, chunk, end_ns)
         if state.policy.resident.timed:
             self._add_service(flight, end_ns - start_ns)
+        if not (flight.ending or flight.hidden or flight.held or outcome.stops):
+            return []
         ended = self._ended(flight, outcome)
         state.counters.wasted_rows += len(flight.held)
         leaving = flight.held + [(sequence, self._finish(sequence, end_ns, reason)) for sequence, reason in ended]

@@ -12,7 +12,7 @@ from scheduler.digest import PlanDigest, hash_id
 from scheduler.features import Draft, measure
 from scheduler.flight import BusyError, Flight
 from scheduler.observer import Observer
-from scheduler.plan import NEVER, StepOutcome, StepPlan
+from scheduler.plan import NEVER, StepOutcome, StepPlan, Swap
 from scheduler.prefill import Prefill
 from scheduler.request import Request
 from scheduler.sequence import Sequence
@@ -40,6 +40,15 @@ class Scheduler:
         self._completion = Completion(state)
         self._observer = observer
         self._submissions = self._plans = 0
+        #: whether it makes a difference when a request begins to wait, although it cannot be admitted
+        self._arrivals_matter = (
+            self.policy.urgency is not None
+            or self.policy.ledger is not None
+            or self.policy.waiting.shapes_lanes
+            or config.oracle == "history"
+            # what free pieces are too small for depends on who waits
+            or not self.pool.grows
+        )
         self._aborts: list[str] = []
 
     # -- what a world asks
@@ -135,7 +144,8 @@ class Scheduler:
         for flight in state.flights:
             if not flight.advanced:
                 self._completion.advance(flight)
-        self._apply_aborts()
+        if self._aborts:
+            self._apply_aborts()
         state.residents.follow_order()
         if self.policy.resident.timed:
             self._completion.retime()
@@ -196,11 +206,13 @@ class Scheduler:
         state = self._state
         steps = self._stepping.steps_the_same(draft, max_repeat)
         until_ns = self._stepping.until(draft) if steps > 1 else NEVER
-        swapped = 0
+        swapped, swapped_in = 0, tuple[Swap, ...]()
         if state.swapped_out or state.swapped_in:
-            swapped = sum(swap.tokens for swap in state.swapped_out) + sum(s.computed for s in state.swapped_in)
-            self.counters.swapped_in += len(state.swapped_in)
-            self.counters.swapped_tokens += sum(s.computed for s in state.swapped_in)
+            swapped_in = tuple(state.swap(sequence) for sequence in state.swapped_in)
+            tokens_in = sum(swap.tokens for swap in swapped_in)
+            swapped = sum(swap.tokens for swap in state.swapped_out) + tokens_in
+            self.counters.swapped_in += len(swapped_in)
+            self.counters.swapped_tokens += tokens_in
         batch_rows = 0 if state.batch is None else state.batch.rows
         features, entry = measure(draft, self.config.layout, self.pool, batch_rows, swapped, steps)
         slot_free = state.holding < self.config.max_running and state.batch is None
@@ -216,25 +228,13 @@ class Scheduler:
             _chunks=lambda: sorted(draft.chunks + draft.decode_chunks(), key=lambda chunk: chunk.sequence.number),
             _block_table=self._block_table,
             swapped_out=tuple(state.swapped_out),
-            swapped_in=tuple(state.swap(sequence) for sequence in state.swapped_in),
+            swapped_in=swapped_in,
         )
         self._plans += 1
         state.released, state.swapped_out, state.swapped_in = [], [], []
         flight = Flight(plan, draft, steps, self._unusable_tokens())
         state.flights.append(flight)
         return plan
-
-    @property
-    def _arrivals_matter(self) -> bool:
-        """Whether it makes a difference when a request begins to wait, although it cannot be admitted."""
-        return (
-            self.policy.urgency is not None
-            or self.policy.ledger is not None
-            or self.policy.waiting.shapes_lanes
-            or self.config.oracle == "history"
-            # what free pieces are too small for depends on who waits
-            or not self.pool.grows
-        )
 
     def _unusable_tokens(self) -> int:
         state = self._state
