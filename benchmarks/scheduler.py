@@ -1,6 +1,8 @@
 """What a scheduling decision costs: ``next_step`` + ``complete``, at 256 running and 10,000 waiting.
 
     python benchmarks/scheduler.py [--policies fcfs,srpt] [--running 256] [--waiting 10000] [--steps 2000]
+    LOCKSTEP_COMPILE=1 pip install --no-deps --target build/compiled .
+    python benchmarks/scheduler.py --package build/compiled
 
 Each policy runs step by step on a device that takes a fixed time. A request comes in as one ends, so that the number of
 those that run and wait stays. Printed are the microseconds of a step: the median and the mean over all, the 99th
@@ -21,8 +23,13 @@ from pathlib import Path
 from random import Random
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+_place = argparse.ArgumentParser(add_help=False)
+_place.add_argument(
+    "--package", type=Path, default=ROOT, help="folder that holds the scheduler (default: this checkout)"
+)
+sys.path[0] = str(_place.parse_known_args()[0].package.resolve())
 
+import scheduler.scheduler as scheduler_module  # noqa: E402
 from scheduler.config import SchedulerConfig  # noqa: E402
 from scheduler.plan import StepOutcome  # noqa: E402
 from scheduler.policies import POLICIES  # noqa: E402
@@ -86,14 +93,18 @@ def measure(policy: str, running: int, waiting: int, steps: int) -> tuple[list[i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[_place]
+    )
     parser.add_argument("--policies", default=",".join(POLICIES), help="names, with commas between (default: all)")
     parser.add_argument("--running", type=int, default=256)
     parser.add_argument("--waiting", type=int, default=10_000)
     parser.add_argument("--steps", type=int, default=2_000)
     args = parser.parse_args()
     command = " ".join(["python", *sys.argv])
-    print(f"# {command} · {date.today()} · Python {platform.python_version()} on {platform.machine()}", flush=True)
+    kind = "plain Python" if scheduler_module.__file__.endswith(".py") else "compiled core"
+    python = f"Python {platform.python_version()} on {platform.machine()}"
+    print(f"# {command} · {date.today()} · {python} · {kind}", flush=True)
     print("policy          median us  mean us  p99 us  quiet median us  quiet at 1/4 running")
     for policy in args.policies.split(","):
         taken, quiet = measure(policy, args.running, args.waiting, args.steps)

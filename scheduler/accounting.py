@@ -64,12 +64,14 @@ def waits_of(draft: Draft, residents: Residents, keep: bool) -> Waits:
     """The waits of a draft's decode rows, before they are advanced. ``keep``: they are looked at later, not now."""
     waits = Waits([], [])
     for cohort in draft.cohorts:
-        fresh = list(cohort.fresh.values())
-        waits.singles.extend((_end_ns(residents, s), s) for s in fresh)
+        fresh = cohort.fresh
+        if fresh:
+            waits.singles.extend([(_end_ns(residents, s), s) for s in fresh.values()])
         count = cohort.count - len(fresh)
         if count:
             waits.crowds.append(Crowd(cohort.served.end_ns, count, _others(cohort, keep)))
-    waits.singles.extend((_end_ns(residents, s), s) for s in draft.rows)
+    if draft.rows:
+        waits.singles.extend([(_end_ns(residents, s), s) for s in draft.rows])
     return waits
 
 
@@ -153,10 +155,13 @@ class Account:
         """Since each row's last token."""
         for base_ns, sequence in waits.singles:
             self._saw(end_ns - base_ns, lambda: (sequence,))  # noqa: B023  (called at once, if at all)
+        for crowd in waits.crowds:
+            self._saw(end_ns - crowd.base_ns, crowd.members)
+        if self._observer is None:
+            return
         if waits.singles:
             self._tell(np.array([end_ns - base_ns for base_ns, _ in waits.singles], dtype=np.int64), 1)
         for crowd in waits.crowds:
-            self._saw(end_ns - crowd.base_ns, crowd.members)
             self._tell(np.array([end_ns - crowd.base_ns], dtype=np.int64), crowd.size)
 
     def _common_gaps(self, waits: Waits, gaps_ns: npt.NDArray[np.int64]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any, NamedTuple
 
@@ -390,28 +390,27 @@ class Residents:
         index = bisect_right(self._keys, cohort.key)
         return self._keys[index] - cohort.key if index < len(self._keys) else NEVER
 
-    def above(self, bound: Any) -> Iterator[Sequence]:
-        """The residents who have had their quantum and whose urgency is more than ``bound``.
+    def above(self, bound: Any, more: Callable[[Sequence], bool]) -> None:
+        """Show ``more`` the residents who have had their quantum and whose urgency is more than ``bound``.
 
-        The largest urgency first, the newest of equal ones first.
+        The largest urgency first, the newest of equal ones first, until it says that it wants no more.
         """
         heap, taken = self._least_urgent, list[Entry]()
-        try:
-            while heap and -heap[0][0] > bound and self._urgency is not None:
-                entry = heap[0]
-                sequence = entry[3]
-                if sequence.cohort is None or sequence.join != entry[2]:
-                    heappop(heap)
-                    continue
-                urgency = self._urgency(sequence, self._view)
-                if urgency != -entry[0]:
-                    heapreplace(heap, (-urgency, -sequence.number, entry[2], sequence))
-                    continue
-                taken.append(heappop(heap))
-                yield sequence
-        finally:
-            for entry in taken:
-                heappush(heap, entry)
+        while heap and -heap[0][0] > bound and self._urgency is not None:
+            entry = heap[0]
+            sequence = entry[3]
+            if sequence.cohort is None or sequence.join != entry[2]:
+                heappop(heap)
+                continue
+            urgency = self._urgency(sequence, self._view)
+            if urgency != -entry[0]:
+                heapreplace(heap, (-urgency, -sequence.number, entry[2], sequence))
+                continue
+            taken.append(heappop(heap))
+            if not more(sequence):
+                break
+        for entry in taken:
+            heappush(heap, entry)
 
     def steps_to_quantum(self) -> int:
         """Steps, at the least, until another resident has had its quantum."""

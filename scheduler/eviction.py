@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from scheduler.cohorts import Residents
@@ -38,11 +38,16 @@ class Eviction:
             return residents.newest()
         return max(residents.members(), key=lambda s: (worth(s, view), s.number))
 
-    def weaker(self, sequence: Sequence) -> Iterator[Sequence]:
-        """Residents that ``sequence`` may take the place of, the least urgent first."""
-        urgency, evictable = self._policy.urgency, self._policy.evictable
+    def weaker(self, sequence: Sequence, more: Callable[[Sequence], bool]) -> None:
+        """Show ``more`` the residents that ``sequence`` may take the place of, the least urgent first.
+
+        It says of each whether it wants to see another.
+        """
+        urgency, evictable, view = self._policy.urgency, self._policy.evictable, self._view
         if urgency is None:
             return
-        for resident in self._residents.above(urgency(sequence, self._view)):
-            if evictable is None or evictable(resident, self._view):
-                yield resident
+
+        def more_evictable(resident: Sequence) -> bool:
+            return more(resident) if evictable is None or evictable(resident, view) else True
+
+        self._residents.above(urgency(sequence, view), more_evictable)

@@ -8,7 +8,7 @@ from typing import Any
 from scheduler.buckets import AdaptiveSplit, Buckets, FixedWidth
 from scheduler.config import ConfigError, unknown_name
 from scheduler.plan import NEVER
-from scheduler.policy import Lane, Order, View
+from scheduler.policy import Lane, Numeric, Order, View
 from scheduler.sequence import Sequence
 
 BUCKET_ORDERS = ("lowest", "fullest", "oldest")
@@ -74,7 +74,7 @@ class ByLength(Order):
 class ByRemaining(Order):
     """One lane; the fewest predicted output tokens left first."""
 
-    numeric = "rank"
+    numeric: Numeric | None = "rank"
 
     def rank(self, sequence: Sequence, view: View) -> int:
         return remaining(sequence, view)
@@ -87,7 +87,7 @@ class ByRemaining(Order):
 class ByPrediction(Order):
     """One lane; the shortest predicted output first, whatever of it is done."""
 
-    numeric = "rank"
+    numeric: Numeric | None = "rank"
 
     def rank(self, sequence: Sequence, view: View) -> int:
         return view.predicted(sequence)
@@ -100,7 +100,7 @@ class ByPrediction(Order):
 class ByService(Order):
     """Lanes by output tokens so far, in quanta; the fewest first."""
 
-    numeric = "lane"
+    numeric: Numeric | None = "lane"
 
     def __init__(self, quantum: int) -> None:
         self.quantum = max(1, quantum)

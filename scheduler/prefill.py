@@ -136,14 +136,19 @@ class Prefill:
         shared_with = None if sequence.host_tokens else sequence
         shortage = state.pool.shortage(sequence, tokens, shares=shared_with is not None)
         victims: list[Sequence] = []
-        blocks = 0
-        for victim in state.eviction.weaker(sequence):
-            if len(victims) >= slots and blocks >= shortage:
-                break
-            if mixed is None or not mixed.steps_on(victim):
-                victims.append(victim)
-                blocks = state.pool.freed_by([(s, state.blocks_of(s)) for s in victims], shared_with)
-        return victims if len(victims) >= slots and blocks >= shortage else None
+
+        def too_few() -> bool:
+            blocks = state.pool.freed_by([(s, state.blocks_of(s)) for s in victims], shared_with) if victims else 0
+            return len(victims) < slots or blocks < shortage
+
+        def consider(victim: Sequence) -> bool:
+            if mixed is not None and mixed.steps_on(victim):
+                return True
+            victims.append(victim)
+            return too_few()
+
+        state.eviction.weaker(sequence, consider)
+        return None if too_few() else victims
 
     def _block(self, blocked: tuple[int, int], steps: int) -> bool:
         """``sequence`` cannot be admitted, and for so many steps of the residents nothing changes about that."""

@@ -45,7 +45,7 @@ class QuantileTable:
         elif 0 < low < len(quantiles):
             rank = low - 1 + (length - quantiles[low - 1]) / (quantiles[low] - quantiles[low - 1])
         else:
-            rank = min(low, len(quantiles) - 1)
+            rank = float(min(low, len(quantiles) - 1))
         return (rank + 0.5) / len(quantiles)
 
     def length(self, share: float) -> int:

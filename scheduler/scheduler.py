@@ -6,6 +6,8 @@ the policy's choice. The same object drives the simulator and the real engine.
 
 from __future__ import annotations
 
+from mypy_extensions import mypyc_attr
+
 from scheduler.completion import Completion
 from scheduler.config import SchedulerConfig
 from scheduler.digest import PlanDigest, hash_id
@@ -20,6 +22,7 @@ from scheduler.state import SchedulerState
 from scheduler.stepping import Stepping
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Scheduler:
     """Takes requests, hands out step plans, and is told how they went. All times are integer nanoseconds.
 
