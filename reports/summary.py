@@ -310,11 +310,9 @@ def _kv(counters: RunCounters, absent: dict[str, str], partial: bool) -> dict[st
     by_step = _memory(
         "kv", counters.kv_held_sum, counters.kv_reserved_sum, counters.kv_free_sum, counters.kv_unusable_sum, absent
     )
-    # what is unusable is not summed over time; it is 0 at all times where it is 0 in all steps
-    unusable_ns = None if counters.kv_unusable_sum else 0
     by_time = _memory(
         "kv.time_weighted", counters.kv_held_token_ns, counters.kv_reserved_token_ns, counters.kv_free_token_ns,
-        unusable_ns, absent,
+        counters.kv_unusable_token_ns, absent,
     )  # fmt: skip
     return {
         "peak_tokens": counters.kv_peak_tokens,
@@ -326,17 +324,14 @@ def _kv(counters: RunCounters, absent: dict[str, str], partial: bool) -> dict[st
     }
 
 
-def _memory(
-    path: str, held: int, reserved: int, free: int, unusable: int | None, absent: dict[str, str]
-) -> dict[str, Any]:
+def _memory(path: str, held: int, reserved: int, free: int, unusable: int, absent: dict[str, str]) -> dict[str, Any]:
     """Utilisation and fragmentation from sums of token slots, over steps or over time."""
     utilisation = _ratio(held, reserved)
-    external = None if unusable is None else _ratio(unusable, free)
+    external = _ratio(unusable, free)
     if utilisation is None:
         absent[f"{path}.utilisation"] = absent[f"{path}.fragmentation.internal"] = "no step held KV"
     if external is None:
-        reason = "no KV slot was ever free" if unusable is not None else "unusable slots are counted by step only"
-        absent[f"{path}.fragmentation.external"] = reason
+        absent[f"{path}.fragmentation.external"] = "no KV slot was ever free"
     internal = None if utilisation is None else 1 - utilisation
     return {"utilisation": utilisation, "fragmentation": {"internal": internal, "external": external}}
 

@@ -132,6 +132,7 @@ class Account:
         counters.kv_held_token_ns += held_ns
         counters.kv_reserved_token_ns += reserved_ns
         counters.kv_free_token_ns += capacity * took - reserved_ns
+        counters.kv_unusable_token_ns += memory.unusable_tokens * took
         counters.kv_allocations = pool.allocations
         counters.kv_reused = pool.reused
         counters.kv_reused_after_preemption = pool.reused_after_preemption

@@ -50,6 +50,7 @@ class RunCounters:
     kv_held_token_ns: int = 0
     kv_reserved_token_ns: int = 0
     kv_free_token_ns: int = 0
+    kv_unusable_token_ns: int = 0
     kv_allocations: int = 0
     kv_reused: int = 0
     kv_reused_after_preemption: int = 0

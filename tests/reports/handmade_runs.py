@@ -151,7 +151,7 @@ def four_requests(folder: Path, manifest: Mapping[str, Any] | None = None, slowe
     run.counters.kv_held_sum, run.counters.kv_reserved_sum = 30, 40
     run.counters.kv_free_sum, run.counters.kv_unusable_sum = 50, 10
     run.counters.kv_held_token_ns, run.counters.kv_reserved_token_ns = 24 * MS, 30 * MS
-    run.counters.kv_free_token_ns = 60 * MS
+    run.counters.kv_free_token_ns, run.counters.kv_unusable_token_ns = 60 * MS, 15 * MS
     run.counters.kv_allocations, run.counters.kv_reused = 8, 2
     run.counters.longest_wait_ns, run.counters.longest_gap_ns = 50 * MS, 100 * slower * MS
     return run

@@ -621,6 +621,7 @@ class Reference:
         c.kv_held_token_ns += step.held * duration
         c.kv_reserved_token_ns += step.reserved * duration
         c.kv_free_token_ns += (memory.total * memory.size - step.reserved) * duration
+        c.kv_unusable_token_ns += step.unusable * duration
 
     # -- what is compared
 

@@ -19,7 +19,12 @@ pytestmark = pytest.mark.skipif(
 
 def run(folder: Path, *command: str, **environment: str) -> str:
     result = subprocess.run(
-        [sys.executable, *command], cwd=folder, env=os.environ | environment, capture_output=True, text=True, check=False
+        [sys.executable, *command],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
