@@ -1,7 +1,16 @@
-"""What all tests share: hypothesis without deadlines, and GPU tests that skip where there is no GPU."""
+"""What all tests share: hypothesis without deadlines, and GPU tests that skip where there is no GPU.
+
+Without a GPU, Triton's kernels are run by its interpreter, which has to be said before anybody imports it.
+"""
+
+import os
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 settings.register_profile("lockstep", deadline=None)
 settings.load_profile("lockstep")

@@ -1,0 +1,147 @@
+"""Attention of one query a row over paged KV: contexts cut into parts, the last part to arrive puts them together.
+
+No length is baked in: how many parts a launch has is fixed, and each row divides its own context among them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from engine.kernels.interface import DecodeWorkspace
+
+_TILE = 64
+
+
+@triton.jit
+def tile_of(
+    pages, table, n, end, kv_head, kv_heads, D: tl.constexpr, d, BLOCK_TOKENS: tl.constexpr, TILE: tl.constexpr
+):
+    """Offsets ``[TILE, D]`` of the tokens ``n`` in a layer's cache. No block is looked up past ``end``."""
+    if BLOCK_TOKENS >= TILE:
+        block = tl.load(table + tl.min(n, 0) // BLOCK_TOKENS).to(tl.int64)
+        start = (block * kv_heads + kv_head) * BLOCK_TOKENS
+        offsets = (start + n % BLOCK_TOKENS)[:, None] * D + d[None, :]
+    else:
+        blocks = tl.load(table + n // BLOCK_TOKENS, mask=n < end, other=0).to(tl.int64)
+        starts = (blocks * kv_heads + kv_head) * BLOCK_TOKENS + n % BLOCK_TOKENS
+        offsets = starts[:, None] * D + d[None, :]
+    return offsets
+
+
+@triton.jit
+def _decode_kernel(
+    query, keys, values, tables, lengths, out, part_out, part_max, part_sum, arrivals,
+    scale, softcap, window, table_stride, kv_heads,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, PADDED: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
+    TILE: tl.constexpr, SPLITS: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    kv_head = tl.program_id(0)
+    row = tl.program_id(1).to(tl.int64)
+    split = tl.program_id(2)
+    length = tl.load(lengths + row)
+    first = 0
+    if WINDOW:
+        first = tl.maximum(length - window, 0)
+    first_tile = first // TILE
+    tiles = tl.cdiv(length, TILE) - first_tile
+    tiles_a_split = tl.maximum(tl.cdiv(tiles, SPLITS), 1)
+    splits = tl.maximum(tl.cdiv(tiles, tiles_a_split), 1)
+    d = tl.arange(0, PADDED)
+    g = tl.arange(0, ROWS)
+    real = (g[:, None] < GROUP) & (d[None, :] < D)
+    heads = kv_heads * GROUP
+    places = (row * heads + kv_head * GROUP + g[:, None]) * D + d[None, :]
+    if split < splits:
+        q = tl.load(query + places, mask=real, other=0.0)
+        start = (first_tile + split * tiles_a_split) * TILE
+        end = tl.minimum(length, start + tiles_a_split * TILE)
+        best = tl.full((ROWS,), -1.0e30, tl.float32)
+        total = tl.zeros((ROWS,), tl.float32)
+        acc = tl.zeros((ROWS, PADDED), tl.float32)
+        table = tables + row * table_stride
+        for n0 in tl.range(start, end, TILE, num_stages=STAGES):
+            n = n0 + tl.arange(0, TILE)
+            seen = (n < end) & (n >= first)
+            offsets = tile_of(keys, table, n, end, kv_head, kv_heads, D, d, BLOCK_TOKENS, TILE)
+            mask = seen[:, None] & (d[None, :] < D)
+            k = tl.load(keys + offsets, mask=mask, other=0.0)
+            v = tl.load(values + offsets, mask=mask, other=0.0)
+            scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+            if SOFTCAP:
+                scores = softcap * (1.0 - 2.0 / (1.0 + tl.exp(2.0 * scores / softcap)))
+            scores = tl.where(seen[None, :], scores * 1.4426950408889634, -1.0e30)
+            new_best = tl.maximum(best, tl.max(scores, 1))
+            weights = tl.where(seen[None, :], tl.exp2(scores - new_best[:, None]), 0.0)
+            shrink = tl.exp2(best - new_best)
+            total = total * shrink + tl.sum(weights, 1)
+            acc = acc * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+            best = new_best
+        if splits == 1:
+            whole = tl.where(total > 0, total, 1.0)
+            tl.store(out + places, (acc / whole[:, None]).to(out.dtype.element_ty), mask=real)
+        else:
+            part = (row * heads + kv_head * GROUP + g) * SPLITS + split
+            tl.store(part_out + part[:, None] * D + d[None, :], acc, mask=real)
+            tl.store(part_max + part, best, mask=g < GROUP)
+            tl.store(part_sum + part, total, mask=g < GROUP)
+            tl.debug_barrier()
+            arrived = tl.atomic_add(arrivals + row * kv_heads + kv_head, 1, sem="acq_rel")
+            if arrived == splits - 1:
+                base = (row * heads + kv_head * GROUP + g) * SPLITS
+                best = tl.full((ROWS,), -1.0e30, tl.float32)
+                for i in range(splits):
+                    best = tl.maximum(
+                        best, tl.load(part_max + base + i, mask=g < GROUP, other=-1.0e30, cache_modifier=".cg")
+                    )
+                total = tl.zeros((ROWS,), tl.float32)
+                acc = tl.zeros((ROWS, PADDED), tl.float32)
+                for i in range(splits):
+                    top = tl.load(part_max + base + i, mask=g < GROUP, other=-1.0e30, cache_modifier=".cg")
+                    shrink = tl.exp2(top - best)
+                    total += shrink * tl.load(part_sum + base + i, mask=g < GROUP, other=0.0, cache_modifier=".cg")
+                    piece = part_out + (base + i)[:, None] * D + d[None, :]
+                    acc += shrink[:, None] * tl.load(piece, mask=real, other=0.0, cache_modifier=".cg")
+                whole = tl.where(total > 0, total, 1.0)
+                tl.store(out + places, (acc / whole[:, None]).to(out.dtype.element_ty), mask=real)
+                tl.store(arrivals + row * kv_heads + kv_head, 0)
+
+
+def decode_attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    block_tables: Tensor,
+    lengths: Tensor,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    window: int | None = None,
+    workspace: DecodeWorkspace | None = None,
+    splits: int | None = None,
+) -> Tensor:
+    """See :meth:`~engine.kernels.interface.Kernels.decode_attention`."""
+    rows, heads, dim = query.shape
+    kv_heads, block_tokens = keys.shape[1], keys.shape[2]
+    if splits is None:
+        splits = 1 if workspace is None else workspace.splits
+    out = torch.empty_like(query)
+    parts = (out, out, out, out) if workspace is None else (
+        workspace.outputs, workspace.maxima, workspace.sums, workspace.arrivals
+    )  # fmt: skip
+    if splits > 1 and (workspace is None or workspace.splits < splits or workspace.rows < rows):
+        raise ValueError(f"{rows} rows in {splits} parts need a workspace of that size")
+    kernel: Any = _decode_kernel
+    kernel[(kv_heads, rows, splits)](
+        query, keys, values, block_tables, lengths, out, *parts,
+        scale, softcap or 1.0, window or 0, block_tables.stride(0), kv_heads,
+        GROUP=heads // kv_heads, ROWS=max(16, triton.next_power_of_2(heads // kv_heads)),
+        D=dim, PADDED=triton.next_power_of_2(dim), BLOCK_TOKENS=block_tokens,
+        TILE=_TILE if dim <= 128 else 32, SPLITS=splits, SOFTCAP=softcap is not None, WINDOW=window is not None,
+        STAGES=3 if dim <= 128 else 2, num_warps=4,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,173 @@
+"""What a set of kernels is: the functions that a decoder is made of, and the tensors that they are given.
+
+T are the packed tokens of a step, HQ query heads, HKV key/value heads, D the head dimension, H hidden, I intermediate.
+The KV of a layer are two contiguous tensors ``keys`` and ``values`` ``[blocks, HKV, block_tokens, D]``. A *slot* is
+``block * block_tokens + offset``. All tensors of a call are on one device.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+Activation = Literal["silu", "gelu_tanh", "gelu"]
+
+
+class Heads(NamedTuple):
+    """The columns of a fused QKV product: all query heads, then the key heads, then the value heads."""
+
+    query: int
+    key_value: int
+    dim: int
+
+    @property
+    def columns(self) -> int:
+        return (self.query + 2 * self.key_value) * self.dim
+
+
+class Rotary(NamedTuple):
+    """Rotary tables ``cos`` and ``sin`` ``[context, dims / 2]``, in float32 or the model's dtype.
+
+    The first ``dims`` of each head are rotated, the rest passes. A rotated pair are two neighbours where
+    ``interleaved``, otherwise one from each half. Products are rounded to the tables' dtype.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    dims: int
+    interleaved: bool = False
+
+
+class DecodeWorkspace:
+    """Scratch memory of decode attention for up to ``rows`` rows whose contexts are cut into up to ``splits`` parts.
+
+    One workspace serves all layers of a model and all graphs of a device, as long as they run one after the other.
+    ``arrivals`` is all zeros between launches.
+    """
+
+    def __init__(self, rows: int, heads: Heads, splits: int, device: torch.device) -> None:
+        self.rows = rows
+        self.splits = splits
+        parts = rows * heads.query * splits
+        self.outputs = torch.empty(parts, heads.dim, dtype=torch.float32, device=device)
+        self.maxima = torch.empty(parts, dtype=torch.float32, device=device)
+        self.sums = torch.empty(parts, dtype=torch.float32, device=device)
+        self.arrivals = torch.zeros(rows * heads.key_value, dtype=torch.int32, device=device)
+
+
+def decode_splits(rows: int, kv_heads: int, longest_tokens: int, processors: int) -> int:
+    """Into how many parts decode attention cuts a context: a power of two, at most 32.
+
+    Enough to give each of the ``processors`` (streaming multiprocessors) two programs, none shorter than 256 tokens.
+    It depends on the bucket of rows and on the longest context that a launch may meet, not on the lengths it meets.
+    """
+    wanted = min(2 * processors // max(rows * kv_heads, 1), -(-longest_tokens // 256), 32)
+    return 1 << max(wanted.bit_length() - 1, 0)
+
+
+class Kernels(Protocol):
+    """The functions of a decoder; a module is one. Every result is a new tensor unless the function says otherwise."""
+
+    def embed(self, ids: Tensor, table: Tensor, scale: float = 1.0) -> Tensor:
+        """Rows ``ids`` ``int64[T]`` of ``table`` ``[vocab, H]``, times ``scale`` rounded to the table's dtype."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0) -> Tensor:
+        """``x / rms(x) * (offset + weight)`` over the last dimension of ``x`` ``[T, H]``.
+
+        Computed in float32. With no offset it is rounded before the product, as in Llama; else after it, as in Gemma.
+        """
+
+    def add_rms_norm(
+        self,
+        update: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        eps: float,
+        *,
+        offset: float = 0.0,
+        post_norm: Tensor | None = None,
+    ) -> Tensor:
+        """Add ``update`` to ``residual`` ``[T, H]`` in place, and return the RMS norm of the sum.
+
+        ``update`` is ``[T, H]``, or float32 parts ``[P, T, H]`` of it that are summed first. With ``post_norm`` (a
+        weight) it is itself normalised before it is added (Gemma 2 and 3, GLM-4-0414).
+        """
+
+    def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        """``activation(gate) * up`` ``[T, I]`` of ``gate_up`` ``[T, 2I]``, whose first half is the gate."""
+
+    def rotate_and_store(
+        self,
+        qkv: Tensor,
+        rotary: Rotary,
+        positions: Tensor,
+        slots: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        heads: Heads,
+        *,
+        bias: Tensor | None = None,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        norm_eps: float = 1e-6,
+        norm_offset: float = 0.0,
+    ) -> Tensor:
+        """Rotated queries ``[T, HQ, D]`` of ``qkv`` ``[T, (HQ + 2 HKV) D]``; keys and values go into the cache.
+
+        In this order: add ``bias``; RMS norm of each query and key head with ``q_norm`` and ``k_norm`` ``[D]``; rotate
+        to ``positions`` ``int64[T]``; write to ``slots`` ``int64[T]``, where -1 writes nothing.
+        """
+
+    def decode_attention(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        block_tables: Tensor,
+        lengths: Tensor,
+        *,
+        scale: float,
+        softcap: float | None = None,
+        window: int | None = None,
+        workspace: DecodeWorkspace | None = None,
+        splits: int | None = None,
+    ) -> Tensor:
+        """Attention of one query a row, ``query`` ``[rows, HQ, D]``, over its context, itself included.
+
+        ``block_tables`` ``int32[rows, max_blocks]`` name the blocks, ``lengths`` ``int32[rows]`` count the tokens; a
+        row of length 0 gives zeros. With ``window`` only the last that many tokens count. ``splits`` is how many parts
+        a context is cut into, by default as many as ``workspace`` has; 1 needs no workspace.
+        """
+
+    def prefill_attention(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        block_tables: Tensor,
+        starts: Tensor,
+        offsets: Tensor,
+        longest_chunk: int,
+        *,
+        scale: float,
+        softcap: float | None = None,
+        window: int | None = None,
+    ) -> Tensor:
+        """Causal attention of packed chunks, ``query`` ``[T, HQ, D]``, over contexts that are already in the cache.
+
+        Chunk c is ``query[offsets[c]:offsets[c + 1]]``, at the positions from ``starts[c]`` on; its blocks are
+        ``block_tables[c]`` (all int32). No chunk is longer than ``longest_chunk``. With ``window`` position p sees
+        ``p - window + 1 .. p``. Rows of no chunk are undefined.
+        """
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``x`` ``[T, K]`` times the transpose of ``weight`` ``[N, K]``, plus ``bias`` ``[N]``: ``[T, N]``."""
+
+    def sample(self, logits: Tensor, temperature: Tensor, keys: Tensor) -> Tensor:
+        """A token for each row of ``logits`` ``[rows, vocab]``: ``int64[rows]``.
+
+        The most likely one where ``temperature`` ``float32[rows]`` is 0, else a draw with the noise of the row's key
+        (``int64[rows]``, below 2**32), as :func:`engine.sampling.gumbel_noise` makes it.
+        """

@@ -1,0 +1,156 @@
+"""The Triton kernels against the reference in float32: compiled on a GPU, interpreted without one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from engine.kernels import DecodeWorkspace, Heads, Rotary, kernels_for, reference
+
+pytest.importorskip("triton")
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+KERNELS = kernels_for(DEVICE, "triton")
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def close(ours: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(ours, expected, rtol=2e-5, atol=2e-5)
+
+
+class Cache:
+    """Paged KV of some rows in shuffled blocks; every slot that no row may read holds NaN."""
+
+    def __init__(self, lengths: list[int], kv_heads: int, dim: int, block_tokens: int) -> None:
+        counts = [-(-length // block_tokens) for length in lengths]
+        generator = torch.Generator().manual_seed(1)
+        free = (torch.randperm(sum(counts) + 2, generator=generator)).tolist()
+        # what lies behind a row's blocks in its table must not be looked up: it names no block
+        self.tables = torch.full((len(lengths), max(counts) + 3), 2**30, dtype=torch.int32)
+        shape = (sum(counts) + 2, kv_heads, block_tokens, dim)
+        self.keys, self.values = (torch.full(shape, torch.nan) for _ in range(2))
+        for row, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+            blocks = [free.pop() for _ in range(count)]
+            self.tables[row, :count] = torch.tensor(blocks, dtype=torch.int32)
+            for token in range(length):
+                block = blocks[token // block_tokens]
+                self.keys[block, :, token % block_tokens] = torch.randn(kv_heads, dim, generator=generator)
+                self.values[block, :, token % block_tokens] = torch.randn(kv_heads, dim, generator=generator)
+        self.lengths = torch.tensor(lengths, dtype=torch.int32, device=DEVICE)
+        self.keys, self.values, self.tables = (t.to(DEVICE) for t in (self.keys, self.values, self.tables))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("hidden", [32, 72])
+def test_norms(hidden: int, offset: float) -> None:
+    x, update, residual = normal(3, 5, hidden)
+    weight, post = normal(2, hidden, seed=1)
+    close(KERNELS.rms_norm(x, weight, 1e-5, offset=offset), reference.rms_norm(x, weight, 1e-5, offset=offset))
+    for added in (update, normal(3, 5, hidden, seed=2)):
+        for post_norm in (None, post):
+            ours, expected = residual.clone(), residual.clone()
+            close(
+                KERNELS.add_rms_norm(added, ours, weight, 1e-5, offset=offset, post_norm=post_norm),
+                reference.add_rms_norm(added, expected, weight, 1e-5, offset=offset, post_norm=post_norm),
+            )
+            close(ours, expected)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+def test_gated(activation: str) -> None:
+    x = 4 * normal(3, 2 * 1030)
+    close(KERNELS.gated(x, activation), reference.gated(x, activation))  # type: ignore[arg-type]
+
+
+def test_embed() -> None:
+    ids, table = torch.tensor([3, 0, 6, 3], device=DEVICE), normal(7, 40)
+    close(KERNELS.embed(ids, table, 6.25), reference.embed(ids, table, 6.25))
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(("dims", "dim"), [(16, 16), (8, 16), (24, 24)])
+@pytest.mark.parametrize("extras", [False, True])
+def test_rotate_and_store(dims: int, dim: int, interleaved: bool, extras: bool) -> None:
+    heads, tokens = Heads(4, 2, dim), 6
+    qkv, bias = normal(tokens, heads.columns), normal(heads.columns, seed=1)
+    angles = normal(32, dims // 2, seed=2) * 3
+    rotary = Rotary(angles.cos(), angles.sin(), dims, interleaved)
+    positions = torch.tensor([0, 1, 2, 9, 31, 0], device=DEVICE)
+    slots = torch.tensor([5, 4, 11, 0, 2, -1], device=DEVICE)
+    norms = {"bias": bias, "q_norm": normal(dim, seed=3), "k_norm": normal(dim, seed=4), "norm_offset": 1.0}
+    ours, expected = (torch.zeros(2, 3, heads.key_value, 4, dim, device=DEVICE) for _ in range(2))
+    arguments = norms if extras else {}
+    query = KERNELS.rotate_and_store(qkv, rotary, positions, slots, *ours, heads, **arguments)  # type: ignore[arg-type]
+    close(
+        query,
+        reference.rotate_and_store(qkv, rotary, positions, slots, *expected, heads, **arguments),  # type: ignore[arg-type]
+    )
+    close(ours, expected)
+
+
+@pytest.mark.parametrize("block_tokens", [16, 64])
+@pytest.mark.parametrize("splits", [1, 3, 8])
+@pytest.mark.parametrize(
+    ("heads", "softcap", "window"),
+    [(Heads(2, 2, 32), None, None), (Heads(6, 2, 24), None, 70), (Heads(4, 1, 16), 2.0, None)],
+)
+def test_decode_attention(
+    heads: Heads, softcap: float | None, window: int | None, splits: int, block_tokens: int
+) -> None:
+    cache = Cache([1, 64, 65, 0, 200, 129], heads.key_value, heads.dim, block_tokens)
+    query = normal(6, heads.query, heads.dim)
+    workspace = DecodeWorkspace(8, heads, 8, DEVICE)
+    settings = {"scale": 0.3, "softcap": softcap, "window": window}
+    for _ in range(2):
+        ours = KERNELS.decode_attention(
+            query, cache.keys, cache.values, cache.tables, cache.lengths, workspace=workspace, splits=splits, **settings
+        )  # type: ignore[arg-type]
+        close(
+            ours, reference.decode_attention(query, cache.keys, cache.values, cache.tables, cache.lengths, **settings)
+        )  # type: ignore[arg-type]
+    assert not workspace.arrivals.any()
+    assert not ours[3].any()
+
+
+@pytest.mark.parametrize("block_tokens", [16, 64])
+@pytest.mark.parametrize(
+    ("heads", "softcap", "window"),
+    [(Heads(2, 2, 32), None, None), (Heads(6, 2, 24), None, 33), (Heads(4, 1, 16), 2.0, None)],
+)
+def test_prefill_attention(heads: Heads, softcap: float | None, window: int | None, block_tokens: int) -> None:
+    chunks, starts = [70, 1, 33], [0, 64, 37]
+    cache = Cache([s + c for s, c in zip(starts, chunks, strict=True)], heads.key_value, heads.dim, block_tokens)
+    offsets = torch.tensor([0, 70, 71, 104], dtype=torch.int32, device=DEVICE)
+    first = torch.tensor(starts, dtype=torch.int32, device=DEVICE)
+    query = normal(104, heads.query, heads.dim)
+    settings = {"scale": 0.3, "softcap": softcap, "window": window}
+    place = (cache.keys, cache.values, cache.tables, first, offsets, 70)
+    close(
+        KERNELS.prefill_attention(query, *place, **settings),  # type: ignore[arg-type]
+        reference.prefill_attention(query, *place, **settings),  # type: ignore[arg-type]
+    )
+
+
+def test_sample_is_the_samplers() -> None:
+    logits = normal(6, 5000)
+    temperature = torch.tensor([0.0, 0.7, 1.0, 0.0, 2.0, 0.1], device=DEVICE)
+    keys = torch.tensor([1, 2**32 - 1, 77, 0, 123456789, 4000000000], device=DEVICE)
+    assert torch.equal(KERNELS.sample(logits, temperature, keys), reference.sample(logits, temperature, keys))
+
+
+def test_sampling_draws_from_the_distribution() -> None:
+    """As the reference, token by token, over many keys."""
+    logits = normal(1, 50).expand(200, 50).contiguous()
+    keys = torch.arange(200, device=DEVICE) * 21474836
+    heat = torch.ones(200, device=DEVICE)
+    assert torch.equal(KERNELS.sample(logits, heat, keys), reference.sample(logits, heat, keys))
+
+
+def test_the_first_of_equal_logits_is_taken() -> None:
+    logits = torch.zeros(1, 9000, device=DEVICE)
+    logits[0, [4100, 8999, 17]] = 5.0
+    zero = torch.zeros(1, device=DEVICE)
+    assert KERNELS.sample(logits, zero, zero.long()).tolist() == [17]
