@@ -1,7 +1,8 @@
 """The engine's loop: ask the scheduler for a step, run it, tell the scheduler how it went.
 
 With overlap the scheduler plans one step ahead. While the device runs step N, plan N+1 is made; then step N is
-completed, step N+1 is launched with the tokens of step N, and so on::
+completed, step N+1 is launched with the tokens of step N, and so on. An executor that launches ahead is given step N+1
+at once, and the device does not wait for the host at all::
 
     device  | step 1        | step 2        | step 3 ...
     host    | plan 2, wait  | plan 3, wait  |
@@ -123,7 +124,8 @@ class EngineLoop:
         self._live: dict[int, tuple[Sequence, Generation]] = {}
         #: the plan that comes after the running one
         self._planned: Planned | None = None
-        self._running: Running | None = None
+        #: launched and not completed, the oldest first; more than one where the executor launches ahead
+        self._running: deque[Running] = deque()
         self._aborts_passed_on = False
         self._steps = self._submitted = self._ended = self._output_tokens = 0
         self._epoch_ns = time.monotonic_ns()
@@ -187,10 +189,12 @@ class EngineLoop:
     def step(self) -> bool:
         """Take in what has arrived and complete one step; ``False`` when there is nothing to do now."""
         with _uninterrupted():
-            if self._running is None and not self._begin():
+            if not self._running and not self._begin():
                 return False
             if self._overlap:
                 self._plan()
+                if self._planned is not None and self.executor.launches_ahead:
+                    self._launch()
             self._finish()
             if self._planned is not None:
                 self._launch()
@@ -200,7 +204,7 @@ class EngineLoop:
         """Complete what is in flight, abort everything that has not ended, and forget what waits in the inbox."""
         self._inbox.clear()
         while self.in_flight:
-            if self._running is None:
+            if not self._running:
                 self._launch()
             self._finish()
         now_ns = self.now_ns()
@@ -213,7 +217,7 @@ class EngineLoop:
     @property
     def in_flight(self) -> bool:
         """Whether a step is running, or planned."""
-        return self._running is not None or self._planned is not None
+        return bool(self._running) or self._planned is not None
 
     def progress(self) -> Progress:
         """Where the run stands."""
@@ -275,19 +279,20 @@ class EngineLoop:
         except Exception:
             self._fail()
             raise
-        self._planned, self._running = None, Running(plan, states, pending)
+        self._planned = None
+        self._running.append(Running(plan, states, pending))
 
     def _finish(self) -> None:
         """Wait for the running step, and tell everybody what it gave."""
-        if self._running is None:
+        if not self._running:
             raise RuntimeError("no step is running")
-        plan, states, pending = self._running
+        plan, states, pending = self._running[0]
         try:
             result = pending.result()
         except Exception:
             self._fail()
             raise
-        self._running = None
+        self._running.popleft()
         self.waste = ExecutorWaste(*(a + b for a, b in zip(self.waste, result.waste, strict=True)))
         texts, stops = self._accept(plan, states, result)
         end_ns = self.now_ns()
@@ -302,8 +307,9 @@ class EngineLoop:
 
         A step that was planned on top of it lacks its tokens, and fails with it.
         """
-        plans = [flight.plan for flight in (self._running, self._planned) if flight is not None]
-        self._running = self._planned = self._period_start_ns = None
+        plans = [flight.plan for flight in (*self._running, self._planned) if flight is not None]
+        self._running.clear()
+        self._planned = self._period_start_ns = None
         for plan in plans:
             now_ns = self.now_ns()
             stops: dict[int, StopReason] = {s.number: "error" for s in iter_sampled(plan) if not s.ended}

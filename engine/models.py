@@ -26,6 +26,7 @@ from engine.attention import ATTENTION
 from engine.cpu_linear import turn_linears
 from engine.embedded import EMBEDDED_NAME, default_cache_folder, embedded_model_folder, quiet_transformers, say
 from engine.errors import ModelError
+from engine.fused.architecture import missing_features
 from engine.tokenizer import Tokenizer
 from scheduler.model_shapes import ModelShape, UnknownShapeError, model_shape
 
@@ -241,13 +242,14 @@ def _end_tokens(model: Any) -> frozenset[int]:
 
 
 def refuse_unsupported(config: PreTrainedConfig, name: str) -> None:
-    """Raise :class:`ModelError` for a model whose mathematics the executors do not compute, naming what it is."""
-    found = _unsupported(config)
-    if found:
+    """Raise :class:`ModelError` for a model whose mathematics no executor computes, naming what it is."""
+    found = beyond_plain_attention(config)
+    if found and missing_features(config):
         raise ModelError(f"model {name!r} cannot be run by this engine: it uses {', '.join(found)}")
 
 
-def _unsupported(config: PreTrainedConfig) -> list[str]:
+def beyond_plain_attention(config: PreTrainedConfig) -> list[str]:
+    """What a model of this configuration needs that the executors on transformers' own modules do not compute."""
     found = []
     if config.is_encoder_decoder:
         found.append("an encoder beside its decoder")

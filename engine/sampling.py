@@ -60,7 +60,7 @@ class Sampler:
         if self._greedy:
             return
         self._temperature = upload([p.temperature for p in params], torch.float32, device)
-        self._keys = upload([_row_key(draw.seed, draw.position) for draw in draws], torch.int64, device)
+        self._keys = upload([row_key(draw.seed, draw.position) for draw in draws], torch.int64, device)
         rows = [i for i, p in enumerate(params) if 0 < p.top_k < vocab or p.top_p < 1 or p.min_p > 0]
         if rows:
             self._filter = _Filter(rows, params, vocab, device)
@@ -118,7 +118,7 @@ def _mixed(words: torch.Tensor) -> torch.Tensor:
     return words ^ (words >> 16)
 
 
-def _row_key(seed: int, position: int) -> int:
+def row_key(seed: int, position: int) -> int:
     """A 32-bit key of a row; the same mixing as :func:`_mixed`, on Python integers."""
     key = 0
     for word in (seed & _WORD, seed >> 32 & _WORD, position & _WORD):

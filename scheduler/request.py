@@ -32,6 +32,11 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
 
+    @property
+    def filters(self) -> bool:
+        """Whether tokens are ruled out before one is drawn."""
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
+
     def __post_init__(self) -> None:
         if self.temperature < 0:
             raise ValueError(f"temperature is {self.temperature}; must be >= 0 (0 is greedy)")

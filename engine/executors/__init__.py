@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from engine.executors.base import Executor, ExecutorWaste, PendingStep, SequenceState, StepResult
+from engine.executors.fused import FusedExecutor
 from engine.executors.memory import default_kv_tokens
 from engine.executors.padded import PaddedExecutor
 from engine.executors.paged import PagedExecutor
-from engine.models import LoadedModel
+from engine.fused.architecture import missing_features
+from engine.models import LoadedModel, beyond_plain_attention
 from scheduler.config import SchedulerConfig
 
 __all__ = [
     "Executor",
     "ExecutorWaste",
+    "FusedExecutor",
     "PaddedExecutor",
     "PagedExecutor",
     "PendingStep",
@@ -23,9 +28,24 @@ __all__ = [
 
 
 def build_executor(model: LoadedModel, config: SchedulerConfig) -> Executor:
-    """The executor of ``config``'s layout, with the memory that ``config`` accounts for."""
+    """The executor of ``config``'s layout, with the memory that ``config`` accounts for.
+
+    On a GPU models of a known architecture run fused, others through transformers' own modules.
+    """
     if config.layout == "padded":
         return PaddedExecutor(model, max_running=config.max_running, overlap=config.overlap)
+    transformers_config: Any = model.model.config
+    if not missing_features(transformers_config) and (
+        model.device.type == "cuda" or beyond_plain_attention(transformers_config)
+    ):
+        return FusedExecutor(
+            model,
+            kv_tokens=config.capacity_tokens,
+            max_running=config.max_running,
+            max_rows=config.rows,
+            block_tokens=config.block_tokens,
+            kv_pool=config.pool,
+        )
     return PagedExecutor(
         model,
         kv_tokens=config.capacity_tokens,

@@ -16,7 +16,7 @@ import torch
 
 from engine.attention import ATTENTION, StepAttention
 from engine.errors import ModelError
-from engine.models import LoadedModel
+from engine.models import LoadedModel, beyond_plain_attention
 from engine.sampling import Draw, Sampler
 from engine.tensors import upload
 from scheduler.plan import Chunk, Layout, StepPlan, Swap
@@ -62,8 +62,12 @@ class Executor(Protocol):
     def layout(self) -> Layout:
         """The layout whose slots it computes."""
 
+    @property
+    def launches_ahead(self) -> bool:
+        """Whether a step may be launched before the one before has given its result."""
+
     def launch(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> PendingStep:
-        """Start one step; the one before must have given its result.
+        """Start one step; the one before must have given its result, unless the executor launches ahead.
 
         ``states`` has an entry for the number of every sequence in the plan. The plan's chunks, its block tables and
         the states are read before this returns.
@@ -173,6 +177,7 @@ class ModelExecutor(ABC):
     """
 
     layout: Layout
+    launches_ahead = False
 
     def __init__(self, model: LoadedModel, overlap: bool = False) -> None:
         causal: Any = model.model
@@ -181,6 +186,9 @@ class ModelExecutor(ABC):
                 f"model {model.name!r} was loaded with attention {causal.config._attn_implementation!r}; the executors "
                 f"need {ATTENTION!r}"
             )
+        beyond = beyond_plain_attention(causal.config)
+        if beyond:
+            raise ModelError(f"model {model.name!r} cannot be run in this layout: it uses {', '.join(beyond)}")
         self.model = model
         self.device = model.device
         self.host_copies = HostCopies()

@@ -140,7 +140,7 @@ def decode_attention(
         query, keys, values, block_tables, lengths, out, *parts,
         scale, softcap or 1.0, window or 0, block_tables.stride(0), kv_heads,
         GROUP=heads // kv_heads, ROWS=max(16, triton.next_power_of_2(heads // kv_heads)),
-        D=dim, PADDED=triton.next_power_of_2(dim), BLOCK_TOKENS=block_tokens,
+        D=dim, PADDED=max(16, triton.next_power_of_2(dim)), BLOCK_TOKENS=block_tokens,
         TILE=_TILE if dim <= 128 else 32, SPLITS=splits, SOFTCAP=softcap is not None, WINDOW=window is not None,
         STAGES=3 if dim <= 128 else 2, num_warps=4,
     )  # fmt: skip

@@ -107,11 +107,12 @@ def prefill_attention(
     out = torch.empty_like(query)
     wide = query.dtype == torch.float32 or dim > 128
     rows = 32 if wide else 128 if longest_chunk >= 128 else 64
+    tile = 32 if wide else 64
     kernel: Any = _prefill_kernel
     kernel[(triton.cdiv(longest_chunk, rows), heads, len(starts))](
         query, keys, values, block_tables, starts, offsets, out,
         scale, softcap or 1.0, window or 0, block_tables.stride(0), heads, kv_heads,
-        D=dim, PADDED=triton.next_power_of_2(dim), BLOCK_TOKENS=block_tokens, ROWS=rows, TILE=32 if wide else 64,
+        D=dim, PADDED=max(16, triton.next_power_of_2(dim)), BLOCK_TOKENS=block_tokens, ROWS=rows, TILE=tile,
         SOFTCAP=softcap is not None, WINDOW=window is not None,
         num_warps=8 if rows == 128 else 4, STAGES=2 if wide else 3,
     )  # fmt: skip

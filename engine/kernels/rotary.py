@@ -1,4 +1,4 @@
-"""Bias, norms of queries and keys, rotation, and the write into the KV cache: one launch, a program a head and token."""
+"""Bias, norms of queries and keys, rotation, and the write into the KV cache: a program a head and token."""
 
 from __future__ import annotations
 

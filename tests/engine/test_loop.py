@@ -31,6 +31,7 @@ class CountingExecutor:
     """Samples, for every sequence, the number of tokens that it has."""
 
     layout = "paged"
+    launches_ahead = False
 
     def __init__(self, before: Callable[[StepPlan], None] = lambda plan: None) -> None:
         self._before = before

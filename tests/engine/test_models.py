@@ -12,7 +12,7 @@ from transformers.models.auto import AutoModelForCausalLM
 
 from engine.errors import ModelError
 from engine.executors import PagedExecutor
-from engine.models import config_of_shape, load_model, refuse_unsupported
+from engine.models import beyond_plain_attention, config_of_shape, load_model, refuse_unsupported
 from scheduler.model_shapes import MODEL_SHAPES, UnknownShapeError, model_shape
 
 
@@ -94,16 +94,28 @@ def test_unknown_device_and_dtype_are_named() -> None:
 @pytest.mark.parametrize(
     ("config", "what"),
     [
-        (MistralConfig(sliding_window=64, max_position_embeddings=128), "sliding window of 64"),
-        (Gemma2Config(), "softcapping"),
+        (MistralConfig(sliding_window=64, max_position_embeddings=128, hidden_act="relu2"), "sliding window of 64"),
         (T5Config(), "encoder"),
-        (Qwen2Config(use_sliding_window=True, sliding_window=64, max_window_layers=1), "sliding window of 64"),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_mathematics_that_is_not_computed_is_refused_by_name(config: Any, what: str) -> None:
     with pytest.raises(ModelError, match=what):
         refuse_unsupported(config, "some model")
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        (MistralConfig(sliding_window=64, max_position_embeddings=128), "sliding window of 64"),
+        (Gemma2Config(), "softcapping"),
+        (Qwen2Config(use_sliding_window=True, sliding_window=64, max_window_layers=1), "sliding window of 64"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_only_the_fused_decoder_computes(config: Any, what: str) -> None:
+    refuse_unsupported(config, "some model")
+    assert what in ", ".join(beyond_plain_attention(config))
 
 
 def test_a_window_wider_than_the_context_does_not_matter() -> None:

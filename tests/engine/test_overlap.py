@@ -25,6 +25,7 @@ class CountingExecutor:
     """
 
     layout = "paged"
+    launches_ahead = False
 
     def __init__(self, calls: list[str], faults: tuple[str, ...] = ()) -> None:
         self.calls = calls

@@ -22,6 +22,8 @@ from scheduler.scheduler import Scheduler
 class SlotMeter:
     """Counts the attention slots of every SDPA call, and compares the sums with each plan's formula."""
 
+    launches_ahead = False
+
     def __init__(self, executor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self._executor = executor
         self._sdpa = torch.nn.functional.scaled_dot_product_attention

@@ -1,0 +1,1 @@
+"""A transformers model as a few kernels: its weights merged, its layers one loop."""

@@ -1,0 +1,141 @@
+"""The forward pass of a packed step over paged KV: a loop over layers, each of some ten kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.fused.architecture import read_architecture
+from engine.fused.weights import merge_layer
+from engine.kernels import DecodeWorkspace, Kernels, kernels_for
+from engine.models import LoadedModel
+
+
+@dataclass(frozen=True, eq=False)
+class Chunks:
+    """The chunks of prompts at the beginning of a step; see ``prefill_attention``."""
+
+    tokens: int
+    tables: Tensor
+    starts: Tensor
+    offsets: Tensor
+    longest: int
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of one token at the end of a step; see ``decode_attention``."""
+
+    tables: Tensor
+    lengths: Tensor
+    workspace: DecodeWorkspace | None = None
+    splits: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class StepTensors:
+    """A step: its tokens, packed, chunks first. ``ids``, ``positions`` and ``slots`` (in the KV) are ``int64[T]``."""
+
+    ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    chunks: Chunks | None
+    rows: Rows | None
+
+
+class KvCache:
+    """Keys and values of all layers, each ``[blocks, kv_heads, block_tokens, head_dim]``."""
+
+    def __init__(self, model: LoadedModel, blocks: int, block_tokens: int) -> None:
+        shape = (blocks, model.kv_heads, block_tokens, model.head_dim)
+        self.keys = [torch.empty(shape, dtype=model.dtype, device=model.device) for _ in range(model.layers)]
+        self.values = [torch.empty(shape, dtype=model.dtype, device=model.device) for _ in range(model.layers)]
+
+
+class Decoder:
+    """A model whose weights have been merged. Raises ``ModelError`` for one that it cannot compute."""
+
+    def __init__(self, model: LoadedModel, kernels: Kernels | None = None) -> None:
+        causal: Any = model.model
+        self.architecture = architecture = read_architecture(causal)
+        self.kernels = kernels_for(model.device) if kernels is None else kernels
+        body = causal.base_model
+        self._layers = [merge_layer(layer, architecture.family) for layer in body.layers]
+        self._embedding = body.embed_tokens.weight.data
+        self._final_norm = body.norm.weight.data
+        head = causal.get_output_embeddings()
+        self._head, self._head_bias = head.weight.data, None if head.bias is None else head.bias.data
+
+    def forward(self, step: StepTensors, cache: KvCache) -> Tensor:
+        """Store the step's keys and values, and return ``[T, hidden]``, normalised for the head."""
+        kernels, architecture = self.kernels, self.architecture
+        eps, offset = architecture.norm_eps, architecture.family.norm_offset
+        residual = kernels.embed(step.ids, self._embedding, architecture.embedding_scale)
+        x = kernels.rms_norm(residual, self._layers[0].norms[0], eps, offset=offset)
+        for index, weights in enumerate(self._layers):
+            last = index + 1 == len(self._layers)
+            after = self._final_norm if last else self._layers[index + 1].norms[0]
+            qkv = kernels.linear(x, weights.qkv)
+            attended = self._attend(index, qkv, step, cache)
+            update = kernels.linear(attended.flatten(1), weights.o, weights.o_bias)
+            _, after_attention, before_mlp, after_mlp = weights.norms
+            x = kernels.add_rms_norm(update, residual, before_mlp, eps, offset=offset, post_norm=after_attention)
+            gate_up = kernels.linear(x, weights.gate_up, weights.gate_up_bias)
+            activated = kernels.gated(gate_up, architecture.activation)
+            update = kernels.linear(activated, weights.down, weights.down_bias)
+            x = kernels.add_rms_norm(update, residual, after, eps, offset=offset, post_norm=after_mlp)
+        return x
+
+    def _attend(self, index: int, qkv: Tensor, step: StepTensors, cache: KvCache) -> Tensor:
+        """``[T, query heads, head_dim]`` of one layer."""
+        kernels, architecture, weights = self.kernels, self.architecture, self._layers[index]
+        keys, values = cache.keys[index], cache.values[index]
+        query = kernels.rotate_and_store(
+            qkv, architecture.rotaries[index], step.positions, step.slots, keys, values, architecture.heads,
+            bias=weights.qkv_bias, q_norm=weights.q_norm, k_norm=weights.k_norm, norm_eps=architecture.norm_eps,
+            norm_offset=architecture.family.norm_offset,
+        )  # fmt: skip
+        settings: dict[str, Any] = {
+            "scale": architecture.scale,
+            "softcap": architecture.softcap,
+            "window": architecture.windows[index],
+        }
+        chunks, rows = step.chunks, step.rows
+        parts = []
+        if chunks is not None:
+            parts.append(
+                kernels.prefill_attention(
+                    query[: chunks.tokens],
+                    keys,
+                    values,
+                    chunks.tables,
+                    chunks.starts,
+                    chunks.offsets,
+                    chunks.longest,
+                    **settings,
+                )
+            )
+        if rows is not None:
+            first = 0 if chunks is None else chunks.tokens
+            parts.append(
+                kernels.decode_attention(
+                    query[first:],
+                    keys,
+                    values,
+                    rows.tables,
+                    rows.lengths,
+                    workspace=rows.workspace,
+                    splits=rows.splits,
+                    **settings,
+                )
+            )
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``[rows, vocab]`` of rows that :meth:`forward` gave."""
+        logits = self.kernels.linear(hidden, self._head, self._head_bias)
+        cap = self.architecture.final_softcap
+        return logits if cap is None else torch.tanh(logits / cap) * cap

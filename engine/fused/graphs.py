@@ -1,0 +1,132 @@
+"""Whole decode steps as CUDA graphs: one for each of some numbers of rows, from the token ids to the sampled tokens."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from engine.fused.decoder import Decoder, KvCache, Rows, StepTensors
+from engine.kernels import DecodeWorkspace, decode_splits
+
+#: columns of the numbers that a decode step is given, one row for each row of the step
+ID, PLACE, POSITION, SLOT, LENGTH, TEMPERATURE, KEY = range(7)
+COLUMNS = 7
+
+
+def bucket_sizes(most: int) -> list[int]:
+    """Numbers of rows that there is a graph for, up to ``most``: dense where rows are few."""
+    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, 1025, 32)]
+    return [*(size for size in sizes if size < most), most]
+
+
+def temperature_bits(temperature: float) -> int:
+    """The float32 ``temperature`` as an integer, for a column of integers."""
+    return int(struct.unpack("<i", struct.pack("<f", temperature))[0])
+
+
+class Memory(NamedTuple):
+    """What a decode step reads and writes besides the KV, by the *place* that a sequence has while it holds KV.
+
+    ``tables`` ``int32[places + 1, max_blocks]``: blocks; ``last`` ``int64[places + 1]``: the last sampled token, read
+    where the host does not know it yet. The extra place is for rows that only fill a graph up.
+    """
+
+    tables: Tensor
+    last: Tensor
+
+
+class DecodeSteps:
+    """Decode steps of up to ``most_rows`` rows: captured graphs on a GPU, plain calls elsewhere."""
+
+    def __init__(
+        self, decoder: Decoder, cache: KvCache, memory: Memory, most_rows: int, context_tokens: int, graphs: bool
+    ) -> None:
+        self._decoder, self._cache, self._memory = decoder, cache, memory
+        device = memory.last.device
+        heads = decoder.architecture.heads
+        self.sizes = bucket_sizes(most_rows)
+        processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+        self._splits = {size: decode_splits(size, heads.key_value, context_tokens, processors) for size in self.sizes}
+        room = max(size * self._splits[size] for size in self.sizes)
+        most_splits = max(self._splits.values())
+        self._workspace = DecodeWorkspace(max(-(-room // most_splits), most_rows), heads, most_splits, device)
+        self._numbers = torch.zeros(COLUMNS, self.sizes[-1], dtype=torch.int64, device=device)
+        self._tokens = torch.zeros(self.sizes[-1], dtype=torch.int64, device=device)
+        self._logits: dict[int, Tensor] = {}
+        self._graphs: dict[int, Any] = {}
+        if graphs:
+            self._capture()
+
+    def _capture(self) -> None:
+        """Every graph, the largest first, so that the others fit into its memory."""
+        pool = torch.cuda.graph_pool_handle()
+        stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._numbers.zero_()
+        self._numbers[SLOT] = -1
+        self._numbers[PLACE] = len(self._memory.last) - 1
+        with torch.inference_mode():
+            for size in reversed(self.sizes):
+                stream.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(stream):
+                    self._run(size)
+                torch.cuda.current_stream().wait_stream(stream)
+                graph: Any = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=pool):
+                    self._logits[size] = self._run(size)
+                self._graphs[size] = graph
+
+    def size_for(self, rows: int) -> int:
+        """The rows that are computed for ``rows`` rows."""
+        return next(size for size in self.sizes if size >= rows) if self._graphs else rows
+
+    def run(self, numbers: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """One step of ``numbers`` ``int64[COLUMNS, rows]``: the sampled tokens ``int64[rows]``, and the logits.
+
+        Both are good until the next step is run.
+        """
+        rows = numbers.shape[1]
+        size = self.size_for(rows)
+        if size > rows:
+            filler = np.zeros((COLUMNS, size - rows), dtype=np.int64)
+            filler[PLACE], filler[SLOT] = len(self._memory.last) - 1, -1
+            numbers = np.concatenate((numbers, filler), axis=1)
+        given = torch.from_numpy(np.ascontiguousarray(numbers))
+        if self._numbers.is_cuda:
+            given = given.pin_memory()
+        self._numbers[:, :size].copy_(given, non_blocking=True)
+        if self._graphs:
+            self._graphs[size].replay()
+            logits = self._logits[size]
+        else:
+            logits = self._run(size)
+        return self._tokens[:rows], logits[:rows]
+
+    def _run(self, size: int) -> Tensor:
+        """The step itself; everything it reads has its place. Returns the logits ``[size, vocab]``."""
+        numbers, memory = self._numbers[:, :size], self._memory
+        places = numbers[PLACE]
+        ids = torch.where(numbers[ID] < 0, memory.last[places], numbers[ID])
+        rows = Rows(
+            memory.tables[places],
+            numbers[LENGTH].int(),
+            self._workspace,
+            self._splits.get(size, 1),
+        )
+        step = StepTensors(ids, numbers[POSITION].contiguous(), numbers[SLOT].contiguous(), None, rows)
+        logits = self._decoder.logits(self._decoder.forward(step, self._cache))
+        temperature = numbers[TEMPERATURE].int().view(torch.float32)
+        tokens = self._decoder.kernels.sample(logits, temperature, numbers[KEY].contiguous())
+        memory.last[places] = tokens
+        self._tokens[:size] = tokens
+        return logits
+
+
+def columns(rows: Sequence[tuple[int, int, int, int, int, int, int]]) -> npt.NDArray[np.int64]:
+    """Rows of numbers, in the order of :data:`ID` to :data:`KEY`, as :meth:`DecodeSteps.run` takes them."""
+    return np.array(rows, dtype=np.int64).T
