@@ -1,0 +1,208 @@
+"""The engine on a GPU: output tokens a second, decode steps, and their share of what the memory bandwidth allows.
+
+    python benchmarks/engine.py [--rows qwen-7b:16,qwen2.5-7b:256] [--generate] --out benchmarks/results/GPU-DATE.json
+
+A row is a shape (random weights) and how many requests run at most. The load: four times as many requests, all there at
+the start, prompts of 128 to 512 tokens (uniform, seeded), 256 output tokens each, temperature 0.7, no early stop. Each
+row is the whole engine: scheduler, sampling, the copy of the tokens; no text. Copy bandwidth and the matrix peak are
+measured first, on the same GPU. ``--generate`` adds transformers' own ``generate``, one request at a time and one
+padded batch of 16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from random import Random
+from typing import Any
+
+# this folder's scheduler.py is not the package
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from core.runs import git_commit  # noqa: E402
+from engine.executors import build_executor, default_kv_tokens  # noqa: E402
+from engine.loop import EngineLoop  # noqa: E402
+from engine.models import LoadedModel, load_model  # noqa: E402
+from scheduler.config import SchedulerConfig  # noqa: E402
+from scheduler.observer import Observer  # noqa: E402
+from scheduler.plan import StepOutcome, StepPlan  # noqa: E402
+from scheduler.request import Request, SamplingParams  # noqa: E402
+from scheduler.scheduler import Scheduler  # noqa: E402
+from scheduler.sequence import Sequence  # noqa: E402
+
+ROWS = "qwen-7b:16,qwen-7b:128,qwen2.5-7b:16,qwen2.5-7b:256,qwen2.5-0.5b:16,qwen2.5-0.5b:256"
+OUTPUT_TOKENS, SHORTEST, LONGEST = 256, 128, 512
+CONTEXT_TOKENS = 2048
+
+
+class Steps(Observer):
+    """The device and host time of every step, and the context that it read."""
+
+    def __init__(self) -> None:
+        self.decodes: list[tuple[int, int, int, int]] = []
+        self.prefills: list[tuple[int, int, int]] = []
+
+    def stepped(self, plan: StepPlan, steps: int, outcome: StepOutcome) -> None:
+        features = plan.features
+        if features.kind == "decode":
+            self.decodes.append((features.rows, features.context_tokens, outcome.device_ns, outcome.host_ns))
+        else:
+            self.prefills.append((features.new_tokens, outcome.device_ns, outcome.host_ns))
+
+    def ended(self, sequence: Sequence) -> None:
+        pass
+
+    def gaps(self, gaps_ns: Any, weight: int) -> None:
+        pass
+
+
+def timed_ms(work: Any, times: int = 20) -> float:
+    """Median milliseconds of ``work`` on the GPU."""
+    event: Any = torch.cuda.Event
+    for _ in range(3):
+        work()
+    found = []
+    for _ in range(times):
+        begin, end = event(enable_timing=True), event(enable_timing=True)
+        begin.record()
+        work()
+        end.record()
+        end.synchronize()
+        found.append(begin.elapsed_time(end))
+    return statistics.median(found)
+
+
+def machine() -> dict[str, Any]:
+    """What the GPU can do: bytes a second read and written by a copy, and bf16 products."""
+    source = torch.empty(1 << 30, dtype=torch.int8, device="cuda")
+    target = torch.empty_like(source)
+    copied = 2 * source.numel() / timed_ms(lambda: target.copy_(source)) / 1e9
+    a, b = (torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+    peak = 2 * 8192**3 / timed_ms(lambda: a @ b) / 1e9
+    return {"gpu": torch.cuda.get_device_name(), "copy_tb_s": round(copied, 3), "bf16_tflop_s": round(peak, 1),
+            "torch": torch.__version__, "date": str(date.today()), "commit": git_commit()}  # fmt: skip
+
+
+def requests(count: int, vocab: int) -> list[Request]:
+    rng = Random(0)
+    found = []
+    for place in range(count):
+        length = rng.randint(SHORTEST, LONGEST)
+        ids = tuple(rng.randrange(vocab) for _ in range(length))
+        found.append(
+            Request(f"r{place}", 0, length, OUTPUT_TOKENS, OUTPUT_TOKENS, prompt_token_ids=ids,
+                    sampling=SamplingParams(temperature=0.7, ignore_eos=True))
+        )  # fmt: skip
+    return found
+
+
+def serve(model: LoadedModel, running: int, gpu: dict[str, Any]) -> dict[str, Any]:
+    """One row."""
+    began_s = time.perf_counter()
+    config = SchedulerConfig(
+        policy="fcfs", layout="paged", max_running=running, max_prefill_tokens=4096, overlap=True, block_tokens=64,
+        context_tokens=CONTEXT_TOKENS, kv_tokens=min(default_kv_tokens(model, running, 64), running * 1024),
+    )  # fmt: skip
+    executor = build_executor(model, config)
+    torch.cuda.synchronize()
+    ready_s = time.perf_counter() - began_s
+    work = requests(4 * running, model.vocab)
+    EngineLoop(Scheduler(config), executor).run(requests(2, model.vocab))
+    steps = Steps()
+    loop = EngineLoop(Scheduler(config, steps), executor)
+    began_s = time.perf_counter()
+    loop.run(work)
+    wall_s = time.perf_counter() - began_s
+    full = [step for step in steps.decodes if step[0] == running]
+    step_ms = statistics.median(step[2] for step in full) / 1e6
+    mean_context = statistics.fmean(step[1] for step in full)
+    weights = model.parameters * model.dtype.itemsize
+    if not model.model.config.tie_word_embeddings:
+        weights -= model.vocab * model.hidden * model.dtype.itemsize
+    floor_ms = (weights + mean_context * model.kv_bytes_per_token) / gpu["copy_tb_s"] / 1e9
+    prefill_tokens, prefill_ms = sum(p[0] for p in steps.prefills), sum(p[1] for p in steps.prefills) / 1e6
+    host = sum(step[3] for step in full)
+    return {
+        "shape": model.name,
+        "running": running,
+        "requests": len(work),
+        "output_tok_s": round(len(work) * OUTPUT_TOKENS / wall_s, 1),
+        "wall_s": round(wall_s, 2),
+        "decode_step_ms": round(step_ms, 3),
+        "decode_step_p99_ms": round(float(np.percentile([step[2] for step in full], 99)) / 1e6, 3),
+        "floor_ms": round(floor_ms, 3),
+        "share_of_floor": round(floor_ms / step_ms, 3),
+        "idle_between_decodes": round(host / (host + sum(step[2] for step in full)), 4),
+        "mean_context_tokens": round(mean_context / running, 1),
+        "prefill_tok_s": round(prefill_tokens / prefill_ms * 1e3),
+        "prefill_share_of_wall": round(prefill_ms / 1e3 / wall_s, 3),
+        "executor_ready_s": round(ready_s, 1),
+    }
+
+
+def generate(shape: str, batch: int) -> dict[str, Any]:
+    """transformers' own, with its default attention: one padded batch of ``batch`` requests."""
+    model = load_model(f"shape:{shape}", attention="sdpa")
+    work = requests(batch, model.vocab)
+    longest = max(request.prompt_tokens for request in work)
+    ids = torch.zeros(batch, longest, dtype=torch.int64, device="cuda")
+    mask = torch.zeros_like(ids)
+    for row, request in enumerate(work):
+        ids[row, longest - request.prompt_tokens :] = torch.tensor(request.prompt_token_ids)
+        mask[row, longest - request.prompt_tokens :] = 1
+    causal: Any = model.model
+    began_s = time.perf_counter()
+    causal.generate(ids, attention_mask=mask, max_new_tokens=OUTPUT_TOKENS, min_new_tokens=OUTPUT_TOKENS,
+                    do_sample=True, temperature=0.7, top_k=0)  # fmt: skip
+    torch.cuda.synchronize()
+    wall_s = time.perf_counter() - began_s
+    return {"shape": shape, "system": f"transformers generate, batch of {batch}",
+            "output_tok_s": round(batch * OUTPUT_TOKENS / wall_s, 1)}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default=ROWS, help=f"SHAPE:RUNNING, with commas between (default: {ROWS})")
+    parser.add_argument("--generate", action="store_true", help="measure transformers' generate as well")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    gpu = machine()
+    print(json.dumps(gpu), flush=True)
+    results: list[dict[str, Any]] = []
+    loaded: LoadedModel | None = None
+    for row in args.rows.split(","):
+        shape, running = row.rsplit(":", 1)
+        if loaded is None or loaded.name != f"shape:{shape}":
+            loaded = None
+            gc.collect()
+            torch.cuda.empty_cache()
+            if args.generate:
+                for batch in (1, 16):
+                    results.append(generate(shape, batch))
+                    print(json.dumps(results[-1]), flush=True)
+                    gc.collect()
+                    torch.cuda.empty_cache()
+            began_s = time.perf_counter()
+            loaded = load_model(f"shape:{shape}")
+            print(f"# shape:{shape} built in {time.perf_counter() - began_s:.1f} s", flush=True)
+        results.append(serve(loaded, int(running), gpu))
+        print(json.dumps(results[-1]), flush=True)
+        gc.collect()
+        torch.cuda.empty_cache()
+    if args.out:
+        args.out.write_text(
+            json.dumps({"machine": gpu, "command": " ".join(sys.argv), "rows": results}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
