@@ -9,6 +9,8 @@ from engine.kernels import DecodeWorkspace, Heads, Rotary, kernels_for, referenc
 
 pytest.importorskip("triton")
 
+from engine.kernels.skinny import Tiles, gated_product, product
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 KERNELS = kernels_for(DEVICE, "triton")
 
@@ -154,3 +156,38 @@ def test_the_first_of_equal_logits_is_taken() -> None:
     logits[0, [4100, 8999, 17]] = 5.0
     zero = torch.zeros(1, device=DEVICE)
     assert KERNELS.sample(logits, zero, zero.long()).tolist() == [17]
+
+
+@pytest.mark.parametrize("rows", [1, 5, 16, 20])
+@pytest.mark.parametrize("tiles", [Tiles(32, 32, 1, 4, 2), Tiles(16, 32, 2, 4, 2), Tiles(64, 16, 4, 4, 3)])
+def test_skinny_products(rows: int, tiles: Tiles) -> None:
+    x, weight, bias = normal(rows, 128), normal(72, 128, seed=1), normal(72, seed=2)
+    found = product(x, weight, tiles)
+    assert found.shape == ((rows, 72) if tiles.parts == 1 else (tiles.parts, rows, 72))
+    torch.testing.assert_close(
+        found.sum(0) if tiles.parts > 1 else found, reference.linear(x, weight), rtol=1e-4, atol=1e-4
+    )
+    if tiles.parts > 1:
+        with pytest.raises(ValueError, match="in parts"):
+            product(x, weight, tiles, bias)
+        return
+    torch.testing.assert_close(product(x, weight, tiles, bias), reference.linear(x, weight, bias), rtol=1e-4, atol=1e-4)
+    for activation in ("silu", "gelu_tanh"):
+        expected = reference.skinny_gated(x, weight, activation)  # type: ignore[arg-type]
+        found = gated_product(x, weight, tiles, activation)  # type: ignore[arg-type]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 16, 17, 33])
+@pytest.mark.parametrize(("columns", "depth"), [(896, 4864), (1000, 896), (4096, 4096)])
+def test_whatever_tiles_are_the_fastest_the_product_is_right(rows: int, columns: int, depth: int) -> None:
+    x = normal(rows, depth).bfloat16()
+    weight = (normal(2 * columns, depth, seed=1) / depth**0.5).bfloat16()
+    for found, expected in (
+        (KERNELS.skinny_linear(x, weight), reference.linear(x.float(), weight.float())),
+        (KERNELS.skinny_linear(x, weight, parts=True), reference.linear(x.float(), weight.float())),
+        (KERNELS.skinny_gated(x, weight, "silu"), reference.skinny_gated(x.float(), weight.float(), "silu")),
+    ):
+        whole = found.sum(0) if found.dim() == 3 else found.float()
+        assert (whole - expected).norm() < 5e-3 * expected.norm()
