@@ -17,6 +17,7 @@ import json
 import statistics
 import sys
 import time
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from random import Random
@@ -92,14 +93,14 @@ def machine() -> dict[str, Any]:
             "torch": torch.__version__, "date": str(date.today()), "commit": git_commit()}  # fmt: skip
 
 
-def requests(count: int, vocab: int) -> list[Request]:
+def requests(count: int, vocab: int, output_tokens: int = OUTPUT_TOKENS) -> list[Request]:
     rng = Random(0)
     found = []
     for place in range(count):
         length = rng.randint(SHORTEST, LONGEST)
         ids = tuple(rng.randrange(vocab) for _ in range(length))
         found.append(
-            Request(f"r{place}", 0, length, OUTPUT_TOKENS, OUTPUT_TOKENS, prompt_token_ids=ids,
+            Request(f"r{place}", 0, length, output_tokens, output_tokens, prompt_token_ids=ids,
                     sampling=SamplingParams(temperature=0.7, ignore_eos=True))
         )  # fmt: skip
     return found
@@ -116,9 +117,12 @@ def serve(model: LoadedModel, running: int, gpu: dict[str, Any]) -> dict[str, An
     torch.cuda.synchronize()
     ready_s = time.perf_counter() - began_s
     work = requests(4 * running, model.vocab)
-    EngineLoop(Scheduler(config), executor).run(requests(2, model.vocab))
     steps = Steps()
     loop = EngineLoop(Scheduler(config, steps), executor)
+    loop.run(requests(running, model.vocab, 4))
+    steps.decodes.clear()
+    steps.prefills.clear()
+    work = [replace(request, arrival_ns=loop.now_ns()) for request in work]
     began_s = time.perf_counter()
     loop.run(work)
     wall_s = time.perf_counter() - began_s
@@ -146,7 +150,41 @@ def serve(model: LoadedModel, running: int, gpu: dict[str, Any]) -> dict[str, An
         "prefill_tok_s": round(prefill_tokens / prefill_ms * 1e3),
         "prefill_share_of_wall": round(prefill_ms / 1e3 / wall_s, 3),
         "executor_ready_s": round(ready_s, 1),
+        "kernel_ms": breakdown(loop, running, model.vocab),
     }
+
+
+def breakdown(loop: EngineLoop, running: int, vocab: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of kernels by kind: of all prompts of a full house, and of a decode step after them.
+
+    From the profiler, in a run of its own. Kernels that are launched before the one before has ended overlap with it,
+    so that sums may be more than the step.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    found = []
+    for output_tokens in (1, 33):
+        work = requests(running, vocab, output_tokens)
+        with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+            loop.run(work)
+            torch.cuda.synchronize()
+        kinds = dict.fromkeys(("products", "attention", "other"), 0.0)
+        for event in profiler.events() or []:
+            if "CUDA" in str(event.device_type):
+                kinds[_kind(event.name)] += event.device_time_total / 1e3
+        found.append(kinds)
+    prompts, both = found
+    return {
+        "prompts": {kind: round(ms, 2) for kind, ms in prompts.items()},
+        "decode_step": {kind: round((both[kind] - ms) / 32, 3) for kind, ms in prompts.items()},
+    }
+
+
+def _kind(kernel: str) -> str:
+    name = kernel.lower()
+    if any(word in name for word in ("skinny", "gemm", "nvjet", "cutlass", "cublas", "splitk")):
+        return "products"
+    return "attention" if "_decode_kernel" in name or "_prefill_kernel" in name else "other"
 
 
 def generate(shape: str, batch: int) -> dict[str, Any]:

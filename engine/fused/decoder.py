@@ -73,19 +73,25 @@ class Decoder:
         """Store the step's keys and values, and return ``[T, hidden]``, normalised for the head."""
         kernels, architecture = self.kernels, self.architecture
         eps, offset = architecture.norm_eps, architecture.family.norm_offset
+        few = step.chunks is None
+        linear: Any = kernels.skinny_linear if few else kernels.linear
+        in_parts = {"parts": True} if few else {}
         residual = kernels.embed(step.ids, self._embedding, architecture.embedding_scale)
         x = kernels.rms_norm(residual, self._layers[0].norms[0], eps, offset=offset)
         for index, weights in enumerate(self._layers):
             last = index + 1 == len(self._layers)
             after = self._final_norm if last else self._layers[index + 1].norms[0]
-            qkv = kernels.linear(x, weights.qkv)
+            qkv = linear(x, weights.qkv)
             attended = self._attend(index, qkv, step, cache)
-            update = kernels.linear(attended.flatten(1), weights.o, weights.o_bias)
+            update = linear(attended.flatten(1), weights.o, weights.o_bias, **in_parts)
             _, after_attention, before_mlp, after_mlp = weights.norms
             x = kernels.add_rms_norm(update, residual, before_mlp, eps, offset=offset, post_norm=after_attention)
-            gate_up = kernels.linear(x, weights.gate_up, weights.gate_up_bias)
-            activated = kernels.gated(gate_up, architecture.activation)
-            update = kernels.linear(activated, weights.down, weights.down_bias)
+            if few and weights.gate_up_bias is None:
+                activated = kernels.skinny_gated(x, weights.gate_up, architecture.activation)
+            else:
+                gate_up = linear(x, weights.gate_up, weights.gate_up_bias)
+                activated = kernels.gated(gate_up, architecture.activation)
+            update = linear(activated, weights.down, weights.down_bias, **in_parts)
             x = kernels.add_rms_norm(update, residual, after, eps, offset=offset, post_norm=after_mlp)
         return x
 
@@ -136,6 +142,6 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[rows, vocab]`` of rows that :meth:`forward` gave."""
-        logits = self.kernels.linear(hidden, self._head, self._head_bias)
+        logits = self.kernels.skinny_linear(hidden, self._head, self._head_bias)
         cap = self.architecture.final_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap

@@ -1,4 +1,4 @@
-"""The kernels in Triton, for GPUs from sm_80 on. Products are the library's."""
+"""The kernels in Triton, for GPUs from sm_80 on. Products are the library's, but for a few rows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from engine.kernels.prefill_attention import prefill_attention
 from engine.kernels.reference import linear
 from engine.kernels.rotary import rotate_and_store
 from engine.kernels.sampling import sample
+from engine.kernels.skinny import skinny_gated, skinny_linear
 
 __all__ = [
     "add_rms_norm",
@@ -20,4 +21,6 @@ __all__ = [
     "rms_norm",
     "rotate_and_store",
     "sample",
+    "skinny_gated",
+    "skinny_linear",
 ]

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.kernels.dependent_launch import launch_options, release, wait
 from engine.kernels.interface import DecodeWorkspace
 
 _TILE = 64
@@ -39,10 +40,13 @@ def _decode_kernel(
     scale, softcap, window, table_stride, kv_heads,
     GROUP: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, PADDED: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
     TILE: tl.constexpr, SPLITS: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, STAGES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     kv_head = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
     split = tl.program_id(2)
+    if DEPENDENT:
+        wait()
     length = tl.load(lengths + row)
     first = 0
     if WINDOW:
@@ -81,6 +85,8 @@ def _decode_kernel(
             total = total * shrink + tl.sum(weights, 1)
             acc = acc * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
             best = new_best
+        if DEPENDENT:
+            release()
         if splits == 1:
             whole = tl.where(total > 0, total, 1.0)
             tl.store(out + places, (acc / whole[:, None]).to(out.dtype.element_ty), mask=real)
@@ -143,5 +149,6 @@ def decode_attention(
         D=dim, PADDED=max(16, triton.next_power_of_2(dim)), BLOCK_TOKENS=block_tokens,
         TILE=_TILE if dim <= 128 else 32, SPLITS=splits, SOFTCAP=softcap is not None, WINDOW=window is not None,
         STAGES=3 if dim <= 128 else 2, num_warps=4,
+        **launch_options(rows, query.device),
     )  # fmt: skip
     return out

@@ -165,6 +165,12 @@ class Kernels(Protocol):
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """``x`` ``[T, K]`` times the transpose of ``weight`` ``[N, K]``, plus ``bias`` ``[N]``: ``[T, N]``."""
 
+    def skinny_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, parts: bool = False) -> Tensor:
+        """:meth:`linear` for the few rows of a decode step; ``parts``: perhaps as float32 sums ``[P, T, N]``."""
+
+    def skinny_gated(self, x: Tensor, weight: Tensor, activation: Activation) -> Tensor:
+        """:meth:`gated` of the product with a merged ``weight`` ``[2I, K]``, for the few rows of a decode step."""
+
     def sample(self, logits: Tensor, temperature: Tensor, keys: Tensor) -> Tensor:
         """A token for each row of ``logits`` ``[rows, vocab]``: ``int64[rows]``.
 

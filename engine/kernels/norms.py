@@ -9,11 +9,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.kernels.dependent_launch import launch_options, release, wait
 
-@triton.jit
+
+@triton.jit(do_not_specialize=["tokens"])
 def _norm_kernel(
     update, residual, weight, post_weight, out, tokens, hidden, eps, offset,
     PARTS: tl.constexpr, ADD: tl.constexpr, POST: tl.constexpr, BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """``update`` ``[PARTS, tokens, hidden]`` is summed over its parts; without ``ADD`` there is none."""
     token = tl.program_id(0).to(tl.int64)
@@ -21,6 +24,8 @@ def _norm_kernel(
     inside = column < hidden
     scale = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32) + offset
     dtype = out.dtype.element_ty
+    if DEPENDENT:
+        wait()
     x = tl.load(residual + token * hidden + column, mask=inside, other=0.0).to(tl.float32)
     if ADD:
         added = tl.zeros((BLOCK,), tl.float32)
@@ -32,6 +37,8 @@ def _norm_kernel(
             added = added * (1.0 / tl.sqrt(tl.sum(added * added, 0) / hidden + eps)) * post
         x = (x + added.to(dtype).to(tl.float32)).to(dtype).to(tl.float32)
         tl.store(residual + token * hidden + column, x.to(dtype), mask=inside)
+    if DEPENDENT:
+        release()
     x = x * (1.0 / tl.sqrt(tl.sum(x * x, 0) / hidden + eps))
     tl.store(out + token * hidden + column, (x * scale).to(dtype), mask=inside)
 
@@ -47,7 +54,7 @@ def _launch(
         tokens, hidden, eps, offset,
         PARTS=update.shape[0] if update is not None and update.dim() == 3 else 1,
         ADD=update is not None, POST=post is not None, BLOCK=triton.next_power_of_2(hidden),
-        num_warps=8 if hidden > 1024 else 4,
+        num_warps=8 if hidden > 1024 else 4, **launch_options(tokens, residual.device),
     )  # fmt: skip
     return out
 

@@ -179,6 +179,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return functional.linear(x, weight, bias)
 
 
+def skinny_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, parts: bool = False) -> Tensor:
+    """See :meth:`~engine.kernels.interface.Kernels.skinny_linear`. Never in parts here."""
+    return linear(x, weight, bias)
+
+
+def skinny_gated(x: Tensor, weight: Tensor, activation: Activation) -> Tensor:
+    """See :meth:`~engine.kernels.interface.Kernels.skinny_gated`."""
+    return gated(linear(x, weight), activation)
+
+
 def sample(logits: Tensor, temperature: Tensor, keys: Tensor) -> Tensor:
     """See :meth:`~engine.kernels.interface.Kernels.sample`."""
     logits = logits.float()

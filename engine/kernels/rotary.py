@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.kernels.dependent_launch import launch_options, release, wait
 from engine.kernels.interface import Heads, Rotary
 
 
@@ -32,7 +33,7 @@ def _rotate_kernel(
     qkv, bias, q_norm, k_norm, cos, sin, positions, slots, keys, values, query,
     query_heads, kv_heads, block_tokens, eps, offset,
     D: tl.constexpr, PADDED: tl.constexpr, DIMS: tl.constexpr, INTERLEAVED: tl.constexpr,
-    BIAS: tl.constexpr, NORM: tl.constexpr,
+    BIAS: tl.constexpr, NORM: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
     token = tl.program_id(1).to(tl.int64)
@@ -41,6 +42,9 @@ def _rotate_kernel(
     rotated = d < DIMS
     partner, column, sign = _partner(d, DIMS, INTERLEAVED)
     dtype = query.dtype.element_ty
+    if DEPENDENT:
+        wait()
+        release()
     row = token * (query_heads + 2 * kv_heads) * D + head * D
     x = tl.load(qkv + row + d, mask=inside, other=0.0).to(tl.float32)
     other = tl.load(qkv + row + partner, mask=rotated, other=0.0).to(tl.float32)
@@ -102,5 +106,6 @@ def rotate_and_store(
         heads.query, heads.key_value, keys.shape[2], norm_eps, norm_offset,
         D=heads.dim, PADDED=triton.next_power_of_2(heads.dim), DIMS=rotary.dims, INTERLEAVED=rotary.interleaved,
         BIAS=bias is not None, NORM=q_norm is not None, num_warps=1,
+        **launch_options(tokens, qkv.device),
     )  # fmt: skip
     return query
