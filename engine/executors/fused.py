@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from engine.sampling import Draw, Sampler, row_key
 from engine.tensors import upload
 from scheduler.kv import PoolKind
 from scheduler.plan import Chunk, Layout, StepPlan, Swap
+
+_start = attrgetter("start")
 
 
 @dataclass(eq=False)
@@ -123,8 +126,10 @@ class FusedExecutor:
     # -- what a step is made of
 
     def _decode(self, chunks: list[Chunk], states: Mapping[int, SequenceState]) -> tuple[list[int], Tensor]:
-        """Rows of one token each, all of which sample."""
+        """Rows of one token each, all of which sample. The longest come first: a GPU that begins with them ends
+        evenly."""
         size, rows, draws, filtered = self.block_tokens, [], [], False
+        chunks = sorted(chunks, key=_start, reverse=True)
         for sequence, start, _, _ in chunks:
             number = sequence.number
             state = states[number]

@@ -19,7 +19,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from engine.kernels.activation import activated, gated
-from engine.kernels.dependent_launch import launch_options, prefetch, release, wait
+from engine.kernels.hopper import has_copy_engine, launch_options, prefetch, release, wait
 from engine.kernels.interface import Activation
 
 #: rows beyond which the library's products are taken
@@ -223,8 +223,7 @@ def best_tiles(
                 gated(y, activation)
 
     best, best_ms = None, _graph_ms(library)
-    bulk = torch.cuda.get_device_capability(device) >= (9, 0)
-    for tiles in candidates(rows, columns, depth, activation is not None, parts, bulk):
+    for tiles in candidates(rows, columns, depth, activation is not None, parts, has_copy_engine(device)):
 
         def ours(tiles: Tiles = tiles) -> None:
             for weight in weights:
