@@ -1,6 +1,6 @@
 """The engine on a GPU: output tokens a second, decode steps, and their share of what the memory bandwidth allows.
 
-    python benchmarks/engine.py [--rows qwen-7b:16,qwen2.5-7b:256] [--no-generate] --out benchmarks/results/GPU-DATE.json
+    python benchmarks/engine.py [--rows qwen-7b:16,qwen2.5-7b:256] [--no-generate] --out results/GPU-DATE.json
 
 A row is a shape (random weights) and how many requests run at most. The load: four times as many requests, all there at
 the start, prompts of 128 to 512 tokens (uniform, seeded), 256 output tokens each, temperature 0.7, no early stop. Each
@@ -117,8 +117,8 @@ def serve(model: LoadedModel, running: int, gpu: dict[str, Any]) -> dict[str, An
     """One row."""
     began_s = time.perf_counter()
     config = SchedulerConfig(
-        policy="fcfs", layout="paged", max_running=running, max_prefill_tokens=MOST_PREFILL_TOKENS, overlap=True, block_tokens=64,
-        context_tokens=CONTEXT_TOKENS, kv_tokens=min(default_kv_tokens(model, running, 64), running * 1024),
+        policy="fcfs", layout="paged", max_running=running, max_prefill_tokens=MOST_PREFILL_TOKENS, overlap=True,
+        block_tokens=64, context_tokens=CONTEXT_TOKENS, kv_tokens=min(default_kv_tokens(model, running, 64), running * 1024),
     )  # fmt: skip
     executor = build_executor(model, config)
     torch.cuda.synchronize()
