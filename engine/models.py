@@ -23,10 +23,11 @@ from transformers import (
 )
 
 from engine.attention import ATTENTION
+from engine.checkpoints import ask_hub, read_model
 from engine.cpu_linear import turn_linears
 from engine.embedded import EMBEDDED_NAME, default_cache_folder, embedded_model_folder, quiet_transformers, say
 from engine.errors import ModelError
-from engine.fused.architecture import missing_features
+from engine.features import is_tested, refuse_description, refuse_dtype, refuse_unsupported
 from engine.tokenizer import Tokenizer
 from scheduler.model_shapes import ModelShape, UnknownShapeError, model_shape
 
@@ -77,25 +78,30 @@ def load_model(
     cache: Path | None = None,
     seed: int = 0,
     notify: Callable[[str], None] = say,
+    progress: bool = True,
 ) -> LoadedModel:
     """Load a model for inference.
 
     ``name`` is ``None`` (the embedded model), ``shape:NAME`` (random weights of a known shape, from ``seed``), a
     folder, or a name on the Hugging Face hub. ``dtype`` defaults to float32 on a CPU and to bfloat16 elsewhere,
     ``device`` to a GPU where there is one. ``attention`` is the attention implementation: the executors need
-    :data:`~engine.attention.ATTENTION`; ``"sdpa"`` gives transformers' own, for comparisons.
+    :data:`~engine.attention.ATTENTION`; ``"sdpa"`` gives transformers' own, for comparisons. ``progress``: a bar while
+    weights are read, on standard error if that is a terminal.
+
+    Weights in ``dtype`` on a CPU stay in the pages of their files: do not overwrite a model's files while it is in use.
 
     Raises:
-        ModelError: no such model or device, or one whose attention this engine does not compute.
+        ModelError: no such model or device, one whose mathematics this engine does not compute, or a checkpoint with
+            something missing. The message has one line.
     """
     place = _device(device)
     precision = _dtype(dtype, place)
     if name is None or str(name) == EMBEDDED_NAME:
         folder = embedded_model_folder(cache or default_cache_folder(), notify)
-        return _load_pretrained(EMBEDDED_NAME, str(folder), precision, place, attention)
+        return _load_pretrained(EMBEDDED_NAME, str(folder), precision, place, attention, notify, progress)
     if str(name).startswith(SHAPE_PREFIX):
         return _load_shape(str(name), precision, place, attention, seed)
-    return _load_pretrained(str(name), _pretrained_place(name), precision, place, attention)
+    return _load_pretrained(str(name), _pretrained_place(name), precision, place, attention, notify, progress)
 
 
 def config_of_shape(shape: ModelShape) -> PreTrainedConfig:
@@ -170,19 +176,43 @@ def _pretrained_place(name: str | Path) -> str:
     return str(name)
 
 
-def _load_pretrained(name: str, place: str, dtype: torch.dtype, device: torch.device, attention: str) -> LoadedModel:
+def _load_pretrained(
+    name: str,
+    place: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: str,
+    notify: Callable[[str], None],
+    progress: bool,
+) -> LoadedModel:
+    only_local = Path(place).is_dir() or ask_hub(place)
     try:
         with quiet_transformers():
-            config = AutoConfig.from_pretrained(place)
+            description, _ = PreTrainedConfig.get_config_dict(place, local_files_only=only_local)
+            refuse_description(description, name)
+            config = AutoConfig.from_pretrained(place, local_files_only=only_local, trust_remote_code=False)
             refuse_unsupported(config, name)
-            model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, attn_implementation=attention)
-            tokenizer = Tokenizer(AutoTokenizer.from_pretrained(place))
+            refuse_dtype(config, dtype, name)
+            tokenizer = Tokenizer(
+                AutoTokenizer.from_pretrained(place, local_files_only=only_local, trust_remote_code=False)
+            )
+        model = read_model(
+            name, place, config, dtype=dtype, device=device, attention=attention, notify=notify, progress=progress,
+            only_local=only_local,
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, ImportError) as error:
+        if only_local and not Path(place).is_dir():
+            raise ModelError(
+                f"{name!r} is neither a folder nor complete in the cache of Hugging Face models, and the hub cannot be "
+                "reached; give a model folder or shape:NAME, or connect once"
+            ) from error
         reason = " ".join(str(error).split())
         raise ModelError(
             f"cannot load model {name!r}: {reason[:300]} (a model is a local folder, a Hugging Face name, which needs "
             "the network unless it is in its cache, or shape:NAME)"
         ) from error
+    if not is_tested(config):
+        notify(f"{name}: no test compares {config.model_type} models with transformers' own; check some outputs first")
     return loaded(name, _placed(model, device, attention), tokenizer)
 
 
@@ -239,41 +269,3 @@ def _end_tokens(model: Any) -> frozenset[int]:
     if ids is None:
         return frozenset()
     return frozenset(ids) if isinstance(ids, list) else frozenset([ids])
-
-
-def refuse_unsupported(config: PreTrainedConfig, name: str) -> None:
-    """Raise :class:`ModelError` for a model whose mathematics no executor computes, naming what it is."""
-    found = beyond_plain_attention(config)
-    if found and missing_features(config):
-        raise ModelError(f"model {name!r} cannot be run by this engine: it uses {', '.join(found)}")
-
-
-def beyond_plain_attention(config: PreTrainedConfig) -> list[str]:
-    """What a model of this configuration needs that the executors on transformers' own modules do not compute."""
-    found = []
-    if config.is_encoder_decoder:
-        found.append("an encoder beside its decoder")
-    if not isinstance(getattr(config, "num_attention_heads", None), int):
-        found.append(f"an architecture ({config.model_type}) without plain decoder attention")
-    if not isinstance(getattr(config, "max_position_embeddings", None), int):
-        found.append(f"an architecture ({config.model_type}) that names no longest context")
-    other = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if other:
-        found.append(f"layers of other kinds ({', '.join(sorted(other))})")
-    window = getattr(config, "sliding_window", None)
-    if window is not None and window < config.max_position_embeddings and _slides(config):
-        found.append(f"a sliding window of {window} tokens")
-    for field, plain in (("attn_logit_softcapping", None), ("final_logit_softcapping", None),
-                         ("logits_scaling", 1.0), ("logit_scale", 1.0), ("alibi", False)):  # fmt: skip
-        value = getattr(config, field, plain)
-        if value is not None and value != plain:
-            found.append(f"{field} = {value}")
-    return found
-
-
-def _slides(config: PreTrainedConfig) -> bool:
-    """Whether a layer really uses the window that the configuration names."""
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types is not None:
-        return "sliding_attention" in layer_types
-    return bool(getattr(config, "use_sliding_window", True))

@@ -12,7 +12,8 @@ from transformers.models.auto import AutoModelForCausalLM
 
 from engine.errors import ModelError
 from engine.executors import PagedExecutor
-from engine.models import beyond_plain_attention, config_of_shape, load_model, refuse_unsupported
+from engine.features import beyond_plain_attention, refuse_unsupported
+from engine.models import config_of_shape, load_model
 from scheduler.model_shapes import MODEL_SHAPES, UnknownShapeError, model_shape
 
 
