@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -186,34 +187,58 @@ def _load_pretrained(
     progress: bool,
 ) -> LoadedModel:
     only_local = Path(place).is_dir() or ask_hub(place)
+    with quiet_transformers():
+        config = _configuration(name, place, only_local)
+        refuse_unsupported(config, name)
+        refuse_dtype(config, dtype, name)
+        tokenizer = _tokenizer(name, place, only_local)
     try:
-        with quiet_transformers():
-            description, _ = PreTrainedConfig.get_config_dict(place, local_files_only=only_local)
-            refuse_description(description, name)
-            config = AutoConfig.from_pretrained(place, local_files_only=only_local, trust_remote_code=False)
-            refuse_unsupported(config, name)
-            refuse_dtype(config, dtype, name)
-            tokenizer = Tokenizer(
-                AutoTokenizer.from_pretrained(place, local_files_only=only_local, trust_remote_code=False)
-            )
         model = read_model(
             name, place, config, dtype=dtype, device=device, attention=attention, notify=notify, progress=progress,
             only_local=only_local,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, ImportError) as error:
-        if only_local and not Path(place).is_dir():
-            raise ModelError(
-                f"{name!r} is neither a folder nor complete in the cache of Hugging Face models, and the hub cannot be "
-                "reached; give a model folder or shape:NAME, or connect once"
-            ) from error
-        reason = " ".join(str(error).split())
-        raise ModelError(
-            f"cannot load model {name!r}: {reason[:300]} (a model is a local folder, a Hugging Face name, which needs "
-            "the network unless it is in its cache, or shape:NAME)"
-        ) from error
+        raise _unreadable(name, place, only_local, error) from error
     if not is_tested(config):
         notify(f"{name}: no test compares {config.model_type} models with transformers' own; check some outputs first")
     return loaded(name, _placed(model, device, attention), tokenizer)
+
+
+def _configuration(name: str, place: str, only_local: bool) -> PreTrainedConfig:
+    """What ``config.json`` says, if transformers can make something of it."""
+    try:
+        description, _ = PreTrainedConfig.get_config_dict(place, local_files_only=only_local)
+        refuse_description(description, name)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            place, local_files_only=only_local, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, StrictDataclassError) as error:
+        raise _unreadable(name, place, only_local, error) from error
+    return config
+
+
+def _unreadable(name: str, place: str, only_local: bool, error: Exception) -> ModelError:
+    """The error in a line, with what a model's name may be."""
+    if only_local and not Path(place).is_dir():
+        return ModelError(
+            f"{name!r} is neither a folder nor complete in the cache of Hugging Face models, and the hub cannot be "
+            "reached; give a model folder or shape:NAME, or connect once"
+        )
+    return ModelError(
+        f"cannot load model {name!r}: {' '.join(str(error).split())[:300]} (a model is a local folder, a Hugging Face "
+        "name, which needs the network unless it is in its cache, or shape:NAME)"
+    )
+
+
+def _tokenizer(name: str, place: str, only_local: bool) -> Tokenizer:
+    try:
+        return Tokenizer(AutoTokenizer.from_pretrained(place, local_files_only=only_local, trust_remote_code=False))
+    except Exception as error:  # the tokenizers library raises nothing more special
+        reason = " ".join(str(error).split())
+        raise ModelError(
+            f"the tokenizer of model {name!r} cannot be read ({reason[:200]}); copy or fetch tokenizer.json and "
+            "tokenizer_config.json again"
+        ) from error
 
 
 def _placed(model: Any, device: torch.device, attention: str) -> Any:

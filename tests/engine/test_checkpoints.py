@@ -138,6 +138,29 @@ def lose_many_tensors(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
 
 
+def break_the_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+
+
+def remove_the_tokenizer(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+
+
+def break_the_configuration(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": "32"}))
+
+
+def break_a_part_of_the_configuration(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "rope_parameters": ["default"]}))
+
+
+def cut_the_configuration_off(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "llama", ')
+
+
 def change_a_shape(folder: Path) -> None:
     def cut(tensors: dict[str, torch.Tensor]) -> None:
         tensors["model.norm.weight"] = tensors["model.norm.weight"][:-1].clone()
@@ -159,6 +182,11 @@ def change_a_shape(folder: Path) -> None:
         (lose_a_tensor, r"lacks 1 tensor: model\.layers\.1\.mlp\.up_proj\.weight; it is not complete"),
         (lose_many_tensors, r"lacks 9 tensors: model\.layers\.3\.\S+, \S+, \S+ and 6 more"),
         (change_a_shape, r"1 tensor: model\.norm\.weight is \[31\], not \[32\]"),
+        (break_the_tokenizer, r"the tokenizer of model .* cannot be read .*; copy or fetch tokenizer\.json"),
+        (remove_the_tokenizer, r"the tokenizer of model .* cannot be read .*; copy or fetch tokenizer\.json"),
+        (break_the_configuration, r"cannot load model .*hidden_size"),
+        (break_a_part_of_the_configuration, r"cannot load model"),
+        (cut_the_configuration_off, r"cannot load model .*config\.json' is not a valid JSON file"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_in_a_line(tmp_path: Path, damage: Callable[[Path], None], said: str) -> None:
