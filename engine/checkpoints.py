@@ -30,8 +30,18 @@ from engine.errors import ModelError
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 #: files of weights that are Python pickles
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+#: models whose text decoder is run by itself, and how its tensors are called there and by itself
+_TEXT_PARTS = {"gemma3": {r"^language_model\.": "", r"^model\.language_model\.": "model."}}
 #: seconds for the hub to answer
 _HUB_TIMEOUT_S = 10.0
+
+
+def text_part(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration of the text decoder, of a model with other parts that can do without them; else ``config``."""
+    if config.model_type not in _TEXT_PARTS:
+        return config
+    text: PreTrainedConfig = config.text_config
+    return text
 
 
 def read_model(
@@ -46,7 +56,7 @@ def read_model(
     progress: bool = True,
     only_local: bool = False,
 ) -> Any:
-    """The transformers model of ``config`` with the weights of the checkpoint at ``place``, in ``dtype`` on ``device``.
+    """The transformers model of ``config``, or of its text part, with weights read in ``dtype`` onto ``device``.
 
     ``place`` is a folder or a name on the hub, ``name`` what messages call it. ``progress``: a bar on standard error,
     if that is a terminal. ``only_local``: ask the hub for nothing.
@@ -59,12 +69,14 @@ def read_model(
     if folder.is_dir():
         check_files(folder)
     load: Any = AutoModelForCausalLM.from_pretrained
+    renamed = _TEXT_PARTS.get(config.model_type)
     shown = progress and sys.stderr.isatty()
     with quiet_transformers(bars=shown), _weights_bar(shown):
         try:
             model, report = load(
                 place,
-                config=config,
+                config=text_part(config),
+                key_mapping=renamed,
                 dtype=dtype,
                 attn_implementation=attention,
                 device_map=None if device.type == "cpu" else {"": device},
@@ -78,7 +90,9 @@ def read_model(
         except SafetensorError as error:
             raise ModelError(f"a weights file of model {name!r} is damaged ({error}); fetch it again") from error
     _refuse_misfits(name, report)
-    if report["unexpected_keys"]:
+    if renamed is not None:
+        notify(f"{name}: its text part is run, without its {len(report['unexpected_keys'])} other tensors")
+    elif report["unexpected_keys"]:
         notify(f"{name}: the model has no place for {_listed(report['unexpected_keys'])}; left out")
     return model
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from transformers import (
 )
 
 from engine.attention import ATTENTION
-from engine.checkpoints import ask_hub, read_model
+from engine.checkpoints import ask_hub, read_model, text_part
 from engine.cpu_linear import turn_linears
 from engine.embedded import EMBEDDED_NAME, default_cache_folder, embedded_model_folder, quiet_transformers, say
 from engine.errors import ModelError
@@ -189,18 +190,20 @@ def _load_pretrained(
     only_local = Path(place).is_dir() or ask_hub(place)
     with quiet_transformers():
         config = _configuration(name, place, only_local)
-        refuse_unsupported(config, name)
-        refuse_dtype(config, dtype, name)
+        text = text_part(config)
+        refuse_unsupported(text, name)
+        refuse_dtype(text, dtype, name)
         tokenizer = _tokenizer(name, place, only_local)
     try:
-        model = read_model(
-            name, place, config, dtype=dtype, device=device, attention=attention, notify=notify, progress=progress,
-            only_local=only_local,
-        )  # fmt: skip
+        with _room_for_weights(name, text, dtype, device):
+            model = read_model(
+                name, place, config, dtype=dtype, device=device, attention=attention, notify=notify, progress=progress,
+                only_local=only_local,
+            )  # fmt: skip
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _unreadable(name, place, only_local, error) from error
-    if not is_tested(config):
-        notify(f"{name}: no test compares {config.model_type} models with transformers' own; check some outputs first")
+    if not is_tested(text):
+        notify(f"{name}: no test compares {text.model_type} models with transformers' own; check some outputs first")
     return loaded(name, _placed(model, device, attention), tokenizer)
 
 
@@ -241,6 +244,23 @@ def _tokenizer(name: str, place: str, only_local: bool) -> Tokenizer:
         ) from error
 
 
+@contextmanager
+def _room_for_weights(name: str, config: PreTrainedConfig, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Turn a lack of device memory while weights are put there into a :class:`ModelError` with the numbers."""
+    free, total = torch.cuda.mem_get_info(device) if device.type == "cuda" else (0, 0)
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        build: Any = AutoModelForCausalLM.from_config
+        with torch.device("meta"):
+            weights = sum(parameter.nbytes for parameter in build(config, dtype=dtype).parameters())
+        raise ModelError(
+            f"the weights of model {name!r} take {weights / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, and of "
+            f"the {total / 1e9:.1f} GB of {device} {free / 1e9:.1f} GB were free; free memory there, or use a smaller "
+            "model, a shorter dtype or several GPUs"
+        ) from error
+
+
 def _placed(model: Any, device: torch.device, attention: str) -> Any:
     """The model on its device; for the executors on a CPU, with the products that suit few rows."""
     if device.type == "cpu" and attention == ATTENTION:
@@ -253,11 +273,12 @@ def _load_shape(name: str, dtype: torch.dtype, device: torch.device, attention: 
         shape = model_shape(name.removeprefix(SHAPE_PREFIX))
     except UnknownShapeError as error:
         raise ModelError(str(error)) from error
+    config = config_of_shape(shape)
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), device:
+    with _room_for_weights(name, config, dtype, device), torch.random.fork_rng(devices=devices), device:
         torch.manual_seed(seed)
         build: Any = AutoModelForCausalLM.from_config
-        model = build(config_of_shape(shape), dtype=dtype, attn_implementation=attention)
+        model = build(config, dtype=dtype, attn_implementation=attention)
     return loaded(name, _placed(model, device, attention), None)
 
 

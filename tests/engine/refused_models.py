@@ -113,7 +113,7 @@ REFUSED = {
         "BERT, EmbeddingGemma", {"model_type": "bert", **SIZES}, "attention in both directions"
     ),
     "images, sound": Refused(
-        "Gemma 3 4B and larger, Qwen2-VL, Llava, Mistral Small 3.1",
+        "Qwen2-VL, Llava, Mistral Small 3.1, Llama 3.2 Vision",
         {"model_type": "llava", "text_config": TEXT_MODEL, "vision_config": {"model_type": "clip_vision_model"}},
         "parts beside its text decoder (vision)",
     ),

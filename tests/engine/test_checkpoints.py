@@ -17,7 +17,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from model_folders import NO_SPECIAL_TOKENS, TINY, write_large_model, write_model
 from rich.progress import Progress
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig
+from transformers import Gemma3Config, LlamaConfig
 
 from engine.checkpoints import INDEX, WEIGHTS
 from engine.errors import ModelError
@@ -73,6 +73,27 @@ def test_weights_are_never_twice_in_memory(tmp_path: Path) -> None:
     assert share["bfloat16"] < 0.2, "weights in the file's dtype stay in its pages"
     assert share["float32"] < 1.2
     assert share["all-at-once"] > 1.4, "what is to be found would not be found"
+
+
+def test_the_text_part_of_gemma_3_is_run_by_itself(tmp_path: Path) -> None:
+    text = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 64, "sliding_window": 8,
+    }  # fmt: skip
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 28, "patch_size": 14}  # fmt: skip
+    config = Gemma3Config(
+        text_config={**text, **NO_SPECIAL_TOKENS}, vision_config=vision, mm_tokens_per_image=4, image_token_index=5,
+        boi_token_index=6, eoi_token_index=7,
+    )  # fmt: skip
+    saved = write_model(tmp_path, config, shard="1GB")
+    said: list[str] = []
+    model = load_model(tmp_path, device="cpu", attention="sdpa", notify=said.append).model
+    ids = torch.arange(10, 40)[None]
+    assert type(model).__name__ == "Gemma3ForCausalLM"
+    torch.testing.assert_close(model(ids).logits, saved.eval()(ids).logits)
+    (line,) = said
+    assert "its text part is run, without its" in line
 
 
 # -- what is wrong with a checkpoint

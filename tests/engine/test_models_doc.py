@@ -46,7 +46,7 @@ MODELS = {
     "glm4": "GLM-4-0414, GLM-Z1",
     "gemma": "Gemma 1",
     "gemma2": "Gemma 2",
-    "gemma3_text": "Gemma 3 1B and 270M, which have no vision part",
+    "gemma3_text": "Gemma 3; of 4B and larger ones the text part",
 }
 PLAIN_MODELS = {
     "opt": "OPT",
