@@ -198,7 +198,9 @@ class Session:
         if self._model is None:
             from engine.models import load_model
 
-            self._model = load_model(self.args.model, dtype=self.args.dtype, device=self.args.device)
+            self._model = load_model(
+                self.args.model, dtype=self.args.dtype, device=self.args.device, progress=not self.args.quiet
+            )
         return self._model
 
     def real_config(self, case: Case, costs: CostModel | None = None, plain: bool = False) -> SchedulerConfig:

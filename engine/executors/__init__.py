@@ -9,8 +9,9 @@ from engine.executors.fused import FusedExecutor
 from engine.executors.memory import default_kv_tokens
 from engine.executors.padded import PaddedExecutor
 from engine.executors.paged import PagedExecutor
+from engine.features import beyond_plain_attention
 from engine.fused.architecture import missing_features
-from engine.models import LoadedModel, beyond_plain_attention
+from engine.models import LoadedModel
 from scheduler.config import SchedulerConfig
 
 __all__ = [

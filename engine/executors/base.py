@@ -16,7 +16,8 @@ import torch
 
 from engine.attention import ATTENTION, StepAttention
 from engine.errors import ModelError
-from engine.models import LoadedModel, beyond_plain_attention
+from engine.features import beyond_plain_attention
+from engine.models import LoadedModel
 from engine.sampling import Draw, Sampler
 from engine.tensors import upload
 from scheduler.plan import Chunk, Layout, StepPlan, Swap
