@@ -17,6 +17,7 @@ from engine.fused.device import DecodeInputs, DeviceSettings, FusedDevice, Mixed
 from engine.fused.graphs import columns, temperature_bits
 from engine.host_copies import HostCopies
 from engine.models import LoadedModel
+from engine.parallel.workers import Workers
 from engine.sampling import Draw, row_key
 from scheduler.kv import PoolKind
 from scheduler.plan import Chunk, Layout, StepPlan, Swap
@@ -30,8 +31,11 @@ class _Step:
     numbers: list[int]
     tokens: Tensor | None
     waste: ExecutorWaste
+    workers: Workers | None
 
     def result(self) -> StepResult:
+        if self.workers is not None:
+            self.workers.wait_until(self.timer.done)
         device_ns = self.timer.elapsed_ns()
         tokens = [] if self.tokens is None else self.tokens.tolist()
         return StepResult(dict(zip(self.numbers, tokens, strict=True)), device_ns, self.waste)
@@ -41,10 +45,14 @@ class FusedExecutor:
     """Runs plans of the ``paged`` layout through :class:`~engine.fused.decoder.Decoder`.
 
     This is the host's half: which sequence has which place and which blocks, and what that makes of a plan. The other
-    half, :class:`~engine.fused.device.FusedDevice`, runs it.
+    half, :class:`~engine.fused.device.FusedDevice`, runs it; of a model that is divided over several ranks, there is
+    one in each rank, and all are given the same.
 
     ``kv_tokens`` and ``block_tokens`` are the scheduler's; ``kv_pool`` says whether its plans carry block tables.
-    ``graphs``: decode steps are captured as CUDA graphs when the executor is made (default: on a GPU).
+    ``graphs``: decode steps are captured as CUDA graphs when the executor is made (default: on a GPU). A model that is
+    divided has one executor at a time: a new one ends the use of the one before.
+
+    Raises :class:`~engine.errors.RankError` (also of :meth:`launch` and of its results) where another rank has failed.
     """
 
     layout: Layout = "paged"
@@ -81,7 +89,11 @@ class FusedExecutor:
             min(max_running, max_rows or max_running),
             self.device.type == "cuda" if graphs is None else graphs,
         )
-        self._device = FusedDevice(model, settings)
+        self._workers = None if model.group is None else model.group.workers
+        if self._workers is None:
+            self._device = FusedDevice(model, settings)
+        else:
+            self._device = self._workers.build(lambda: FusedDevice(model, settings), settings)
 
     @property
     def host_copies(self) -> HostCopies:
@@ -97,14 +109,14 @@ class FusedExecutor:
         numbers, inputs = self._inputs(plan, states)
         timer = DeviceTimer(self.device)
         timer.start()
-        tokens = self._device.run(inputs)
+        tokens = self._device.run(inputs) if self._workers is None else self._workers.run(self._device, inputs)
         # to pinned memory, so that nobody waits here
         host = None if tokens is None else tokens.to("cpu", non_blocking=True, copy=True)
         timer.stop()
         waste = ExecutorWaste()
         if isinstance(inputs.rows, DecodeInputs):
             waste = ExecutorWaste(self._device.size_for(len(numbers)) - len(numbers), 0)
-        return _Step(timer, numbers, host, waste)
+        return _Step(timer, numbers, host, waste, self._workers)
 
     # -- what a step is made of
 
