@@ -33,6 +33,7 @@ from core.runs import git_commit  # noqa: E402
 from engine.executors import build_executor, default_kv_tokens  # noqa: E402
 from engine.loop import EngineLoop  # noqa: E402
 from engine.models import LoadedModel, load_model  # noqa: E402
+from engine.parallel.loading import load_divided_model  # noqa: E402
 from scheduler.config import SchedulerConfig  # noqa: E402
 from scheduler.observer import Observer  # noqa: E402
 from scheduler.plan import StepOutcome, StepPlan  # noqa: E402
@@ -132,11 +133,14 @@ def serve(model: LoadedModel, running: int, gpu: dict[str, Any]) -> dict[str, An
     weights = model.parameters * model.dtype.itemsize
     if not model.model.config.tie_word_embeddings:
         weights -= model.vocab * model.hidden * model.dtype.itemsize
+    tp = 1 if model.group is None else model.group.size
+    weights /= tp
     floor_ms = (weights + mean_context * model.kv_bytes_per_token) / gpu["copy_tb_s"] / 1e9
     prefill_tokens, prefill_ms = sum(p[0] for p in steps.prefills), sum(p[1] for p in steps.prefills) / 1e6
     host = sum(step[3] for step in full)
     return {
         "shape": model.name,
+        "tp": tp,
         "running": running,
         "requests": len(work),
         "output_tok_s": round(len(work) * OUTPUT_TOKENS / wall_s, 1),
@@ -211,6 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default=ROWS, help=f"SHAPE:RUNNING, with commas between (default: {ROWS})")
     parser.add_argument("--generate", action="store_true", help="measure transformers' generate as well")
+    parser.add_argument("--tp", type=int, default=1, help="GPUs that each model is divided over")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     gpu = machine()
@@ -230,7 +235,7 @@ def main() -> None:
                     gc.collect()
                     torch.cuda.empty_cache()
             began_s = time.perf_counter()
-            loaded = load_model(f"shape:{shape}")
+            loaded = load_divided_model(f"shape:{shape}", args.tp)
             print(f"# shape:{shape} built in {time.perf_counter() - began_s:.1f} s", flush=True)
         results.append(serve(loaded, int(running), gpu))
         print(json.dumps(results[-1]), flush=True)

@@ -80,7 +80,8 @@ class Decoder:
         eps, offset = architecture.norm_eps, architecture.family.norm_offset
         few = step.chunks is None
         linear: Any = kernels.skinny_linear if few else kernels.linear
-        in_parts = {"parts": True} if few else {}
+        # the ranks add up whole results, or the parts would be summed twice over
+        in_parts = {"parts": True} if few and self._reduce is _whole else {}
         residual = kernels.embed(step.ids, self._embedding, architecture.embedding_scale)
         x = kernels.rms_norm(residual, self._layers[0].norms[0], eps, offset=offset)
         for index, weights in enumerate(self._layers):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -25,6 +26,7 @@ STALL_S = 300.0
 #: torch is not to end the process for a lost rank, which is watched here
 ENVIRONMENT = {"NCCL_NVLS_ENABLE": "0", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}
 LOCALHOST = "127.0.0.1"
+_MAKING = threading.Lock()
 
 
 def open_store(port: int | None = None) -> Any:
@@ -102,11 +104,12 @@ def _backend(rank: int, size: int, device: torch.device, store: Any) -> Any:
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """:data:`ENVIRONMENT` for what is read when a group is made."""
-    ours = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name in ours:
-            del os.environ[name]
+    """:data:`ENVIRONMENT` for what is read when a group is made; for one group at a time."""
+    with _MAKING:
+        ours = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
+        os.environ.update(ours)
+        try:
+            yield
+        finally:
+            for name in ours:
+                del os.environ[name]

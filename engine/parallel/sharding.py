@@ -61,7 +61,7 @@ def refuse_division(name: str, config: Any, size: int) -> None:
 def divide_model(model: LoadedModel, division: Division, device: torch.device) -> LoadedModel:
     """This rank's share of ``model``, on ``device``. ``model`` itself is used up.
 
-    Layer by layer a share is copied and the whole let go of, so that no more than one layer is held twice. Afterwards
+    Layer by layer a share is copied and the whole let go of, so that no more than one product is held twice. Afterwards
     transformers cannot run the model any more.
 
     Raises:
@@ -94,6 +94,8 @@ def divide_model(model: LoadedModel, division: Division, device: torch.device) -
         _keep_inputs(mlp.down_proj, columns, first, device)
     _divide_head(causal.get_output_embeddings(), division, device)
     causal.to(device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     return replace(model, heads=q[1] - q[0], kv_heads=kv[1] - kv[0])
 
 
