@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,7 @@ class TensorGroup:
         self.rank, self.size = rank, size = division
         #: the other ranks' processes, in rank 0
         self.workers: Workers | None = None
-        self._vocab, self._dtype = vocab, dtype
+        self._vocab, self._dtype, self._on_gpu = vocab, dtype, device.type == "cuda"
         self._sum = dist.AllreduceOptions()
         self._sum.asyncOp = False
         self._together = dist.distributed_c10d.AllgatherOptions()
@@ -55,7 +55,7 @@ class TensorGroup:
             # a communicator is made at its first use, which must not be in a graph
             self.reduce(torch.zeros(1, 1, dtype=dtype, device=device))
             self.gather(torch.zeros(1, -(-vocab // size), dtype=dtype, device=device))
-            if device.type == "cuda":
+            if self._on_gpu:
                 torch.cuda.synchronize(device)
 
     def reduce(self, update: Tensor) -> Tensor:
@@ -80,13 +80,12 @@ class TensorGroup:
             .contiguous()
         )
 
-    def abort(self) -> None:
-        """Let go of the other ranks: what waits for them on the device, or comes to, ends with a wrong result.
+    def aborter(self) -> Callable[[], None]:
+        """A call that lets go of the other ranks: what waits for them on the device ends, with a wrong result.
 
-        It returns when no graph is left that has a collective in it.
+        It returns when no graph is left that has a collective in it. It does not keep this group alive.
         """
-        if self._backend._get_backend_name() == "nccl":
-            self._backend.abort()
+        return self._backend.abort if self._on_gpu else _nothing
 
 
 def _backend(rank: int, size: int, device: torch.device, store: Any) -> Any:
@@ -100,6 +99,10 @@ def _backend(rank: int, size: int, device: torch.device, store: Any) -> Any:
     options._timeout = timeout
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=LOCALHOST)]
     return dist.ProcessGroupGloo(store, rank, size, options)
+
+
+def _nothing() -> None:
+    """On a CPU nothing waits for a process that is gone."""
 
 
 @contextmanager

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import gc
 import os
+import select
 import sys
+import threading
 import traceback
 from contextlib import suppress
 from dataclasses import replace
@@ -42,6 +44,7 @@ def main() -> None:
 
 def serve(connection: Connection) -> None:
     """Load a share, join the group, and run what comes. Raises ``EOFError`` at the end of the pipe."""
+    threading.Thread(target=_leave_with_rank_0, args=(connection.fileno(),), daemon=True).start()
     begin: Begin = connection.recv()
     if begin.device.type == "cuda":
         torch.cuda.set_device(begin.device)
@@ -75,6 +78,14 @@ def run(connection: Connection, model: LoadedModel, group: TensorGroup) -> None:
             connection.send(Done(_clean(model.device)))
         else:
             raise TypeError(f"no rank knows what {type(message).__name__} asks for")
+
+
+def _leave_with_rank_0(pipe: int) -> None:
+    """End the process when rank 0 writes no more to ``pipe``: whatever this one waits for will not come."""
+    ends = select.poll()
+    ends.register(pipe, getattr(select, "POLLRDHUP", 0))
+    ends.poll()
+    os._exit(0)
 
 
 def _clean(device: torch.device) -> int:

@@ -12,6 +12,7 @@ import pickle
 import queue
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -56,12 +57,19 @@ class _Worker:
             )
         finally:
             theirs.close()
+        with self._socket() as end:
+            # a process that reads nothing any more is not waited for without end
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(STALL_S), 0))
         self.connection.send(begin)
 
     def shut(self) -> None:
         """Say that no more will come. What the process still says is heard."""
-        with socket.socket(fileno=os.dup(self.connection.fileno())) as end:
+        with self._socket() as end:
             end.shutdown(socket.SHUT_WR)
+
+    def _socket(self) -> socket.socket:
+        """What the pipe is made of."""
+        return socket.socket(fileno=os.dup(self.connection.fileno()))
 
 
 class _Watch:
@@ -73,7 +81,8 @@ class _Watch:
         self.closing = False
         self.failed = threading.Event()
         self.workers: list[_Worker] = []
-        self.group: TensorGroup | None = None
+        #: gives the group up
+        self.abort: Callable[[], None] | None = None
         #: what runs this rank's part; its graphs have to go before the group's communicator can
         self.device: weakref.ref[FusedDevice] | None = None
         self._lock = threading.Lock()
@@ -91,10 +100,10 @@ class _Watch:
 
     def abandon(self) -> threading.Thread | None:
         """Give the group up, in a thread, since that may have to wait for somebody to let go of graphs."""
-        group, self.group = self.group, None
-        if group is None:
+        abort, self.abort = self.abort, None
+        if abort is None:
             return None
-        thread = threading.Thread(target=group.abort, name="group's end", daemon=True)
+        thread = threading.Thread(target=abort, name="group's end", daemon=True)
         thread.start()
         return thread
 
@@ -165,7 +174,7 @@ class Workers:
 
     def joined(self, group: TensorGroup) -> None:
         """Rank 0 has made ``group``, which is to be given up when a rank fails."""
-        self._watch.group = group
+        self._watch.abort = group.aborter()
 
     def send(self, message: object) -> None:
         """Tell all of them."""
@@ -262,7 +271,7 @@ def _end(watch: _Watch) -> None:
     watch.closing = True
     device = watch.device() if watch.device is not None else None
     if healthy and device is not None and device.device.type == "cuda":
-        torch.cuda.synchronize(device.device)
+        _settle(device.device)
     for worker in watch.workers:
         with suppress(OSError):  # its thread may have closed the pipe
             worker.shut()
@@ -278,3 +287,13 @@ def _end(watch: _Watch) -> None:
         device.close()
     if thread is not None:
         thread.join(PATIENCE_S)
+
+
+def _settle(device: torch.device) -> None:
+    """Wait a while for what has been launched on ``device``, which the other ranks have a part in."""
+    make: Any = torch.cuda.Event
+    event = make()
+    event.record(torch.cuda.current_stream(device))
+    until_s = time.monotonic() + PATIENCE_S
+    while not event.query() and time.monotonic() < until_s:
+        time.sleep(0.001)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -40,9 +41,12 @@ def divided() -> Iterator[dict[str, LoadedModel]]:
     with ThreadPoolExecutor(len(FAMILIES)) as pool:
         models = dict(zip(FAMILIES, pool.map(two_ranks, FAMILIES), strict=True))
     yield models
-    for model in models.values():
-        workers_of(model).close()
-    assert not any(is_there(pid) for model in models.values() for pid in workers_of(model).pids)
+    pids = [pid for model in models.values() for pid in workers_of(model).pids]
+    workers_of(models["qwen2"]).close()
+    # the others end with the last that refers to them
+    models.clear()
+    gc.collect()
+    assert not any(map(is_there, pids))
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +167,18 @@ def test_a_command_over_two_ranks_leaves_no_process_and_says_so(tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["tp"] == 2
+
+
+def test_no_process_outlives_rank_0() -> None:
+    script = """
+import os, signal
+from engine.parallel.loading import load_divided_model
+model = load_divided_model("shape:tiny", 2, device="cpu")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    root = Path(__file__).parents[3]
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 def test_devices_are_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
