@@ -39,6 +39,7 @@ from core.runs import git_commit  # noqa: E402
 from engine.executors import build_executor, default_kv_tokens  # noqa: E402
 from engine.loop import EngineLoop  # noqa: E402
 from engine.models import LoadedModel, load_model  # noqa: E402
+from engine.parallel.loading import load_divided_model  # noqa: E402
 from scheduler.config import SchedulerConfig  # noqa: E402
 from scheduler.observer import Observer  # noqa: E402
 from scheduler.plan import StepOutcome, StepPlan  # noqa: E402
@@ -118,7 +119,8 @@ def serve(model: LoadedModel, running: int, gpu: dict[str, Any]) -> dict[str, An
     began_s = time.perf_counter()
     config = SchedulerConfig(
         policy="fcfs", layout="paged", max_running=running, max_prefill_tokens=MOST_PREFILL_TOKENS, overlap=True,
-        block_tokens=64, context_tokens=CONTEXT_TOKENS, kv_tokens=min(default_kv_tokens(model, running, 64), running * 1024),
+        block_tokens=64, context_tokens=CONTEXT_TOKENS,
+        kv_tokens=min(default_kv_tokens(model, running, 64), running * 1024),
     )  # fmt: skip
     executor = build_executor(model, config)
     torch.cuda.synchronize()
@@ -139,11 +141,14 @@ def serve(model: LoadedModel, running: int, gpu: dict[str, Any]) -> dict[str, An
     weights = model.parameters * model.dtype.itemsize
     if not model.model.config.tie_word_embeddings:
         weights -= model.vocab * model.hidden * model.dtype.itemsize
+    tp = 1 if model.group is None else model.group.size
+    weights /= tp
     floor_ms = (weights + mean_context * model.kv_bytes_per_token) / gpu["copy_tb_s"] / 1e9
     prefill_tokens, prefill_ms = sum(p[0] for p in steps.prefills), sum(p[1] for p in steps.prefills) / 1e6
     host = sum(step[3] for step in full)
     return {
         "shape": model.name,
+        "tp": tp,
         "running": running,
         "requests": len(work),
         "output_tok_s": round(len(work) * OUTPUT_TOKENS / wall_s, 1),
@@ -279,6 +284,7 @@ def main() -> None:
     parser.add_argument("--no-generate", action="store_true", help="leave transformers' generate out")
     parser.add_argument("--first-token", metavar="SHAPE", help="measure the start of a process to its first token too")
     parser.add_argument("--one-token", metavar="SHAPE", help=argparse.SUPPRESS)
+    parser.add_argument("--tp", type=int, default=1, help="GPUs that each model is divided over")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.one_token:
@@ -306,7 +312,7 @@ def main() -> None:
             if not args.no_generate:
                 for batch in (1, 16):
                     keep(generate(shape, batch))
-            loaded = load_model(f"shape:{shape}")
+            loaded = load_divided_model(f"shape:{shape}", args.tp)
             keep(prefill(loaded, gpu))
         keep(serve(loaded, int(running), gpu))
     if args.out:

@@ -60,9 +60,9 @@ _OUTPUT = {"slo", "out", "name", "config", "dry_run", "quiet"}
 #: the flags that mean something in a mode; any other that is given is a mistake, since it would be ignored
 FLAGS_OF_MODE = {
     "tour": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT,
-    "real": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | {"policy", "layout", "stop_on_eos"},
+    "real": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | {"policy", "layout", "stop_on_eos", "tp"},
     "sim": _PLAYED | _SCHEDULED | _OUTPUT | {"policy", "layout", "costs"},
-    "validate": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | {"policy", "layout", "stop_on_eos", "costs"},
+    "validate": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | {"policy", "layout", "stop_on_eos", "costs", "tp"},
     "report": {"runs", "out", "config", "quiet"},
     "gate": {"baseline", "update_baseline", "config", "quiet"},
     "reproduce": {"experiments", "jobs", "seed", "out", "name", "config", "quiet"},
@@ -229,6 +229,9 @@ def build_parser() -> ArgumentParser:
     group.add_argument("--model", metavar="NAME", help="folder, Hugging Face name, shape:NAME (default: embedded)")
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: a GPU where there is one)")
     group.add_argument("--dtype", metavar="NAME", help="float32 | bfloat16 | float16 (default: the device's)")
+
+    group.add_argument("--tp", "--tensor-parallel-size", type=positive, default=1, metavar="N",
+                       help="GPUs that the model is divided over (default 1; paged layout)")  # fmt: skip
 
     group = parser.add_argument_group("the simulated hardware")
     group.add_argument("--costs", metavar="RUN|roofline:GPU:MODEL", help="a recorded run folder, or a roofline")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -33,6 +33,9 @@ from engine.features import is_tested, refuse_description, refuse_dtype, refuse_
 from engine.tokenizer import Tokenizer
 from scheduler.model_shapes import ModelShape, UnknownShapeError, model_shape
 
+if TYPE_CHECKING:
+    from engine.parallel.group import TensorGroup
+
 SHAPE_PREFIX = "shape:"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -41,7 +44,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 class LoadedModel:
     """A model ready to be run by an executor, and the figures of its shape that others need.
 
-    ``tokenizer`` is ``None`` for random weights: their prompts are token ids.
+    ``tokenizer`` is ``None`` for random weights: their prompts are token ids. Of a model that is divided over the ranks
+    of a ``group``, ``model``, ``heads``, ``kv_heads`` and the KV bytes are this rank's share.
     """
 
     name: str
@@ -56,6 +60,7 @@ class LoadedModel:
     hidden: int
     vocab: int
     parameters: int
+    group: TensorGroup | None = None
 
     @property
     def device(self) -> torch.device:
