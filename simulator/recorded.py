@@ -166,7 +166,7 @@ def recorded_costs(*folders: Path) -> RecordedCosts:
     name = "+".join(str(folder) for folder in folders)
     sha256 = hashlib.sha256(b"".join((folder / "steps.csv").read_bytes() for folder in folders)).hexdigest()
     return RecordedCosts(name, config.get("kv_tokens"), config.get("context_tokens"), sha256, device, host,
-                         _swaps(steps, device), int(manifest.get("tp") or 1))  # fmt: skip
+                         _swaps(steps, device), manifest.get("tp", 1))  # fmt: skip
 
 
 def _fits(steps: pd.DataFrame, target: str, disturbed_by: str) -> dict[Key, LinearCost]:
