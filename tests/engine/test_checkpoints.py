@@ -19,6 +19,7 @@ from rich.progress import Progress
 from safetensors.torch import load_file, save_file
 from transformers import Gemma3Config, LlamaConfig
 
+import bench
 from engine.checkpoints import INDEX, WEIGHTS
 from engine.errors import ModelError
 from engine.models import load_model
@@ -278,6 +279,21 @@ def test_the_bar_is_for_terminals_and_can_be_silenced(
     assert ("loading weights" in stderr.text) == shown
     assert "Loading weights" not in stderr.text
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_quiet_command_shows_no_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet: bool) -> None:
+    write_model(tmp_path)
+    asked: list[bool] = []
+
+    def read(*_: Any, progress: bool, **__: Any) -> Any:
+        asked.append(progress)
+        raise ModelError("enough")
+
+    monkeypatch.setattr("engine.models.read_model", read)
+    command = ["--mode", "real", "--workload", "seed", "--requests", "1", "--device", "cpu", "--model", str(tmp_path)]
+    assert bench.main([*command, "--out", str(tmp_path / "run"), *(["--quiet"] if quiet else [])]) == 2
+    assert asked == [not quiet]
 
 
 # -- the hub
