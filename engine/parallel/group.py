@@ -65,14 +65,14 @@ class TensorGroup:
         """
         if update.dim() == 3:
             update = update.sum(0).to(self._dtype)
-        self._backend.allreduce([update], self._sum).wait()
+        _finish(self._backend.allreduce([update], self._sum))
         return update
 
     def gather(self, logits: Tensor) -> Tensor:
         """``[rows, vocab]`` of all ranks' ``[rows, part of vocab]``."""
         rows, part = logits.shape
         parts = logits.new_empty(self.size * rows, part)
-        self._backend._allgather_base(parts, logits, self._together).wait()
+        _finish(self._backend._allgather_base(parts, logits, self._together))
         return (
             parts.view(self.size, rows, part)
             .transpose(0, 1)
@@ -99,6 +99,12 @@ def _backend(rank: int, size: int, device: torch.device, store: Any) -> Any:
     options._timeout = timeout
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=LOCALHOST)]
     return dist.ProcessGroupGloo(store, rank, size, options)
+
+
+def _finish(work: Any) -> None:
+    """Wait for a collective. One on the current stream of a GPU gives nothing to wait for."""
+    if work is not None:
+        work.wait()
 
 
 def _nothing() -> None:
