@@ -271,10 +271,11 @@ def test_the_bar_is_for_terminals_and_can_be_silenced(
             counted.append(f"{description} {number}/{len(items)}")
             yield item
 
-    monkeypatch.setattr(Progress, "track", counting)
-    monkeypatch.setattr(sys, "stderr", stderr)
-    monkeypatch.setenv("TERM", "xterm")
-    load_model(tmp_path, device="cpu", progress=progress)
+    with monkeypatch.context() as patch:  # over before capsys puts standard error back
+        patch.setattr(Progress, "track", counting)
+        patch.setattr(sys, "stderr", stderr)
+        patch.setenv("TERM", "xterm")
+        load_model(tmp_path, device="cpu", progress=progress)
     assert counted[-1] == "loading weights 30/30"
     assert ("loading weights" in stderr.text) == shown
     assert "Loading weights" not in stderr.text
