@@ -11,6 +11,18 @@ class ModelError(EngineError):
     """A model cannot be found, loaded, or run by this engine."""
 
 
+class KvMemoryError(EngineError):
+    """The device has too little memory for what is asked of it; the message has the numbers."""
+
+
+class DeviceError(EngineError):
+    """The device has failed and computes nothing any more: nothing that this process runs on it can go on."""
+
+
+class GenerationError(EngineError):
+    """A request ended with an error; the message says which."""
+
+
 class MissingExtraError(ImportError):
     """A package of the ``engine`` extra is not installed."""
 

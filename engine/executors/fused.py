@@ -6,14 +6,27 @@ the next step reads it, and a copy goes to the host meanwhile.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from engine.executors.base import Copy, DeviceTimer, ExecutorWaste, HostCopies, PendingStep, SequenceState, StepResult
+from engine.executors.base import (
+    Booking,
+    Copy,
+    DeviceTimer,
+    ExecutorWaste,
+    HostCopies,
+    PendingStep,
+    SequenceState,
+    StepResult,
+    halves,
+)
 from engine.executors.paged import PrivateBlocks
+from engine.faults import free_unused, is_out_of_memory
 from engine.fused.decoder import Chunks, Decoder, KvCache, Rows, StepTensors
 from engine.fused.graphs import DecodeSteps, Memory, columns, temperature_bits
 from engine.models import LoadedModel
@@ -80,6 +93,7 @@ class FusedExecutor:
         self._places: dict[int, int] = {}
         self._tables: dict[int, list[int]] = {}
         self._free_places = list(range(max_running - 1, -1, -1))
+        self._booking: Booking | None = None
         self._decodes = DecodeSteps(
             self.decoder,
             self.cache,
@@ -89,38 +103,76 @@ class FusedExecutor:
             self.device.type == "cuda" if graphs is None else graphs,
         )
 
+    @property
+    def decodes(self) -> DecodeSteps:
+        """The decode steps and their graphs."""
+        return self._decodes
+
     def execute(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> StepResult:
         """Run one step and wait for what it gives."""
         return self.launch(plan, states).result()
 
     def launch(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> PendingStep:
         """Start one step; see :class:`~engine.executors.base.Executor`. It waits for nothing on the device."""
+        again = self._booking is not None and self._booking.plan is plan
+        if again:
+            free_unused(self.device)
         with torch.inference_mode():
             timer = DeviceTimer(self.device)
             timer.start()
-            copies = [self._swap_out(swap) for swap in plan.swapped_out]
-            for number in plan.released:
-                self.host_copies.drop(number)
-                self._leave(number)
-            copies += [self._swap_in(swap) for swap in plan.swapped_in]
-            for copy in copies:
-                copy()
-            chunks = plan.chunks
-            self._name_blocks(plan, chunks)
-            waste = ExecutorWaste()
-            tokens: Tensor | None
-            if all(chunk.tokens == 1 and chunk.samples for chunk in chunks):
-                extra = self._decodes.size_for(len(chunks)) - len(chunks)
-                waste = ExecutorWaste(extra, 0)
-                numbers, tokens = self._decode(chunks, states)
-            else:
-                numbers, tokens = self._mixed(chunks, states)
+            if self._booking is None or not again:
+                self._booking = self._book(plan)
+            self._booking.move()
+            compute = self._in_pieces if again else self._compute
+            numbers, tokens, waste = compute(plan.chunks, states)
             # to pinned memory, so that nobody waits here
             host = None if tokens is None else tokens.to("cpu", non_blocking=True, copy=True)
             timer.stop()
         return _Step(timer, numbers, host, waste)
 
     # -- what a step is made of
+
+    def _book(self, plan: StepPlan) -> Booking:
+        """Take note of ``plan``. Nothing here asks for memory of the device."""
+        moves = [self._swap_out(swap) for swap in plan.swapped_out]
+        for number in plan.released:
+            self._leave(number)
+            moves.append(partial(self.host_copies.drop, number))
+        moves += [self._swap_in(swap) for swap in plan.swapped_in]
+        moves += self._name_blocks(plan, plan.chunks)
+        return Booking(plan, plan, deque(moves))
+
+    def _compute(
+        self, chunks: list[Chunk], states: Mapping[int, SequenceState]
+    ) -> tuple[list[int], Tensor | None, ExecutorWaste]:
+        """The sequence numbers that sample, their tokens, and what was computed for nothing."""
+        if all(chunk.tokens == 1 and chunk.samples for chunk in chunks):
+            extra = self._decodes.size_for(len(chunks)) - len(chunks)
+            return *self._decode(chunks, states), ExecutorWaste(extra, 0)
+        return *self._mixed(chunks, states), ExecutorWaste()
+
+    def _in_pieces(
+        self, chunks: list[Chunk], states: Mapping[int, SequenceState]
+    ) -> tuple[list[int], Tensor | None, ExecutorWaste]:
+        """:meth:`_compute` in as few pieces as memory allows."""
+        try:
+            return self._compute(chunks, states)
+        except RuntimeError as error:
+            parts = halves(chunks)
+            if parts is None or not is_out_of_memory(error):
+                raise
+        # out of the handler, whose exception holds on to what was computed
+        free_unused(self.device)
+        numbers: list[int] = []
+        tokens: list[Tensor] = []
+        waste = ExecutorWaste()
+        for part in parts:
+            some, sampled, extra = self._in_pieces(part, states)
+            numbers += some
+            # a step's tokens are good until the next one
+            tokens += [] if sampled is None else [sampled.clone()]
+            waste = ExecutorWaste(waste.linear_slots + extra.linear_slots, waste.attention_slots)
+        return numbers, torch.cat(tokens) if tokens else None, waste
 
     def _decode(self, chunks: list[Chunk], states: Mapping[int, SequenceState]) -> tuple[list[int], Tensor]:
         """Rows of one token each, all of which sample."""
@@ -210,8 +262,9 @@ class FusedExecutor:
 
     # -- memory
 
-    def _name_blocks(self, plan: StepPlan, chunks: list[Chunk]) -> None:
-        """Give every sequence of the step a place, and tell the device's table of the blocks that it has got since."""
+    def _name_blocks(self, plan: StepPlan, chunks: list[Chunk]) -> list[Copy]:
+        """Give every sequence of the step a place. What tells the device's table of the blocks that it has got since,
+        if it has."""
         at_place: list[int] = []
         at_index: list[int] = []
         blocks: list[int] = []
@@ -230,9 +283,12 @@ class FusedExecutor:
             at_place += [self._places[number]] * (needed - named)
             at_index += range(named, needed)
             blocks += held[named:]
-        if blocks:
+
+        def name() -> None:
             places, indices = self._indices(at_place), self._indices(at_index)
             self._memory.tables[places, indices] = upload(blocks, torch.int32, self.device)
+
+        return [name] if blocks else []
 
     def _slots(self, number: int, start: int, end: int) -> list[int]:
         size, table = self.block_tokens, self._tables[number]
@@ -249,38 +305,40 @@ class FusedExecutor:
 
     def _swap_out(self, swap: Swap) -> Copy:
         """Copy the KV to host memory, ``[2, layers, blocks, *block shape]``: keys, then values."""
-        blocks = self._swapped_blocks(swap)
+        held = self._swapped_blocks(swap)
         self._leave(swap.number)
         cache = self.cache
-        shape = (2, len(cache.keys), len(blocks), *cache.keys[0].shape[1:])
-        host = torch.empty(shape, dtype=self.model.dtype, pin_memory=self.device.type == "cuda")
-        self.host_copies.put(swap.number, host)
+        shape = (2, len(cache.keys), len(held), *cache.keys[0].shape[1:])
 
         def copy() -> None:
+            blocks = self._indices(held)
+            host = torch.empty(shape, dtype=self.model.dtype, pin_memory=self.device.type == "cuda")
             for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
                 host[0, layer].copy_(keys.index_select(0, blocks), non_blocking=True)
                 host[1, layer].copy_(values.index_select(0, blocks), non_blocking=True)
+            self.host_copies.put(swap.number, host)
 
         return copy
 
     def _swap_in(self, swap: Swap) -> Copy:
         """Copy the KV back from host memory, into the blocks that the sequence has now."""
-        blocks = self._swapped_blocks(swap)
-        host = self.host_copies.take(swap.number)
+        held = self._swapped_blocks(swap)
         cache = self.cache
 
         def copy() -> None:
+            host, blocks = self.host_copies.get(swap.number), self._indices(held)
             for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
                 keys.index_copy_(0, blocks, host[0, layer].to(self.device, non_blocking=True))
                 values.index_copy_(0, blocks, host[1, layer].to(self.device, non_blocking=True))
+            self.host_copies.drop(swap.number)
 
         return copy
 
-    def _swapped_blocks(self, swap: Swap) -> Tensor:
-        """``int64[blocks]``: where the tokens to be moved lie on the device."""
+    def _swapped_blocks(self, swap: Swap) -> list[int]:
+        """Where the tokens to be moved lie on the device."""
         count = -(-swap.tokens // self.block_tokens)
         table = swap.blocks if self._private is None else self._private.table(swap.number, swap.tokens)
-        return self._indices(list(table[:count]))
+        return list(table[:count])
 
     def _indices(self, values: list[int]) -> Tensor:
         return upload(values, torch.int64, self.device)
