@@ -7,9 +7,9 @@ import gc
 import torch
 
 #: how libraries say that memory could not be had, where they do not say it by the exception's type
-_OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_OUT_OF_MEMORY = ("CUDA error: out of memory", "Triton Error [CUDA]: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 #: after such an error every later call fails as well
-_DEVICE_LOST = ("CUDA error", "CUBLAS_STATUS_EXECUTION_FAILED", "NCCL error")
+_DEVICE_LOST = ("CUDA error", "Triton Error [CUDA]", "NCCL error")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -36,9 +36,9 @@ def first_line(error: BaseException) -> str:
 
 
 def free_unused(device: torch.device) -> None:
-    """Give back what no tensor on ``device`` needs any more, once the device has done what was launched."""
-    gc.collect()
+    """Give back what no tensor on a GPU needs any more, once it has done what was launched. A CPU keeps nothing."""
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
 

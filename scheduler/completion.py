@@ -235,6 +235,8 @@ class Completion:
             if planned is not None and planned.steps_on(sequence):
                 planned.plan.chunks  # noqa: B018  (to be listed while it is a member: its row is computed, and wasted)
                 planned.held.append((sequence, state.blocks_of(sequence, sequence.computed + 1)))
+                if reason == "error" and state.config.pool == "paged":
+                    planned.plan.block_table(sequence)  # the same, while it counts as so long
                 blocks = None
             state.residents.leave(sequence)
         self._end(sequence, end_ns, reason)

@@ -68,6 +68,8 @@ def _measured(model: LoadedModel, config: SchedulerConfig, used: int) -> Needs:
         model, kv_tokens=config.block_tokens, max_running=config.max_running, max_rows=config.rows,
         block_tokens=config.block_tokens, graphs=False,
     )  # fmt: skip
+    # what weights took before they were merged
+    free_unused(device)
     for step in largest_steps(model, config):
         executor.execute(step.plan, step.states)
     torch.cuda.synchronize(device)
@@ -108,11 +110,11 @@ class LargestStep(NamedTuple):
     states: dict[int, SequenceState]
 
 
-def largest_steps(model: LoadedModel, config: SchedulerConfig) -> list[LargestStep]:
+def largest_steps(model: LoadedModel, config: SchedulerConfig, block: int = 0) -> list[LargestStep]:
     """Steps that no step of the scheduler needs more memory than.
 
     A chunk at the end of a full context; as many prompts as a step may have, all sampled; as many decoding rows. Their
-    sequences share the first block of the KV memory.
+    sequences share one ``block`` of the KV memory.
     """
     context = min(model.context_tokens, config.context_tokens)
     rows = most_rows(config)
@@ -126,13 +128,14 @@ def largest_steps(model: LoadedModel, config: SchedulerConfig) -> list[LargestSt
     steps: list[LargestStep] = []
     numbers: list[int] = []
     for shape in shapes:
-        steps.append(_step(shape, numbers, context, config.block_tokens))
+        blocks = [block] * -(-context // config.block_tokens)
+        steps.append(_step(shape, numbers, context, blocks))
         numbers = list(steps[-1].states)
     return steps
 
 
-def _step(shape: SequenceOf[tuple[int, int]], released: list[int], context: int, block_tokens: int) -> LargestStep:
-    """A step of chunks (start, tokens), after ``released`` have left."""
+def _step(shape: SequenceOf[tuple[int, int]], released: list[int], context: int, blocks: list[int]) -> LargestStep:
+    """A step of chunks (start, tokens) of sequences with these ``blocks``, after ``released`` have left."""
     first = released[-1] + 1 if released else 0
     chunks = [
         Chunk(Sequence(Request(f"probe {number}", 0, context), number, 0, context + 1), start, tokens, True)
@@ -141,7 +144,6 @@ def _step(shape: SequenceOf[tuple[int, int]], released: list[int], context: int,
     new_tokens = sum(tokens for _, tokens in shape)
     features = StepFeatures("paged", "prefill", len(shape), len(shape), new_tokens, new_tokens, 0, 0, 0, context, 0,
                             len(shape))  # fmt: skip
-    blocks = [0] * -(-context // block_tokens)
     plan = StepPlan(
         0, 0, 1, features, DigestEntry("prefill", len(shape), 0, 0, 0, 1), NEVER, False, tuple(released),
         lambda: chunks, lambda sequence: blocks,
