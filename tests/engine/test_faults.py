@@ -235,7 +235,7 @@ def test_wherever_memory_is_short_tokens_are_right_and_nothing_is_left(
     both = reference("qwen2")
     world = World(
         model_of(both), kind, lambda place, count: out_of_memory() if source.random() < rate else None,
-        overlap=source.random() < 0.5, **PARTS[parts],
+        overlap=source.random() < 0.5, policy=source.choice(["fcfs", "sjf-bucket", "srpt", "static"]), **PARTS[parts],
     )  # fmt: skip
     requests = workload()
     world.loop.run(requests)
