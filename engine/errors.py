@@ -11,7 +11,7 @@ class ModelError(EngineError):
     """A model cannot be found, loaded, or run by this engine."""
 
 
-class KvMemoryError(EngineError):
+class DeviceMemoryError(EngineError):
     """The device has too little memory for what is asked of it; the message has the numbers."""
 
 

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
+
+from engine.errors import DeviceMemoryError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 #: how libraries say that memory could not be had, where they do not say it by the exception's type
 _OUT_OF_MEMORY = ("CUDA error: out of memory", "Triton Error [CUDA]: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -28,6 +36,21 @@ def is_device_lost(error: BaseException) -> bool:
         return False
     accelerator: type[BaseException] | tuple[()] = getattr(torch, "AcceleratorError", ())
     return isinstance(error, accelerator) or any(text in str(error) for text in _DEVICE_LOST)
+
+
+def refusing_what_does_not_fit(load: Callable[P, R]) -> Callable[P, R]:
+    """``load``, with :class:`~engine.errors.DeviceMemoryError` where the device has no memory for the weights."""
+
+    @wraps(load)
+    def checked(*args: P.args, **options: P.kwargs) -> R:
+        try:
+            return load(*args, **options)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise DeviceMemoryError(f"the weights do not fit: {first_line(error)}") from error
+
+    return checked
 
 
 def first_line(error: BaseException) -> str:

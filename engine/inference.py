@@ -108,7 +108,7 @@ class InferenceEngine:
     Raises:
         ModelError: the model cannot be found or run.
         ConfigError: an unknown policy or setting, or one with an impossible value.
-        KvMemoryError: the KV memory asked for, or one for a single full context, does not fit beside the rest.
+        DeviceMemoryError: the KV memory asked for, or one for a single full context, does not fit beside the rest.
         DeviceError: (of :meth:`generate` too) the device has failed; no request is taken after that.
         PolicyError: (of :meth:`generate` too) a policy of your own failed while it ran.
 

@@ -26,6 +26,7 @@ from engine.attention import ATTENTION
 from engine.cpu_linear import turn_linears
 from engine.embedded import EMBEDDED_NAME, default_cache_folder, embedded_model_folder, quiet_transformers, say
 from engine.errors import ModelError
+from engine.faults import refusing_what_does_not_fit
 from engine.fused.architecture import missing_features
 from engine.tokenizer import Tokenizer
 from scheduler.model_shapes import ModelShape, UnknownShapeError, model_shape
@@ -68,6 +69,7 @@ class LoadedModel:
         return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
 
 
+@refusing_what_does_not_fit
 def load_model(
     name: str | Path | None = None,
     *,
@@ -87,6 +89,7 @@ def load_model(
 
     Raises:
         ModelError: no such model or device, or one whose attention this engine does not compute.
+        DeviceMemoryError: the device has no memory for the weights.
     """
     place = _device(device)
     precision = _dtype(dtype, place)

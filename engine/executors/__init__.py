@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from engine.embedded import say
-from engine.errors import KvMemoryError
+from engine.errors import DeviceMemoryError
 from engine.executors.base import Executor, ExecutorWaste, PendingStep, SequenceState, StepResult
 from engine.executors.fused import FusedExecutor
 from engine.executors.memory import (
@@ -67,7 +67,7 @@ def plan_memory(
 
     Raises:
         ConfigError: ``utilization`` is no share.
-        KvMemoryError: ``kv_tokens``, or one sequence of full context, does not fit; the message has the numbers.
+        DeviceMemoryError: ``kv_tokens``, or one sequence of full context, does not fit; the message has the numbers.
     """
     if not 0 < utilization <= 1:
         raise ConfigError(f"gpu_memory_utilization is {utilization:g}; must be more than 0 and at most 1")
@@ -86,7 +86,7 @@ def start_executor(
     """The executor of ``config``. Where its KV memory cannot be had after all, one with less, and ``notify`` says so.
 
     Raises:
-        KvMemoryError: nor can a memory for one sequence of full context, or the user asked for no less.
+        DeviceMemoryError: nor can a memory for one sequence of full context, or the user asked for no less.
     """
     memory = replace(memory, kv_tokens=config.kv_tokens)
     least = min(model.context_tokens, config.context_tokens)
@@ -103,7 +103,7 @@ def start_executor(
         free_unused(model.device)
         smaller = config.kv_tokens * 9 // 10 // config.block_tokens * config.block_tokens
         if memory.asked or smaller < least:
-            raise KvMemoryError(f"the executor cannot be started: {problem} ({memory.now()})")
+            raise DeviceMemoryError(f"the executor cannot be started: {problem} ({memory.now()})")
         notify(
             f"memory for {config.kv_tokens:,} tokens of KV cannot be had ({problem}); trying {smaller:,}, "
             f"{gib(smaller * memory.kv_bytes_per_token)} GiB"

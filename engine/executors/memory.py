@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from engine.errors import KvMemoryError
+from engine.errors import DeviceMemoryError
 from engine.faults import gib, memory_line
 from engine.models import LoadedModel
 from scheduler.config import SchedulerConfig
@@ -118,7 +118,7 @@ def share_out(
     ``kv_tokens`` that the user asks for.
 
     Raises:
-        KvMemoryError: what is left does not hold ``kv_tokens``, or one sequence of full context.
+        DeviceMemoryError: what is left does not hold ``kv_tokens``, or one sequence of full context.
     """
     block = config.block_tokens
     context = -(-min(model.context_tokens, config.context_tokens) // block) * block
@@ -134,12 +134,12 @@ def share_out(
     if not total_bytes:
         room = max(block, room)
     elif kv_tokens is not None and kv_tokens > room:
-        raise KvMemoryError(
+        raise DeviceMemoryError(
             f"a KV memory of {kv_tokens:,} tokens takes {gib(kv_tokens * model.kv_bytes_per_token)} GiB; there is room "
             f"for {room:,}: {plan.shares()}; lower kv_tokens or max_prefill_tokens, or raise gpu_memory_utilization"
         )
     elif kv_tokens is None and room < context:
-        raise KvMemoryError(
+        raise DeviceMemoryError(
             f"there is room for {room:,} tokens of KV, too few for one sequence of {context:,}: {plan.shares()}; "
             "raise gpu_memory_utilization, lower max_prefill_tokens or max_running, or ask for fewer kv_tokens"
         )

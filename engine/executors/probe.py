@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-import torch
-
-from engine.errors import KvMemoryError
+from engine.errors import DeviceMemoryError
 from engine.executors.base import SequenceState
 from engine.executors.fused import FusedExecutor
 from engine.executors.memory import Needs, estimated_needs, most_rows, used_bytes, weights_bytes
@@ -41,7 +39,7 @@ def measured_needs(model: LoadedModel, config: SchedulerConfig) -> Needs:
     nothing, what they take is the same. Of the graphs the two largest and the smallest are captured.
 
     Raises:
-        KvMemoryError: not even that fits.
+        DeviceMemoryError: not even that fits.
     """
     device = model.device
     free_unused(device)
@@ -54,7 +52,7 @@ def measured_needs(model: LoadedModel, config: SchedulerConfig) -> Needs:
         problem = first_line(error)
     free_unused(device)
     estimate = estimated_needs(model, config, used)
-    raise KvMemoryError(
+    raise DeviceMemoryError(
         f"the largest step does not fit beside the weights, without any KV: {gib(used)} GiB of {gib(total)} GiB are in "
         f"use, weights {gib(weights_bytes(model))} GiB; a step of {config.max_prefill_tokens} prompt tokens and "
         f"{most_rows(config)} rows needs about {gib(estimate.step)} GiB; lower max_prefill_tokens, max_running or "
@@ -72,7 +70,6 @@ def _measured(model: LoadedModel, config: SchedulerConfig, used: int) -> Needs:
     free_unused(device)
     for step in largest_steps(model, config):
         executor.execute(step.plan, step.states)
-    torch.cuda.synchronize(device)
     one_block = config.block_tokens * model.kv_bytes_per_token
     # what the steps needed is still the allocator's
     step_bytes = max(0, used_bytes(device)[0] - used - one_block)

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 import engine.executors
-from engine.errors import KvMemoryError
+from engine.errors import DeviceMemoryError
 from engine.executors import FusedExecutor, build_executor, plan_memory, start_executor
 from engine.executors.memory import Needs, estimated_needs, share_out, used_bytes, weights_bytes
-from engine.executors.probe import largest_steps
+from engine.executors.probe import largest_steps, measured_needs
 from engine.faults import free_unused
+from engine.fused.graphs import DecodeSteps, bucket_sizes
 from engine.models import LoadedModel, load_model, loaded
 from scheduler.config import ConfigError, SchedulerConfig
 
@@ -77,7 +78,7 @@ NUMBERS = re.compile(r"weights \d+\.\d+, the largest step .* CUDA graphs .* othe
 
 def test_what_is_asked_for_and_does_not_fit_is_refused_with_the_numbers(small: LoadedModel) -> None:
     needs = Needs(1 << 20, 1 << 20, 1 << 20, True)
-    with pytest.raises(KvMemoryError, match="a KV memory of 500,000 tokens takes") as refused:
+    with pytest.raises(DeviceMemoryError, match="a KV memory of 500,000 tokens takes") as refused:
         share_out(small, CONFIG, needs, total_bytes=40 << 20, kv_tokens=500_000)
     assert NUMBERS.search(str(refused.value))
     assert share_out(small, CONFIG, needs, total_bytes=40 << 20, kv_tokens=80).kv_tokens == 80
@@ -86,7 +87,7 @@ def test_what_is_asked_for_and_does_not_fit_is_refused_with_the_numbers(small: L
 def test_a_memory_for_less_than_one_sequence_is_refused_unless_it_is_asked_for(small: LoadedModel) -> None:
     total = int((weights_bytes(small) + 400 * 256) / 0.9)
     needs = Needs(0, 0, 0, True)
-    with pytest.raises(KvMemoryError, match="too few for one sequence of 512") as refused:
+    with pytest.raises(DeviceMemoryError, match="too few for one sequence of 512") as refused:
         share_out(small, CONFIG, needs, total_bytes=total)
     assert NUMBERS.search(str(refused.value))
     assert share_out(small, CONFIG, needs, total_bytes=total, kv_tokens=320).kv_tokens == 320
@@ -151,7 +152,7 @@ def test_it_starts_with_less_where_the_memory_cannot_be_had_and_says_so(
 def test_it_refuses_where_not_even_one_sequence_fits(small: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = plan_memory(small, CONFIG)
     tried = tight(monkeypatch, 100)
-    with pytest.raises(KvMemoryError, match=r"cannot be started: CUDA out of memory. Tried.*KV memory .* weights"):
+    with pytest.raises(DeviceMemoryError, match=r"cannot be started: CUDA out of memory. Tried.*KV memory .* weights"):
         start_executor(small, replace(CONFIG, kv_tokens=memory.kv_tokens), memory, lambda text: None)
     assert min(tried) >= 512
 
@@ -159,9 +160,18 @@ def test_it_refuses_where_not_even_one_sequence_fits(small: LoadedModel, monkeyp
 def test_what_was_asked_for_is_not_made_less(small: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = plan_memory(small, CONFIG, kv_tokens=2048)
     tried = tight(monkeypatch, 1500)
-    with pytest.raises(KvMemoryError):
+    with pytest.raises(DeviceMemoryError):
         start_executor(small, replace(CONFIG, kv_tokens=2048), memory, lambda text: None)
     assert tried == [2048]
+
+
+def test_weights_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation")
+
+    monkeypatch.setattr("engine.models._load_shape", fail)
+    with pytest.raises(DeviceMemoryError, match=r"^the weights do not fit: CUDA out of memory. Tried.*2.00 GiB.$"):
+        load_model("shape:tiny", device="cpu")
 
 
 # -- the largest steps
@@ -184,6 +194,57 @@ def test_the_largest_steps_run_over_one_block(
     for step, expected in zip(largest_steps(small, config), tokens, strict=True):
         assert sum(chunk.tokens for chunk in step.plan.chunks) == expected
         assert len(executor.execute(step.plan, step.states).tokens) == len(step.plan.chunks)
+
+
+class Gpu:
+    """What a GPU would say of its memory: weights and 7 MB of others, and what steps and graphs leave behind."""
+
+    def __init__(self, model: LoadedModel, monkeypatch: pytest.MonkeyPatch, step: int = 0) -> None:
+        self.used = weights_bytes(model) + (7 << 20)
+        self.captured: list[int] = []
+        execute = FusedExecutor.execute
+        steps = iter((step, 0, 0))
+
+        def leave(executor: FusedExecutor, plan: Any, states: Any) -> Any:
+            self.used += next(steps)
+            return execute(executor, plan, states)
+
+        monkeypatch.setattr(FusedExecutor, "execute", leave)
+        monkeypatch.setattr(DecodeSteps, "capture", self.capture)
+        monkeypatch.setattr("engine.executors.probe.used_bytes", lambda device: (self.used, 1 << 30))
+
+    def capture(self, size: int) -> None:
+        self.used += (0 if self.captured else 50_000_000) + 1_000_000 + size * 20_000
+        self.captured.append(size)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 40, 100])
+def test_what_steps_and_graphs_leave_behind_is_what_they_need(
+    small: LoadedModel, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    gpu = Gpu(small, monkeypatch, step=9_000_000)
+    needs = measured_needs(small, replace(CONFIG, max_running=rows, max_prefill_tokens=64))
+    sizes = bucket_sizes(rows)
+    assert needs.step == 9_000_000 - 16 * 256
+    assert needs.other == 7 << 20
+    # three graphs stand for all
+    assert gpu.captured == sorted({sizes[0], sizes[-1], sizes[max(0, len(sizes) - 2)]}, reverse=True)
+    assert needs.graphs == 50_000_000 + sum(1_000_000 + size * 20_000 for size in sizes)
+
+
+def test_a_step_that_does_not_fit_without_any_kv_is_refused_with_the_numbers(
+    small: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Gpu(small, monkeypatch)
+
+    def fail(*args: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(FusedExecutor, "execute", fail)
+    with pytest.raises(
+        DeviceMemoryError, match=r"0.01 GiB of 1.00 GiB are in use, weights 0.00 GiB; a step of 64"
+    ):
+        measured_needs(small, replace(CONFIG, max_prefill_tokens=64))
 
 
 @pytest.mark.gpu
@@ -216,7 +277,7 @@ def test_the_pool_fills_the_gpu_to_within_five_percent(max_rows: int) -> None:
 @pytest.mark.gpu
 def test_a_memory_that_the_gpu_has_not_is_refused() -> None:
     model = load_model("shape:tiny", device="cuda")
-    with pytest.raises(KvMemoryError) as refused:
+    with pytest.raises(DeviceMemoryError) as refused:
         plan_memory(model, SchedulerConfig(max_running=16), kv_tokens=10**10)
     assert NUMBERS.search(str(refused.value))
 
