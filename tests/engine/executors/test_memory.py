@@ -241,9 +241,7 @@ def test_a_step_that_does_not_fit_without_any_kv_is_refused_with_the_numbers(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(FusedExecutor, "execute", fail)
-    with pytest.raises(
-        DeviceMemoryError, match=r"0.01 GiB of 1.00 GiB are in use, weights 0.00 GiB; a step of 64"
-    ):
+    with pytest.raises(DeviceMemoryError, match=r"0.01 GiB of 1.00 GiB are in use, weights 0.00 GiB; a step of 64"):
         measured_needs(small, replace(CONFIG, max_prefill_tokens=64))
 
 
