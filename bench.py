@@ -17,6 +17,7 @@ from core.reproduce.experiment import Experiment, Options
 from core.reproduce.registry import chosen, run_experiments, write_findings
 from core.runs import (
     Case,
+    Measured,
     Session,
     calibration_workload,
     experiment_folders,
@@ -79,14 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(error, (*USER_ERRORS, *_engine_errors())):
             raise
         print(f"bench.py: error: {error}", file=sys.stderr)
-        return USAGE
+        return FAILED if isinstance(error, _engine_errors()[0]) else USAGE
 
 
 def _engine_errors() -> tuple[type[Exception], ...]:
     """The engine's own errors, which need no torch to be told from others."""
-    from engine.errors import EngineError, MissingExtraError
+    from engine.errors import DeviceError, EngineError, MissingExtraError
 
-    return EngineError, MissingExtraError
+    return DeviceError, EngineError, MissingExtraError
 
 
 def show_list(what: str) -> int:
@@ -174,6 +175,7 @@ def real(args: argparse.Namespace, command: str) -> int:
         return _dry_run(session, cases)
     folder = open_folder(args, f"real-{session.workload.name}")
     runs: list[Run] = []
+    failed = False
     for case in cases:
         place = folder if len(cases) == 1 else folder / f"real-{case}"
         try:
@@ -181,10 +183,11 @@ def real(args: argparse.Namespace, command: str) -> int:
         except PolicyError as error:
             return _broken(args, command, folder, [*runs, load_run(place)], error)
         runs.append(measured.run)
-        if measured.interrupted:
+        if measured.interrupted or measured.broken:
             _finish(args, command, folder, runs, [])
-            return INTERRUPTED
-    return _finish(args, command, folder, runs, [])
+            return _stopped(measured)
+        failed = _with_errors(measured) or failed
+    return max(_finish(args, command, folder, runs, []), FAILED if failed else OK)
 
 
 def validate(args: argparse.Namespace, command: str) -> int:
@@ -209,6 +212,7 @@ def _validate(args: argparse.Namespace, command: str, cases: list[Case]) -> int:
     for layout in dict.fromkeys(case.layout for case in cases):
         costs[layout] = read_costs(args.costs) if args.costs else _record_costs(session, layout, cases, folder)
     runs: list[Run] = []
+    failed = False
     agreements: list[Agreement] = []
     for case in cases:
         config = session.real_config(case, costs[case.layout])
@@ -216,16 +220,17 @@ def _validate(args: argparse.Namespace, command: str, cases: list[Case]) -> int:
         try:
             measured = session.measure(case, place, config, requests)
             runs.append(measured.run)
-            if measured.interrupted:
+            if measured.interrupted or measured.broken:
                 _finish(args, command, folder, runs, agreements)
-                return INTERRUPTED
+                return _stopped(measured)
+            failed = _with_errors(measured) or failed
             twin = twin_requests(measured.run, requests)
             place = folder / f"sim-{case}"
-            runs.append(session.simulate(case, costs[case.layout], place, config, twin))
+            runs.append(session.simulate(case, costs[case.layout], place, measured.config, twin))
         except PolicyError as error:
             return _broken(args, command, folder, [*runs, load_run(place)], error)
         agreements.append(agree(measured.run, runs[-1], measured.replay.exact))
-    return _finish(args, command, folder, runs, agreements)
+    return max(_finish(args, command, folder, runs, agreements), FAILED if failed else OK)
 
 
 def _record_costs(session: Session, layout: Layout, cases: list[Case], folder: Path) -> CostModel:
@@ -237,6 +242,8 @@ def _record_costs(session: Session, layout: Layout, cases: list[Case], folder: P
         measured = session.measure(Case(config.policy, layout), place, config, requests)
         if measured.interrupted:
             raise KeyboardInterrupt
+        if measured.broken:
+            raise _engine_errors()[0](f"{measured.broken}; what there is: {place / REPORT_FILE}")
         places.append(place)
     return recorded_costs(*places)
 
@@ -351,6 +358,24 @@ def write_report(path: Path, runs: list[Run], agreements: Sequence[Agreement] = 
         write_html(path, runs, agreements, **options)
     except OSError as error:
         raise RunFolderError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _stopped(measured: Measured) -> int:
+    """A run of the engine has ended early, and what there is of it is written."""
+    if measured.broken is None:
+        return INTERRUPTED
+    print(f"bench.py: error: {measured.broken}; the run ended early, with what there was", file=sys.stderr)
+    return FAILED
+
+
+def _with_errors(measured: Measured) -> bool:
+    """Whether requests ended with an error, and a line that says so."""
+    if measured.errors:
+        print(
+            f"bench.py: {measured.errors} requests ended with an error, the last one: {measured.last_error}",
+            file=sys.stderr,
+        )
+    return measured.errors > 0
 
 
 def _interrupted(folder: Path) -> int:

@@ -36,7 +36,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from core.runs import git_commit  # noqa: E402
-from engine.executors import build_executor, default_kv_tokens  # noqa: E402
+from engine.executors import build_executor, plan_memory, start_executor  # noqa: E402
 from engine.loop import EngineLoop  # noqa: E402
 from engine.models import LoadedModel, load_model  # noqa: E402
 from engine.parallel.loading import load_divided_model  # noqa: E402
@@ -120,14 +120,15 @@ def serve(model: LoadedModel, running: int, gpu: dict[str, Any]) -> dict[str, An
     config = SchedulerConfig(
         policy="fcfs", layout="paged", max_running=running, max_prefill_tokens=MOST_PREFILL_TOKENS, overlap=True,
         block_tokens=64, context_tokens=CONTEXT_TOKENS,
-        kv_tokens=min(default_kv_tokens(model, running, 64), running * 1024),
     )  # fmt: skip
-    executor = build_executor(model, config)
+    memory = plan_memory(model, config)
+    config = replace(config, kv_tokens=min(memory.kv_tokens, running * 1024))
+    executor, config, memory = start_executor(model, config, memory)
     torch.cuda.synchronize()
     ready_s = time.perf_counter() - began_s
     work = requests(4 * running, model.vocab)
     steps = Steps()
-    loop = EngineLoop(Scheduler(config, steps), executor)
+    loop = EngineLoop(Scheduler(config, steps), executor, memory=memory)
     loop.run(requests(running, model.vocab, 4))
     steps.decodes.clear()
     steps.prefills.clear()
@@ -161,6 +162,7 @@ def serve(model: LoadedModel, running: int, gpu: dict[str, Any]) -> dict[str, An
         "mean_context_tokens": round(mean_context / running, 1),
         "prefill_tok_s": round(prefill_tokens / prefill_ms * 1e3),
         "prefill_share_of_wall": round(prefill_ms / 1e3 / wall_s, 3),
+        "memory": memory.as_dict(),
         "executor_ready_s": round(ready_s, 1),
         **breakdown(loop, running, model.vocab),
     }
@@ -243,9 +245,11 @@ def first_token(shape: str) -> None:
     model = load_model(f"shape:{shape}")
     config = SchedulerConfig(
         policy="fcfs", layout="paged", max_running=16, max_prefill_tokens=MOST_PREFILL_TOKENS, overlap=True,
-        block_tokens=64, context_tokens=CONTEXT_TOKENS, kv_tokens=default_kv_tokens(model, 16, 64),
+        block_tokens=64, context_tokens=CONTEXT_TOKENS,
     )  # fmt: skip
-    loop = EngineLoop(Scheduler(config), build_executor(model, config))
+    memory = plan_memory(model, config)
+    executor, config, _ = start_executor(model, replace(config, kv_tokens=memory.kv_tokens), memory)
+    loop = EngineLoop(Scheduler(config), executor)
     loop.run(requests(1, model.vocab, 1))
 
 

@@ -54,7 +54,7 @@ PLAIN = {f.name: f.default for f in fields(SchedulerConfig) if f.name in (*_PART
 
 _PLAYED = {"workload", "trace_format", "requests", "rate", "arrivals", "time_scale", "seed", "strict"}
 _SCHEDULED = {*PLAIN, *_COMMON_SETTINGS, "max_running", "kv_tokens"}
-_ENGINE = {"model", "device", "dtype", "temperature"}
+_ENGINE = {"model", "device", "dtype", "temperature", "gpu_memory_utilization"}
 _OUTPUT = {"slo", "out", "name", "config", "dry_run", "quiet"}
 
 #: the flags that mean something in a mode; any other that is given is a mistake, since it would be ignored
@@ -228,6 +228,8 @@ def build_parser() -> ArgumentParser:
     group = parser.add_argument_group("the engine")
     group.add_argument("--model", metavar="NAME", help="folder, Hugging Face name, shape:NAME (default: embedded)")
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: a GPU where there is one)")
+    group.add_argument("--gpu-memory-utilization", type=number(float, 0, exclusive=True), metavar="SHARE",
+                       help="of the GPU's memory that may be in use (default 0.9)")  # fmt: skip
     group.add_argument("--dtype", metavar="NAME", help="float32 | bfloat16 | float16 (default: the device's)")
 
     group.add_argument("--tp", "--tensor-parallel-size", type=positive, default=1, metavar="N",

@@ -51,6 +51,7 @@ from workloads.prompts import PromptWriter
 from workloads.workload import Workload
 
 if TYPE_CHECKING:
+    from engine.executors import MemoryPlan
     from engine.models import LoadedModel
 
 JOURNAL_FILE = "replay.jsonl"
@@ -76,11 +77,19 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """A run of the engine, and its journal replayed."""
+    """A run of the engine, and its journal replayed.
+
+    ``config`` has the KV memory that could be had. ``broken`` says how the device failed, if it did; ``errors`` counts
+    the requests that ended with an error, of which ``last_error`` was the last.
+    """
 
     run: Run
     replay: Replay
     interrupted: bool
+    config: SchedulerConfig
+    broken: str | None = None
+    errors: int = 0
+    last_error: str = ""
 
 
 class Counting:
@@ -113,6 +122,7 @@ class Session:
         self._model: LoadedModel | None = None
         #: layouts whose executor has run in this process
         self._warm: set[Layout] = set()
+        self._memory: dict[tuple[Any, ...], MemoryPlan] = {}
 
     # -- settings
 
@@ -209,11 +219,27 @@ class Session:
 
     def real_config(self, case: Case, costs: CostModel | None = None, plain: bool = False) -> SchedulerConfig:
         """The settings for ``case`` on the engine, with the KV memory that the model's device has."""
-        from engine.executors import default_kv_tokens
+        context_tokens = self.model().context_tokens
+        limits = self.config(case, None, context_tokens, costs, plain)
+        return self.config(case, self.memory(limits).kv_tokens, context_tokens, costs, plain)
 
-        model = self.model()
-        kv_tokens = default_kv_tokens(model, self.max_running, self.args.block_tokens)
-        return self.config(case, kv_tokens, model.context_tokens, costs, plain)
+    def memory(self, config: SchedulerConfig) -> MemoryPlan:
+        """How the device's memory is shared out under the limits of ``config``; found once for equal ones."""
+        from engine.executors import DEFAULT_UTILIZATION, plan_memory
+
+        model, share = self.model(), self.args.gpu_memory_utilization
+        if share is not None and model.device.type != "cuda":
+            raise UsageError(f"--gpu-memory-utilization has no effect on a model on the {model.device}; leave it out")
+        limits = (config.layout, config.pool, config.max_running, config.rows, config.max_prefill_tokens,
+                  config.chunk_tokens, config.block_tokens)  # fmt: skip
+        if limits not in self._memory:
+            self._memory[limits] = plan_memory(
+                model, config, utilization=DEFAULT_UTILIZATION if share is None else share,
+                kv_tokens=self.args.kv_tokens,
+            )  # fmt: skip
+            if not self.args.quiet and model.device.type == "cuda":
+                print(self._memory[limits])
+        return self._memory[limits]
 
     def prompts(self, workload: Workload) -> list[Request]:
         """The workload's requests with real prompts of the wanted lengths, reproducible from the seed."""
@@ -238,19 +264,25 @@ class Session:
         return requests
 
     def measure(self, case: Case, folder: Path, config: SchedulerConfig, requests: list[Request]) -> Measured:
-        """Run ``requests`` on the engine into ``folder``, and replay what the scheduler was told."""
-        from engine.executors import build_executor
+        """Run ``requests`` on the engine into ``folder``, and replay what the scheduler was told.
+
+        What there is when the device fails is kept as a run that was interrupted is.
+        """
+        from engine.errors import DeviceError
+        from engine.executors import start_executor
         from engine.loop import EngineLoop
 
-        model = self.model()
+        model, memory = self.model(), self.memory(config)
         if case.layout not in self._warm:
-            _warm_up(model, config)
+            _warm_up(model, config, memory)
             self._warm.add(case.layout)
+        executor, config, memory = start_executor(model, config, memory)
         notes = {
             "model": model.name,
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
             "tp": self.args.tp,
+            "memory": memory.as_dict(),
         }
         manifest = self._manifest("real", case, config, notes)
         interrupted = False
@@ -262,18 +294,21 @@ class Session:
         ):
             scheduler = TimedJournaledScheduler(config, journal, observer)
             loop = EngineLoop(
-                scheduler, build_executor(model, config), tokenizer=model.tokenizer, end_token_ids=model.eos_token_ids
+                scheduler, executor, tokenizer=model.tokenizer, end_token_ids=model.eos_token_ids, memory=memory
             )
             try:
                 loop.run(requests)
             except KeyboardInterrupt:
                 interrupted = True
+            except DeviceError:
+                pass  # the loop says so
             writer.flush()
             wall = WallClock(manifest["started_at"], time.monotonic() - started_s, scheduler.spent_ns)
             counters, digest = scheduler.counters, scheduler.digest.hexdigest()
             run = writer.close(counters, digest, slo=self.slo, costs=_own_costs(folder), wall=wall)
         with (folder / JOURNAL_FILE).open(encoding="utf-8") as journal:
-            return Measured(run, replay(journal), interrupted)
+            replayed = replay(journal)
+        return Measured(run, replayed, interrupted, config, loop.broken, loop.errors, loop.last_error)
 
     def calibrations(
         self, layout: Layout, cases: Iterable[Case], requests: list[Request]
@@ -417,17 +452,18 @@ def _own_costs(folder: Path) -> CostModel | None:
         return None
 
 
-def _warm_up(model: LoadedModel, config: SchedulerConfig) -> None:
+def _warm_up(model: LoadedModel, config: SchedulerConfig, memory: MemoryPlan) -> None:
     """A short run through an executor of its own: libraries load what they need for a shape when they first meet it.
 
     The batch thins out from ``rows`` to one, so that each number of rows is met once.
     """
-    from engine.executors import build_executor
+    from engine.executors import start_executor
     from engine.loop import EngineLoop
 
     rows = min(config.max_running, WARM_UP_ROWS)
     config = SchedulerConfig.from_dict({**config.as_dict(), **PLAIN, "policy": "fcfs", "policy_sha256": None})
-    loop = EngineLoop(Scheduler(config), build_executor(model, config))
+    executor, config, memory = start_executor(model, config, memory)
+    loop = EngineLoop(Scheduler(config), executor, memory=memory)
     lengths = [8 + 4 * row for row in range(rows)]
     loop.run(
         Request(f"warm-up {row}", 0, length, row + 2, row + 2, prompt_token_ids=tuple(range(length)))

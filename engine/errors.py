@@ -11,8 +11,20 @@ class ModelError(EngineError):
     """A model cannot be found, loaded, or run by this engine."""
 
 
-class RankError(EngineError):
+class DeviceMemoryError(EngineError):
+    """The device has too little memory for what is asked of it; the message has the numbers."""
+
+
+class DeviceError(EngineError):
+    """The device has failed and computes nothing any more: nothing that this process runs on it can go on."""
+
+
+class RankError(DeviceError):
     """One of the processes that a model is divided over has failed: the others cannot go on without it."""
+
+
+class GenerationError(EngineError):
+    """A request ended with an error; the message says which."""
 
 
 class MissingExtraError(ImportError):

@@ -20,11 +20,11 @@ class HostCopies:
             raise RuntimeError(f"sequence number {number} was swapped out twice")
         self._held[number] = tensor
 
-    def take(self, number: int) -> torch.Tensor:
-        """Give it out for good. Raises ``RuntimeError`` where there is none."""
+    def get(self, number: int) -> torch.Tensor:
+        """What is kept of the sequence. Raises ``RuntimeError`` where there is nothing."""
         if number not in self._held:
             raise RuntimeError(f"sequence number {number} is to be swapped in, but was never swapped out")
-        return self._held.pop(number)
+        return self._held[number]
 
     def drop(self, number: int) -> None:
         """Forget the sequence; one that is not known is ignored."""

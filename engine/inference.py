@@ -6,13 +6,15 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
 
 import torch
 
-from engine.executors import build_executor, default_kv_tokens
+from engine.errors import DeviceError, GenerationError
+from engine.executors import DEFAULT_UTILIZATION, plan_memory, start_executor
 from engine.loop import EngineLoop, TokenOutput
 from engine.models import LoadedModel
 from engine.parallel.loading import load_divided_model
@@ -44,7 +46,8 @@ class SamplingOptions(TypedDict, total=False):
 class GenerationResult:
     """What came of one prompt. ``token_ids`` are the output's, an end token included; ``text`` has none of that.
 
-    ``finish_reason`` is ``length`` (``max_tokens`` or the model's context), ``eos`` (the model's end token), ``stop``.
+    ``finish_reason`` is ``length`` (``max_tokens`` or the model's context), ``eos`` (the model's end token), ``stop``,
+    or ``error``: the request could not go on, ``error`` says why, and the output is what there was until then.
     """
 
     prompt: str
@@ -52,6 +55,7 @@ class GenerationResult:
     text: str = ""
     token_ids: list[int] = field(default_factory=list, repr=False)
     finish_reason: str = ""
+    error: str = ""
 
 
 class GenerationResults:
@@ -100,13 +104,16 @@ class InferenceEngine:
         tp: tensor parallelism: the GPUs that the model is divided over, from ``device`` on. Each of them but the first
             has a process of its own, which ends with :meth:`close`, or with this object.
         kv_tokens: KV memory in tokens; by default what ``max_running`` full contexts need, bounded by the memory.
+        gpu_memory_utilization: the share of a GPU's memory that may be in use, what others use included.
         settings: any other field of :class:`~scheduler.config.SchedulerConfig`: the policy's own (``bucket``...), and
             the parts that go with any (``overlap=True``, ``phase="mixed"``, ``preemption="swap"``...).
 
     Raises:
         ModelError: the model cannot be found or run.
-        RankError: (of :meth:`generate` too) the process of another GPU failed.
+        RankError: the process of another GPU could not load its share.
         ConfigError: an unknown policy or setting, or one with an impossible value.
+        DeviceMemoryError: the KV memory asked for, or one for a single full context, does not fit beside the rest.
+        DeviceError: (of :meth:`generate` too) a device, or the process of one, has failed; no request is taken then.
         PolicyError: (of :meth:`generate` too) a policy of your own failed while it ran.
 
     Calls from several threads share the steps: whoever waits for a token runs the next one for all.
@@ -123,6 +130,7 @@ class InferenceEngine:
         device: str | torch.device | None = None,
         tp: int = 1,
         kv_tokens: int | None = None,
+        gpu_memory_utilization: float = DEFAULT_UTILIZATION,
         block_tokens: int = 16,
         **settings: Any,
     ) -> None:
@@ -132,19 +140,20 @@ class InferenceEngine:
         if tp != 1 and layout != "paged":
             raise ConfigError(f"tp {tp} needs the paged layout; layout is {layout!r}")
         self.model: LoadedModel = load_divided_model(model_path, tp, dtype=dtype, device=device)
-        given["kv_tokens"] = (
-            default_kv_tokens(self.model, max_running, block_tokens) if kv_tokens is None else kv_tokens
-        )
         given.setdefault("context_tokens", self.model.context_tokens)
-        self.scheduler = Scheduler(SchedulerConfig.from_dict(given))
-        #: with what a policy's file says by default
-        self.config = self.scheduler.config
+        limits = Scheduler(SchedulerConfig.from_dict(given)).config
+        memory = plan_memory(self.model, limits, utilization=gpu_memory_utilization, kv_tokens=kv_tokens)
+        limits = Scheduler(SchedulerConfig.from_dict({**given, "kv_tokens": memory.kv_tokens})).config
+        #: how the memory of the device is shared out; and the settings, with what a policy's file says by default
+        executor, self.config, self.memory = start_executor(self.model, limits, memory)
+        self.scheduler = Scheduler(self.config)
         self.loop = EngineLoop(
             self.scheduler,
-            build_executor(self.model, self.config),
+            executor,
             tokenizer=self.model.tokenizer,
             end_token_ids=self.model.eos_token_ids,
             listener=self._hear,
+            memory=self.memory,
         )
         self._ids = itertools.count()
         self._stepping = threading.Lock()
@@ -160,7 +169,11 @@ class InferenceEngine:
     ) -> GenerationResults:
         """Generate at most ``max_tokens`` tokens for every prompt, together.
 
+        A request that memory does not suffice for, or that was running when the device failed, ends with the finish
+        reason ``error``.
+
         Raises:
+            DeviceError: the device has failed before.
             ValueError: a prompt is empty, longer than the model's context or than the KV memory, or is text where the
                 model has no tokenizer. Nothing is generated then.
         """
@@ -178,6 +191,7 @@ class InferenceEngine:
                         result.token_ids.append(output.token_id)
                     result.text += output.text
                     result.finish_reason = output.finish_reason
+                    result.error = output.detail
         finally:
             for _, request in requests:
                 self._leave(request.id)
@@ -192,6 +206,7 @@ class InferenceEngine:
 
         Raises:
             ValueError: as :meth:`generate`; at the call, not at the first token.
+            GenerationError: the request could not go on, after the tokens that there are.
         """
         _, request = self._request(prompt, "the prompt", max_tokens, sampling)
         return self._stream(request)
@@ -202,6 +217,8 @@ class InferenceEngine:
             for output in self._outputs(request.id):
                 if output.token_id is not None:
                     yield output.token_id, output.text
+                if output.finish_reason == "error":
+                    raise GenerationError(output.detail)
         finally:
             self._leave(request.id)
 
@@ -259,23 +276,33 @@ class InferenceEngine:
         while True:
             while not heard:
                 with self._stepping:
-                    if not heard and not self.loop.step():
-                        self.loop.wait()
+                    if not heard:
+                        self._step(heard)
             output = heard.popleft()
             yield output
             if output.finish_reason:
                 del self._heard[request_id]
                 return
 
+    def _step(self, heard: deque[TokenOutput]) -> None:
+        """Run the loop's next step, or wait until there may be one. That the device has failed is news of everybody."""
+        try:
+            if not self.loop.step():
+                self.loop.wait()
+        except DeviceError:
+            if not heard:
+                raise
+
     def _leave(self, request_id: str) -> None:
         """Abort a request that has not ended, and free its memory now. Nothing is left running for nobody."""
-        if self._heard.pop(request_id, None) is not None:
-            self.loop.abort(request_id)
-            with self._stepping:
-                self.loop.step()
-        while not self._heard and self.loop.in_flight:
-            with self._stepping:
-                self.loop.step()
+        with suppress(DeviceError):
+            if self._heard.pop(request_id, None) is not None:
+                self.loop.abort(request_id)
+                with self._stepping:
+                    self.loop.step()
+            while not self._heard and self.loop.in_flight:
+                with self._stepping:
+                    self.loop.step()
 
 
 def _prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

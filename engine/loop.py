@@ -20,7 +20,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
+from engine.errors import DeviceError
 from engine.executors.base import Executor, ExecutorWaste, PendingStep, StepResult
+from engine.executors.memory import MemoryPlan
+from engine.faults import first_line, is_device_lost, is_out_of_memory
 from engine.generation import Generation
 from engine.tokenizer import Tokenizer
 from scheduler.config import SchedulerConfig
@@ -41,7 +44,7 @@ class StepScheduler(Protocol):
 
     def submit(self, request: Request, now_ns: int) -> Sequence: ...
 
-    def abort(self, request_id: str, now_ns: int) -> None: ...
+    def abort(self, request_id: str, now_ns: int, reason: str = "aborted") -> None: ...
 
     def next_step(self, now_ns: int, max_repeat: int = 1) -> StepPlan | None: ...
 
@@ -54,7 +57,7 @@ class TokenOutput(NamedTuple):
     """News of a request. ``token_id`` is ``None`` where it ended without one (aborted, rejected).
 
     ``text`` is the new piece only. ``finish_reason`` is empty while the request goes on; then ``length``, ``eos``,
-    ``stop``, ``error``, ``aborted`` or ``rejected``. ``detail`` says why a request was rejected.
+    ``stop``, ``error``, ``aborted`` or ``rejected``. ``detail`` says why a request was rejected, or what the error was.
     """
 
     request_id: str
@@ -79,6 +82,8 @@ class Planned(NamedTuple):
 
     plan: StepPlan
     states: dict[int, Generation]
+    tried: bool = False
+    """it was launched, and memory was too short for it"""
 
 
 class Running(NamedTuple):
@@ -87,6 +92,13 @@ class Running(NamedTuple):
     plan: StepPlan
     states: dict[int, Generation]
     pending: PendingStep
+
+
+class Abort(NamedTuple):
+    """A request that is to end early, with ``reason``."""
+
+    request_id: str
+    reason: str
 
 
 class EngineLoop:
@@ -98,6 +110,11 @@ class EngineLoop:
     Requests and aborts come through an inbox that any thread may fill; everything else belongs to the one thread that
     calls :meth:`step` or :meth:`run`. Times are integer nanoseconds since the loop was made. ``listener`` is told of
     every token, from that thread; without one, text is not followed (stop strings still are).
+
+    A step for which memory is too short is launched once more, alone, and in smaller pieces if need be. If that does
+    not help, the requests whose tokens or KV it was to make or move end with an ``error``; the others go on. When the
+    device itself has failed every request ends with an ``error``, :meth:`step` and :meth:`run` raise
+    :class:`~engine.errors.DeviceError`, and no request is taken any more. ``memory`` has numbers for the messages.
     """
 
     def __init__(
@@ -108,6 +125,7 @@ class EngineLoop:
         tokenizer: Tokenizer | None = None,
         end_token_ids: frozenset[int] = frozenset(),
         listener: Callable[[TokenOutput], None] | None = None,
+        memory: MemoryPlan | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.executor = executor
@@ -116,16 +134,26 @@ class EngineLoop:
         self._tokenizer = tokenizer
         self._end_token_ids = end_token_ids
         self._listener = listener
+        self._memory = memory
+        #: requests that ended with an error, and what the last one was
+        self.errors = 0
+        self.last_error = ""
+        #: why nothing can be run any more, once the device has failed
+        self.broken: str | None = None
         config = scheduler.config
         self._overlap = config.overlap
         self._hashed_block_tokens = config.block_tokens if config.prefix_cache else None
-        self._inbox: deque[Generation | str] = deque()
+        self._inbox: deque[Generation | Abort] = deque()
+        #: held while something is put in, so that nothing is when the loop is broken
+        self._handing_in = threading.Lock()
         self._arrived = threading.Event()
         self._live: dict[int, tuple[Sequence, Generation]] = {}
         #: the plan that comes after the running one
         self._planned: Planned | None = None
         #: launched and not completed, the oldest first; more than one where the executor launches ahead
         self._running: deque[Running] = deque()
+        #: what went wrong with sequences that have not been told yet, by number
+        self._failed: dict[int, str] = {}
         self._aborts_passed_on = False
         self._steps = self._submitted = self._ended = self._output_tokens = 0
         self._epoch_ns = time.monotonic_ns()
@@ -144,7 +172,8 @@ class EngineLoop:
         With a prefix cache its ``block_hashes`` are made from its token ids, whatever it came with: KV is shared by
         what the tokens are.
 
-        Raises ``ValueError`` for a request without token ids, or with stop strings and no tokenizer to see them.
+        Raises ``ValueError`` for a request without token ids, or with stop strings and no tokenizer to see them, and
+        :class:`~engine.errors.DeviceError` once the device has failed.
         """
         if self._hashed_block_tokens is not None and request.prompt_token_ids is not None:
             hashes = block_hashes_of(request.prompt_token_ids, self._hashed_block_tokens)
@@ -154,10 +183,14 @@ class EngineLoop:
     def abort(self, request_id: str) -> None:
         """End a request early; unknown and ended ones are ignored. The next plan does without it, and no token
         is reported after that; its memory is free when no step runs that it is in."""
-        self._post(request_id)
+        if self.broken is None:
+            self._post(Abort(request_id, "aborted"))
 
-    def _post(self, item: Generation | str) -> None:
-        self._inbox.append(item)
+    def _post(self, item: Generation | Abort) -> None:
+        with self._handing_in:
+            if self.broken is not None:
+                raise DeviceError(self.broken)
+            self._inbox.append(item)
         self._arrived.set()
 
     # -- the loop
@@ -167,6 +200,8 @@ class EngineLoop:
 
         Arrivals do not wait for the engine (open loop). On ``KeyboardInterrupt`` the step at hand is completed, what
         has not ended is aborted, and the interrupt goes on to the caller.
+
+        Raises :class:`~engine.errors.DeviceError` when the device fails; all that was handed in has ended then.
         """
         arrivals = deque(sorted(workload, key=lambda request: request.arrival_ns))
         try:
@@ -187,10 +222,17 @@ class EngineLoop:
             raise
 
     def step(self) -> bool:
-        """Take in what has arrived and complete one step; ``False`` when there is nothing to do now."""
+        """Take in what has arrived and complete one step; ``False`` when there is nothing to do now.
+
+        Raises :class:`~engine.errors.DeviceError` when the device fails, and ever after.
+        """
+        if self.broken is not None:
+            raise DeviceError(self.broken)
         with _uninterrupted():
             if not self._running and not self._begin():
                 return False
+            if not self._running:
+                return True  # memory was too short for it
             if self._overlap:
                 self._plan()
                 if self._planned is not None and self.executor.launches_ahead:
@@ -206,7 +248,8 @@ class EngineLoop:
         while self.in_flight:
             if not self._running:
                 self._launch()
-            self._finish()
+            if self._running:
+                self._finish()
         now_ns = self.now_ns()
         for sequence, _ in self._live.values():
             self.scheduler.abort(sequence.id, now_ns)
@@ -229,8 +272,8 @@ class EngineLoop:
         items = [self._inbox.popleft() for _ in range(len(self._inbox))]
         now_ns = self.now_ns()
         for item in items:
-            if isinstance(item, str):
-                self.scheduler.abort(item, now_ns)
+            if isinstance(item, Abort):
+                self.scheduler.abort(item.request_id, now_ns, item.reason)
                 self._aborts_passed_on = True
             else:
                 self._take_up(item, now_ns)
@@ -270,68 +313,129 @@ class EngineLoop:
         self._forget_aborted()
 
     def _launch(self) -> None:
-        """Start the planned step."""
-        if self._planned is None:
-            raise RuntimeError("no step is planned")
-        plan, states = self._planned
-        try:
-            pending = self.executor.launch(plan, states)
-        except Exception:
-            self._fail()
-            raise
-        self._planned = None
-        self._running.append(Running(plan, states, pending))
+        """Start the planned step. One for which memory is too short is tried again when no other is running."""
+        while self._planned is not None:
+            plan, states, tried = self._planned
+            try:
+                pending = self.executor.launch(plan, states)
+            except Exception as error:
+                problem = self._shortage(error)
+            else:
+                self._planned = None
+                self._running.append(Running(plan, states, pending))
+                return
+            self._planned = Planned(plan, states, tried=True)
+            if tried:
+                self._planned = None
+                self._lose(plan, states, problem)
+            elif self._running:
+                return
 
     def _finish(self) -> None:
         """Wait for the running step, and tell everybody what it gave."""
         if not self._running:
             raise RuntimeError("no step is running")
-        plan, states, pending = self._running[0]
-        try:
-            result = pending.result()
-        except Exception:
-            self._fail()
-            raise
+        plan, states, _ = self._running[0]
+        result = self._result()
         self._running.popleft()
+        if isinstance(result, str):
+            self._lose(plan, states, result)
+            return
         self.waste = ExecutorWaste(*(a + b for a, b in zip(self.waste, result.waste, strict=True)))
         texts, stops = self._accept(plan, states, result)
+        ended = self._complete(plan, result.device_ns, stops)
+        self._report(result, texts, ended)
+
+    def _result(self) -> StepResult | str:
+        """What the running step gave, at the second try if memory was too short at the first; or what went wrong."""
+        plan, states, pending = self._running[0]
+        try:
+            return pending.result()
+        except Exception as error:
+            problem = self._shortage(error)
+        if len(self._running) > 1:
+            return problem  # the next one has been launched with tokens that this one was to give
+        try:
+            return self.executor.launch(plan, states).result()
+        except Exception as error:
+            return self._shortage(error)
+
+    def _complete(self, plan: StepPlan, device_ns: int, stops: dict[int, StopReason]) -> list[Sequence]:
+        """Tell the scheduler that the step has ended now. Returns who ended with it."""
         end_ns = self.now_ns()
         period_ns = 0 if self._period_start_ns is None else end_ns - self._period_start_ns
         self._period_start_ns = end_ns
-        outcome = StepOutcome([end_ns], result.device_ns, max(0, period_ns - result.device_ns), stops)
-        ended = self.scheduler.complete(plan, outcome, end_ns)
-        self._report(result, texts, ended)
+        for chunk in plan.chunks:
+            if chunk.sequence.number in self._failed and not chunk.sequence.ended:
+                stops[chunk.sequence.number] = "error"
+        outcome = StepOutcome([end_ns], device_ns, max(0, period_ns - device_ns), stops)
+        return self.scheduler.complete(plan, outcome, end_ns)
 
-    def _fail(self) -> None:
-        """A step could not be run: the sequences in flight end with an error, so that the scheduler stays consistent.
+    # -- when something goes wrong
 
-        A step that was planned on top of it lacks its tokens, and fails with it.
+    def _shortage(self, error: Exception) -> str:
+        """What to say of a step for which memory was too short. For any other ``error`` everything in flight fails.
+
+        Raises ``error``, or :class:`~engine.errors.DeviceError` if it means that the device has failed.
         """
-        plans = [flight.plan for flight in (*self._running, self._planned) if flight is not None]
+        if is_out_of_memory(error):
+            numbers = "" if self._memory is None else f" ({self._memory.now()})"
+            return f"memory is too short for the step: {first_line(error)}{numbers}"
+        problem = first_line(error)
+        lost = is_device_lost(error)
+        if lost:
+            problem = f"the device has failed: {problem}"
+            with self._handing_in:
+                self.broken = problem
+        plans = [(flight.plan, flight.states) for flight in (*self._running, self._planned) if flight is not None]
         self._running.clear()
-        self._planned = self._period_start_ns = None
-        for plan in plans:
-            now_ns = self.now_ns()
-            stops: dict[int, StopReason] = {s.number: "error" for s in iter_sampled(plan) if not s.ended}
-            for sequence in self.scheduler.complete(plan, StepOutcome([now_ns], 0, 0, stops), now_ns):
-                self._end(sequence, None, "")
-        for plan in plans:
-            for chunk in plan.chunks:
-                if not chunk.sequence.ended:
-                    self.abort(chunk.sequence.id)
+        self._planned = None
+        for plan, states in plans:
+            self._lose(plan, states, problem)
+        self._period_start_ns = None
+        if lost:
+            self._end_all(problem)
+            raise DeviceError(problem) from error
+        raise error
+
+    def _lose(self, plan: StepPlan, states: dict[int, Generation], problem: str) -> None:
+        """A step could not be run: whose tokens or KV it was to make or move ends with an error."""
+        lost = [chunk.sequence for chunk in plan.chunks]
+        moved = [
+            self._live[swap.number][0] for swap in (*plan.swapped_out, *plan.swapped_in) if swap.number in self._live
+        ]
+        self._failed.update({s.number: problem for s in (*lost, *moved) if not s.ended})
+        for sequence in iter_sampled(plan):
+            # a step that was planned on top of it computes its row nevertheless, and has to be given some token
+            states[sequence.number].token_ids.append(0)
+        for sequence in self._complete(plan, 0, {}):
+            self._end(sequence, None, "")
+        for sequence in {s.number: s for s in (*lost, *moved)}.values():
+            if not sequence.ended:
+                self._inbox.append(Abort(sequence.id, "error"))
+
+    def _end_all(self, problem: str) -> None:
+        """Everything that has been handed in ends with an error."""
+        now_ns = self._drain_inbox()
+        for number, (sequence, _) in self._live.items():
+            self._failed[number] = problem
+            self.scheduler.abort(sequence.id, now_ns, "error")
+            self._aborts_passed_on = True
+        self.scheduler.next_step(now_ns)
+        self._forget_aborted()
 
     def _accept(
         self, plan: StepPlan, states: dict[int, Generation], result: StepResult
     ) -> tuple[dict[int, str], dict[int, StopReason]]:
         """Give every sequence its token: the new text of each, and the stops that the plan could not foresee.
 
-        Sequences that have ended meanwhile get none.
+        Sequences that have ended meanwhile, or are about to with an error, get none.
         """
         texts: dict[int, str] = {}
         stops: dict[int, StopReason] = {}
         for sequence in iter_sampled(plan):
             number = sequence.number
-            if sequence.ended:
+            if sequence.ended or number in self._failed:
                 continue
             texts[number], stop = states[number].accept(result.tokens[number])
             if stop is not None:
@@ -342,6 +446,9 @@ class EngineLoop:
         self._steps += 1
         self._output_tokens += len(texts)
         finished = {sequence.number for sequence in ended}
+        for sequence in ended:
+            if sequence.number not in texts:
+                self._end(sequence, None, "")
         for number, text in texts.items():
             sequence = self._live[number][0]
             if number in finished:
@@ -352,7 +459,13 @@ class EngineLoop:
     def _end(self, sequence: Sequence, token_id: int | None, text: str) -> None:
         _, generation = self._live.pop(sequence.number)
         self._ended += 1
-        self._tell(TokenOutput(sequence.id, token_id, text + generation.finish(), sequence.reason))
+        problem = self._failed.pop(sequence.number, "")
+        if sequence.reason == "error":
+            self.errors += 1
+            self.last_error = problem
+        else:
+            problem = ""
+        self._tell(TokenOutput(sequence.id, token_id, text + generation.finish(), sequence.reason, problem))
 
     def _forget_aborted(self) -> None:
         """Aborts take effect when a plan is asked for; drop what they ended."""

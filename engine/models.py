@@ -29,6 +29,7 @@ from engine.checkpoints import ask_hub, read_model, text_part
 from engine.cpu_linear import turn_linears
 from engine.embedded import EMBEDDED_NAME, default_cache_folder, embedded_model_folder, quiet_transformers, say
 from engine.errors import ModelError
+from engine.faults import refusing_what_does_not_fit
 from engine.features import is_tested, refuse_description, refuse_dtype, refuse_unsupported
 from engine.tokenizer import Tokenizer
 from scheduler.model_shapes import ModelShape, UnknownShapeError, model_shape
@@ -76,6 +77,7 @@ class LoadedModel:
         return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
 
 
+@refusing_what_does_not_fit
 def load_model(
     name: str | Path | None = None,
     *,
@@ -100,6 +102,7 @@ def load_model(
     Raises:
         ModelError: no such model or device, one whose mathematics this engine does not compute, or a checkpoint with
             something missing. The message has one line.
+        DeviceMemoryError: the device has no memory for the weights.
     """
     place = _device(device)
     precision = _dtype(dtype, place)

@@ -83,7 +83,7 @@ FIGURES = (
         "could never be served; requests.csv has the reasons",
         "lower",
     ),
-    Figure("requests.aborted", "Requests aborted", "count", "ended early from outside"),
+    Figure("requests.aborted", "Requests aborted", "count", "ended early: from outside, or with an error"),
     Figure("steps.total", "Steps", "count", "prefill, decode and mixed steps"),
     Figure("steps.prefill", "Prefill steps", "count", "steps that compute prompt tokens"),
     Figure("steps.decode", "Decode steps", "count", "steps that take each row one token further"),

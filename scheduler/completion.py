@@ -140,7 +140,7 @@ class Completion:
             state.account.gaps(flight.waits, outcome.ends_ns, flight.dropped)
         for chunk in flight.draft.chunks:
             if chunk.sequence.number not in flight.dropped:
-                self._settle_chunk(flight, chunk, end_ns)
+                self._settle_chunk(flight, chunk, end_ns, outcome.stops.get(chunk.sequence.number) == "error")
         if state.policy.resident.timed:
             self._add_service(flight, end_ns - start_ns)
         if not (flight.ending or flight.hidden or flight.held or outcome.stops):
@@ -153,14 +153,15 @@ class Completion:
                 state.release(sequence, blocks, "finished")
         return [sequence for sequence, _ in ended]
 
-    def _settle_chunk(self, flight: Flight, chunk: Chunk, end_ns: int) -> None:
+    def _settle_chunk(self, flight: Flight, chunk: Chunk, end_ns: int, failed: bool) -> None:
+        """``failed``: the chunk was not computed, and its KV is nobody's to share."""
         state = self._state
         sequence = chunk.sequence
-        if state.config.prefix_cache:
+        if state.config.prefix_cache and not failed:
             state.pool.computed(sequence, chunk.start + chunk.tokens)
             state.residents.version += 1
         sequence.idle_since_ns = end_ns
-        if not chunk.samples:
+        if not chunk.samples or failed:
             return
         if sequence.first_token_ns == UNSET:
             sequence.first_token_ns = end_ns
@@ -234,9 +235,17 @@ class Completion:
             if planned is not None and planned.steps_on(sequence):
                 planned.plan.chunks  # noqa: B018  (to be listed while it is a member: its row is computed, and wasted)
                 planned.held.append((sequence, state.blocks_of(sequence, sequence.computed + 1)))
+                if reason == "error" and state.config.pool == "paged":
+                    planned.plan.block_table(sequence)  # the same, while it counts as so long
                 blocks = None
             state.residents.leave(sequence)
         self._end(sequence, end_ns, reason)
+        if reason == "error":
+            # the token that the plan was to give is none
+            sequence.place(sequence.known - 1, sequence.computed)
+            sequence.state = "aborted"
+            state.counters.aborted += 1
+            return blocks
         sequence.state = "finished"
         state.counters.finished += 1
         state.oracle.finished(sequence)
@@ -248,7 +257,7 @@ class Completion:
         del self._state.sequences[sequence.id]
         self._state.admission.left(sequence)
 
-    def abort(self, sequence: Sequence) -> None:
+    def abort(self, sequence: Sequence, reason: str = "aborted") -> None:
         """End ``sequence`` early, whatever it is at. Memory that a plan in flight writes is held until that is done."""
         state = self._state
         flight = state.flights[-1] if state.flights else None
@@ -264,7 +273,7 @@ class Completion:
             state.residents.leave(sequence)
             if sequence in state.swapped_in:
                 state.swapped_in.remove(sequence)
-        self._end(sequence, state.now_ns, "aborted")
+        self._end(sequence, state.now_ns, reason)
         if sequence.host_tokens:
             state.leave_host(sequence)
             state.released.append(sequence.number)

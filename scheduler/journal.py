@@ -83,9 +83,9 @@ class JournaledScheduler(Scheduler):
         self._inbox.append(call)
         return sequence
 
-    def abort(self, request_id: str, now_ns: int) -> None:
-        super().abort(request_id, now_ns)
-        self._inbox.append(["abort", now_ns, request_id])
+    def abort(self, request_id: str, now_ns: int, reason: str = "aborted") -> None:
+        super().abort(request_id, now_ns, reason)
+        self._inbox.append(["abort", now_ns, request_id, *([] if reason == "aborted" else [reason])])
 
     def next_step(self, now_ns: int, max_repeat: int = 1) -> StepPlan | None:
         plan = super().next_step(now_ns, max_repeat)
@@ -198,7 +198,7 @@ def _parse(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
 def _deliver(scheduler: Scheduler, call: list[Any]) -> None:
     kind, now_ns, request_id, *rest = call
     if kind == "abort":
-        scheduler.abort(request_id, now_ns)
+        scheduler.abort(request_id, now_ns, *rest)
         return
     prompt, most, output, stop_kind, arrival_ns, tenant, priority, *more = rest
     deadline_ns = more[0] if more else None

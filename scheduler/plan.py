@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -142,6 +142,22 @@ class StepPlan:
     def block_table(self, sequence: Sequence) -> list[int]:
         """Ids of the KV blocks of ``sequence``, in token order, enough for this step. Paged pools only."""
         return self._block_table(sequence)
+
+    def part(self, chunks: list[Chunk]) -> StepPlan:
+        """The same step for ``chunks`` alone, which are some of its own or were cut from them; no dead rows.
+
+        Of its features only what an executor reads is that part's.
+        """
+        longest = max(chunk.start + chunk.tokens for chunk in chunks)
+        features = self.features._replace(rows=len(chunks), rows_computed=len(chunks), longest_context=longest)
+        return replace(self, features=features, _list=chunks)
+
+    def fixed(self, tables: Mapping[int, list[int]] | None = None) -> StepPlan:
+        """The plan with its chunks listed, and the block ``tables`` by sequence number, whatever becomes of them."""
+        chunks = self.chunks
+        if tables is None:
+            return replace(self, _list=chunks)
+        return replace(self, _list=chunks, _block_table=lambda sequence: tables[sequence.number])
 
     def digest(self) -> tuple[int | str, ...]:
         """What identifies the plan; see :class:`~scheduler.digest.PlanDigest`."""

@@ -52,7 +52,8 @@ class Scheduler:
             # what free pieces are too small for depends on who waits
             or not self.pool.grows
         )
-        self._aborts: list[str] = []
+        #: request ids, each with the reason that it ends with
+        self._aborts: list[tuple[str, str]] = []
 
     # -- what a world asks
 
@@ -130,9 +131,12 @@ class Scheduler:
         state.waiting.push(sequence)
         return sequence
 
-    def abort(self, request_id: str, now_ns: int) -> None:
-        """End a request early, at the next plan. Unknown or ended ids are ignored: an abort may cross a finish."""
-        self._aborts.append(request_id)
+    def abort(self, request_id: str, now_ns: int, reason: str = "aborted") -> None:
+        """End a request early, at the next plan. Unknown or ended ids are ignored: an abort may cross a finish.
+
+        ``reason`` is what it ends with: ``aborted``, or ``error`` where it is the engine that cannot go on with it.
+        """
+        self._aborts.append((request_id, reason))
 
     def next_step(self, now_ns: int, max_repeat: int = 1) -> StepPlan | None:
         """The next plan, or ``None`` when there is nothing to do now (see :meth:`next_wakeup`).
@@ -254,11 +258,11 @@ class Scheduler:
         return self.pool.table(sequence, self.pool.blocks_for(tokens))
 
     def _apply_aborts(self) -> None:
-        sequences = [self._state.sequences.get(request_id) for request_id in self._aborts]
+        aborts = [(self._state.sequences.get(request_id), reason) for request_id, reason in self._aborts]
         self._aborts.clear()
-        for sequence in sequences:
+        for sequence, reason in aborts:
             if sequence is None or sequence.ended:
                 continue
-            self._completion.abort(sequence)
+            self._completion.abort(sequence, reason)
             if self._observer is not None:
                 self._observer.ended(sequence)

@@ -2,31 +2,120 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
 
-from engine.errors import ModelError
+from engine.embedded import say
+from engine.errors import DeviceMemoryError, ModelError
 from engine.executors.base import Executor, ExecutorWaste, PendingStep, SequenceState, StepResult
 from engine.executors.fused import FusedExecutor
-from engine.executors.memory import default_kv_tokens
+from engine.executors.memory import (
+    DEFAULT_UTILIZATION,
+    MemoryPlan,
+    estimated_needs,
+    share_out,
+    used_bytes,
+)
 from engine.executors.padded import PaddedExecutor
 from engine.executors.paged import PagedExecutor
+from engine.executors.probe import measured_needs
+from engine.faults import first_line, free_unused, gib, is_out_of_memory
 from engine.features import beyond_plain_attention
 from engine.fused.architecture import missing_features
 from engine.models import LoadedModel
 from scheduler.config import SchedulerConfig
+from scheduler.errors import ConfigError
 
 __all__ = [
+    "DEFAULT_UTILIZATION",
     "Executor",
     "ExecutorWaste",
     "FusedExecutor",
+    "MemoryPlan",
     "PaddedExecutor",
     "PagedExecutor",
     "PendingStep",
     "SequenceState",
+    "Started",
     "StepResult",
     "build_executor",
-    "default_kv_tokens",
+    "plan_memory",
+    "start_executor",
 ]
+
+
+class Started(NamedTuple):
+    """An executor, and the settings and the memory that it was started with."""
+
+    executor: Executor
+    config: SchedulerConfig
+    memory: MemoryPlan
+
+
+def plan_memory(
+    model: LoadedModel,
+    config: SchedulerConfig,
+    *,
+    utilization: float = DEFAULT_UTILIZATION,
+    kv_tokens: int | None = None,
+) -> MemoryPlan:
+    """How the memory of ``model``'s device is shared out, by ``config``'s limits (of which ``kv_tokens`` is not one).
+
+    ``utilization`` is the share of a GPU's memory that may be in use, what others use included. What a fused step and
+    its graphs need is measured, which takes some seconds; for the other executors and for models that are divided it is
+    estimated. ``kv_tokens``: what
+    the user asks for; by default all that is left, or all that ``max_running`` sequences of full context can use.
+
+    Raises:
+        ConfigError: ``utilization`` is no share.
+        DeviceMemoryError: ``kv_tokens``, or one sequence of full context, does not fit; the message has the numbers.
+    """
+    if not 0 < utilization <= 1:
+        raise ConfigError(f"gpu_memory_utilization is {utilization:g}; must be more than 0 and at most 1")
+    device, used, total = model.device, 0, 0
+    if device.type == "cuda":
+        free_unused(device)
+        used, total = used_bytes(device)
+    workers = None if model.group is None else model.group.workers
+    if workers is not None and total:
+        # the rank with the least memory decides
+        used = max(used, total - workers.free_bytes())
+    # the ranks of a divided model would all have to run the steps
+    measured = device.type == "cuda" and workers is None and _runs_fused(model, config)
+    needs = measured_needs(model, config) if measured else estimated_needs(model, config, used)
+    return share_out(model, config, needs, total_bytes=total, utilization=utilization, kv_tokens=kv_tokens)
+
+
+def start_executor(
+    model: LoadedModel, config: SchedulerConfig, memory: MemoryPlan, notify: Callable[[str], None] = say
+) -> Started:
+    """The executor of ``config``. Where its KV memory cannot be had after all, one with less, and ``notify`` says so.
+
+    Raises:
+        DeviceMemoryError: nor can a memory for one sequence of full context, or the user asked for no less.
+    """
+    memory = replace(memory, kv_tokens=config.kv_tokens)
+    least = min(model.context_tokens, config.context_tokens)
+    while True:
+        try:
+            executor = build_executor(model, config)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            problem = first_line(error)
+        else:
+            free_unused(model.device)
+            return Started(executor, config, memory)
+        free_unused(model.device)
+        smaller = config.kv_tokens * 9 // 10 // config.block_tokens * config.block_tokens
+        if memory.asked or smaller < least:
+            raise DeviceMemoryError(f"the executor cannot be started: {problem} ({memory.now()})")
+        notify(
+            f"memory for {config.kv_tokens:,} tokens of KV cannot be had ({problem}); trying {smaller:,}, "
+            f"{gib(smaller * memory.kv_bytes_per_token)} GiB"
+        )
+        config, memory = replace(config, kv_tokens=smaller), replace(memory, kv_tokens=smaller)
 
 
 def build_executor(model: LoadedModel, config: SchedulerConfig) -> Executor:
@@ -43,10 +132,7 @@ def build_executor(model: LoadedModel, config: SchedulerConfig) -> Executor:
         )
     if config.layout == "padded":
         return PaddedExecutor(model, max_running=config.max_running, overlap=config.overlap)
-    transformers_config: Any = model.model.config
-    if not missing_features(transformers_config) and (
-        model.device.type == "cuda" or model.group is not None or beyond_plain_attention(transformers_config)
-    ):
+    if _runs_fused(model, config):
         return FusedExecutor(
             model,
             kv_tokens=config.capacity_tokens,
@@ -62,4 +148,16 @@ def build_executor(model: LoadedModel, config: SchedulerConfig) -> Executor:
         block_tokens=config.block_tokens,
         kv_pool=config.pool,
         overlap=config.overlap,
+    )
+
+
+def _runs_fused(model: LoadedModel, config: SchedulerConfig) -> bool:
+    """Whether :class:`FusedExecutor` is the executor of ``config``."""
+    transformers_config: Any = model.model.config
+    return (
+        config.layout == "paged"
+        and not missing_features(transformers_config)
+        and (
+            model.device.type == "cuda" or model.group is not None or bool(beyond_plain_attention(transformers_config))
+        )
     )

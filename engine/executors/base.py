@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from engine.attention import ATTENTION, StepAttention
 from engine.errors import ModelError
+from engine.faults import free_unused, is_out_of_memory
 from engine.features import beyond_plain_attention
 from engine.host_copies import HostCopies
 from engine.models import LoadedModel
@@ -73,6 +76,11 @@ class Executor(Protocol):
 
         ``states`` has an entry for the number of every sequence in the plan. The plan's chunks, its block tables and
         the states are read before this returns.
+
+        ``torch.OutOfMemoryError``, from here or from the result, leaves the executor as it was but for what the plan
+        releases and moves. The same plan may then be launched again, after all others have given their results: what
+        has been released and moved is not released and moved twice, and the rest is computed in smaller pieces where
+        that is what memory allows.
         """
 
 
@@ -131,10 +139,40 @@ Copy = Callable[[], None]
 
 
 @dataclass(eq=False)
+class Booking:
+    """A plan that an executor has taken note of: the memory of its sequences is theirs.
+
+    ``work`` is the plan as it was then. ``moves`` are the transfers of KV that are still to be made, in order.
+    """
+
+    plan: StepPlan
+    work: StepPlan
+    moves: deque[Copy]
+
+    def move(self) -> None:
+        """Make the transfers. One that raises may be tried again; those before it are not made twice."""
+        while self.moves:
+            self.moves[0]()
+            self.moves.popleft()
+
+
+def halves(chunks: list[Chunk]) -> tuple[list[Chunk], list[Chunk]] | None:
+    """``chunks`` in two parts that are computed one after the other; a lone chunk is cut. ``None`` for a lone token."""
+    if len(chunks) > 1:
+        middle = len(chunks) // 2
+        return chunks[:middle], chunks[middle:]
+    sequence, start, tokens, samples = chunks[0]
+    if tokens == 1:
+        return None
+    first = tokens // 2
+    return [Chunk(sequence, start, first, False)], [Chunk(sequence, start + first, tokens - first, samples)]
+
+
+@dataclass(eq=False)
 class Step:
     """A step that is ready to run, or has run: what :class:`ModelExecutor` keeps of it. A :class:`PendingStep`."""
 
-    copies: list[Copy]
+    booking: Booking
     batch: Batch
     sampler: Sampler
     timer: DeviceTimer
@@ -147,6 +185,18 @@ class Step:
         device_ns = self.timer.elapsed_ns()
         tokens = [] if self.sampled is None else self.sampled.tolist()
         return StepResult(dict(zip(self.batch.sampled_numbers, tokens, strict=True)), device_ns, self.waste)
+
+
+class _Pieces(NamedTuple):
+    """A step that has been run in pieces."""
+
+    steps: list[Step]
+    waste: ExecutorWaste
+
+    def result(self) -> StepResult:
+        results = [step.result() for step in self.steps]
+        tokens = {number: token for result in results for number, token in result.tokens.items()}
+        return StepResult(tokens, sum(result.device_ns for result in results), self.waste)
 
 
 class ModelExecutor(ABC):
@@ -176,6 +226,7 @@ class ModelExecutor(ABC):
         self._head = causal.get_output_embeddings()
         threaded = overlap and self.device.type == "cpu"
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="step") if threaded else None
+        self._booking: Booking | None = None
 
     def execute(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> StepResult:
         """Run one step and wait for what it gives."""
@@ -186,25 +237,48 @@ class ModelExecutor(ABC):
 
         KV that is swapped moves at the beginning of the step, and its time is the step's.
         """
-        with torch.inference_mode():
-            copies = [self.swap_out(swap) for swap in plan.swapped_out]
-            for number in plan.released:
-                self.host_copies.drop(number)
-                self.release(number)
-            copies += [self.swap_in(swap) for swap in plan.swapped_in]
-            batch = self.prepare(plan, states)
-            sampler = Sampler(batch.draws, self._head.weight.shape[0], self.device)
-        step = Step(copies, batch, sampler, DeviceTimer(self.device), self.waste(plan))
+        if self._booking is not None and self._booking.plan is plan:
+            free_unused(self.device)
+            return _Pieces(self._in_pieces(self._booking, self._booking.work, states), self.waste(plan))
+        self._booking = booking = self._book(plan)
+        step = self._prepared(booking, booking.work, states)
         if self._worker is None:
             return self._run(step)
         return _InThread(self._worker.submit(self._run, step))
+
+    def _book(self, plan: StepPlan) -> Booking:
+        """Take note of ``plan``. Nothing here asks for memory of the device."""
+        moves = [self.swap_out(swap) for swap in plan.swapped_out]
+        for number in plan.released:
+            self.release(number)
+            moves.append(partial(self.host_copies.drop, number))
+        moves += [self.swap_in(swap) for swap in plan.swapped_in]
+        return Booking(plan, self.fixed(plan), deque(moves))
+
+    def _prepared(self, booking: Booking, plan: StepPlan, states: Mapping[int, SequenceState]) -> Step:
+        """``plan``, the booked one or a part of it, ready to run."""
+        with torch.inference_mode():
+            batch = self.prepare(plan, states)
+            sampler = Sampler(batch.draws, self._head.weight.shape[0], self.device)
+        return Step(booking, batch, sampler, DeviceTimer(self.device), self.waste(plan))
+
+    def _in_pieces(self, booking: Booking, plan: StepPlan, states: Mapping[int, SequenceState]) -> list[Step]:
+        """Run ``plan`` in as few pieces as memory allows."""
+        try:
+            return [self._run(self._prepared(booking, plan, states))]
+        except RuntimeError as error:
+            parts = halves(plan.chunks)
+            if parts is None or not is_out_of_memory(error):
+                raise
+        # out of the handler, whose exception holds on to what was computed
+        free_unused(self.device)
+        return [step for part in parts for step in self._in_pieces(booking, plan.part(part), states)]
 
     def _run(self, step: Step) -> Step:
         batch = step.batch
         with torch.inference_mode():
             step.timer.start()
-            for copy in step.copies:
-                copy()
+            step.booking.move()
             hidden = self._body(
                 input_ids=batch.token_ids, position_ids=batch.positions, use_cache=False, step=batch.attention
             ).last_hidden_state
@@ -223,6 +297,10 @@ class ModelExecutor(ABC):
         """Host memory for KV, pinned where the device copies by itself."""
         return torch.empty(shape, dtype=self.model.dtype, pin_memory=self.device.type == "cuda")
 
+    def fixed(self, plan: StepPlan) -> StepPlan:
+        """The plan with all that is read of it later."""
+        return plan.fixed()
+
     @abstractmethod
     def prepare(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> Batch:
         """The tensors of the step, in the executor's layout."""
@@ -233,11 +311,17 @@ class ModelExecutor(ABC):
 
     @abstractmethod
     def swap_out(self, swap: Swap) -> Copy:
-        """Give the sequence's memory on the device back, and return the copy of its KV to host memory."""
+        """Give the sequence's memory on the device back, and return the copy of its KV to host memory.
+
+        The copy alone asks for memory, and may be made again if it raises.
+        """
 
     @abstractmethod
     def swap_in(self, swap: Swap) -> Copy:
-        """Take memory on the device for the sequence again, and return the copy of its KV from host memory."""
+        """Take memory on the device for the sequence again, and return the copy of its KV from host memory.
+
+        As with :meth:`swap_out`.
+        """
 
     def waste(self, _plan: StepPlan) -> ExecutorWaste:
         """What the step computed beyond the layout's formula."""

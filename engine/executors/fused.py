@@ -6,16 +6,38 @@ the next step reads it, and a copy goes to the host meanwhile.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 
+import torch
 from torch import Tensor
 
-from engine.executors.base import DeviceTimer, ExecutorWaste, PendingStep, SequenceState, StepResult
+from engine.executors.base import (
+    Booking,
+    DeviceTimer,
+    ExecutorWaste,
+    PendingStep,
+    SequenceState,
+    StepResult,
+    halves,
+)
 from engine.executors.paged import PrivateBlocks
-from engine.fused.device import DecodeInputs, DeviceSettings, FusedDevice, MixedInputs, Moved, StepInputs, TableUpdate
-from engine.fused.graphs import columns, temperature_bits
+from engine.faults import free_unused, is_out_of_memory
+from engine.fused.decoder import Decoder, KvCache
+from engine.fused.device import (
+    DecodeInputs,
+    DeviceSettings,
+    FusedDevice,
+    MixedInputs,
+    Moved,
+    Moves,
+    RowInputs,
+    StepInputs,
+    TableUpdate,
+)
+from engine.fused.graphs import DecodeSteps, columns, temperature_bits
 from engine.host_copies import HostCopies
 from engine.models import LoadedModel
 from engine.parallel.workers import Workers
@@ -85,6 +107,7 @@ class FusedExecutor:
         self._places: dict[int, int] = {}
         self._tables: dict[int, list[int]] = {}
         self._free_places = list(range(max_running - 1, -1, -1))
+        self._booking: Booking | None = None
         settings = DeviceSettings(
             blocks,
             block_tokens,
@@ -103,28 +126,56 @@ class FusedExecutor:
         """KV of the sequences that were swapped out (of this rank's heads)."""
         return self._device.host_copies
 
+    @property
+    def decoder(self) -> Decoder:
+        """The model (or this rank's share)."""
+        return self._device.decoder
+
+    @property
+    def decodes(self) -> DecodeSteps:
+        """The decode steps and their graphs."""
+        return self._device.decodes
+
+    @property
+    def cache(self) -> KvCache:
+        """The KV memory (of this rank's heads)."""
+        return self._device.cache
+
     def execute(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> StepResult:
         """Run one step and wait for what it gives."""
         return self.launch(plan, states).result()
 
     def launch(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> PendingStep:
-        """Start one step; see :class:`~engine.executors.base.Executor`. It waits for nothing on the device."""
-        numbers, inputs = self._inputs(plan, states)
-        timer = DeviceTimer(self.device)
-        timer.start()
-        tokens = self._device.run(inputs) if self._workers is None else self._workers.run(self._device, inputs)
-        # to pinned memory, so that nobody waits here
-        host = None if tokens is None else tokens.to("cpu", non_blocking=True, copy=True)
-        timer.stop()
-        waste = ExecutorWaste()
-        if isinstance(inputs.rows, DecodeInputs):
-            waste = ExecutorWaste(self._device.size_for(len(numbers)) - len(numbers), 0)
+        """Start one step; see :class:`~engine.executors.base.Executor`. It waits for nothing on the device.
+
+        A step of a divided model cannot be launched again: what failed in one rank has ended all of them.
+        """
+        again = self._booking is not None and self._booking.plan is plan
+        if again:
+            free_unused(self.device)
+        with torch.inference_mode():
+            timer = DeviceTimer(self.device)
+            timer.start()
+            if self._workers is not None:
+                moves = self._moves(plan)
+                numbers, rows = self._rows(plan.chunks, states)
+                tokens = self._workers.run(self._device, StepInputs(moves, rows))
+                waste = self._waste(rows)
+            else:
+                if self._booking is None or not again:
+                    self._booking = Booking(plan, plan, deque(self._device.moves(self._moves(plan))))
+                self._booking.move()
+                compute = self._in_pieces if again else self._compute
+                numbers, tokens, waste = compute(plan.chunks, states)
+            # to pinned memory, so that nobody waits here
+            host = None if tokens is None else tokens.to("cpu", non_blocking=True, copy=True)
+            timer.stop()
         return _Step(timer, numbers, host, waste, self._workers)
 
     # -- what a step is made of
 
-    def _inputs(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> tuple[list[int], StepInputs]:
-        """The sequence numbers that sample, in row order, and what the device is given."""
+    def _moves(self, plan: StepPlan) -> Moves:
+        """Take note of ``plan``: the memory of its sequences is theirs. Nothing here asks for memory of the device."""
         swapped_out = []
         for swap in plan.swapped_out:
             swapped_out.append(self._moved(swap))
@@ -132,14 +183,50 @@ class FusedExecutor:
         for number in plan.released:
             self._leave(number)
         swapped_in = [self._moved(swap) for swap in plan.swapped_in]
-        chunks = plan.chunks
-        table = self._named_blocks(plan, chunks)
-        rows: DecodeInputs | MixedInputs
+        return Moves(swapped_out, tuple(plan.released), swapped_in, self._named_blocks(plan, plan.chunks))
+
+    def _rows(self, chunks: list[Chunk], states: Mapping[int, SequenceState]) -> tuple[list[int], RowInputs]:
+        """The sequence numbers that sample, in row order, and what the device is given for ``chunks``."""
         if all(chunk.tokens == 1 and chunk.samples for chunk in chunks):
-            numbers, rows = self._decode(chunks, states)
-        else:
-            numbers, rows = self._mixed(chunks, states)
-        return numbers, StepInputs(swapped_out, tuple(plan.released), swapped_in, table, rows)
+            return self._decode(chunks, states)
+        return self._mixed(chunks, states)
+
+    def _waste(self, rows: RowInputs) -> ExecutorWaste:
+        """What is computed for nothing."""
+        if not isinstance(rows, DecodeInputs):
+            return ExecutorWaste()
+        count = rows.numbers.shape[1]
+        return ExecutorWaste(self._device.size_for(count) - count, 0)
+
+    def _compute(
+        self, chunks: list[Chunk], states: Mapping[int, SequenceState]
+    ) -> tuple[list[int], Tensor | None, ExecutorWaste]:
+        """The sequence numbers that sample, their tokens, and what was computed for nothing."""
+        numbers, rows = self._rows(chunks, states)
+        return numbers, self._device.compute(rows), self._waste(rows)
+
+    def _in_pieces(
+        self, chunks: list[Chunk], states: Mapping[int, SequenceState]
+    ) -> tuple[list[int], Tensor | None, ExecutorWaste]:
+        """:meth:`_compute` in as few pieces as memory allows."""
+        try:
+            return self._compute(chunks, states)
+        except RuntimeError as error:
+            parts = halves(chunks)
+            if parts is None or not is_out_of_memory(error):
+                raise
+        # out of the handler, whose exception holds on to what was computed
+        free_unused(self.device)
+        numbers: list[int] = []
+        tokens: list[Tensor] = []
+        waste = ExecutorWaste()
+        for part in parts:
+            some, sampled, extra = self._in_pieces(part, states)
+            numbers += some
+            # a step's tokens are good until the next one
+            tokens += [] if sampled is None else [sampled.clone()]
+            waste = ExecutorWaste(waste.linear_slots + extra.linear_slots, waste.attention_slots)
+        return numbers, torch.cat(tokens) if tokens else None, waste
 
     def _decode(self, chunks: list[Chunk], states: Mapping[int, SequenceState]) -> tuple[list[int], DecodeInputs]:
         """Rows of one token each, all of which sample. The longest come first: a GPU that begins with them ends

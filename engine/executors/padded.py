@@ -22,33 +22,38 @@ _FIRST_SLOT_TOKENS = 256
 class DenseCache:
     """KV of one executor: two tensors ``[slots, slot_tokens, kv_heads, head_dim]`` for each layer.
 
-    Slots grow by doubling, up to ``context_tokens``, when a sequence outgrows them. They start as zeros, since a masked
-    column still takes part in the product with its weight of zero.
+    Slots grow by doubling, up to ``context_tokens``, when a sequence outgrows them; tensor by tensor, so that one for
+    which there is no memory leaves a cache that can be used. They start as zeros, since a masked column still takes
+    part in the product with its weight of zero.
     """
 
     def __init__(self, model: LoadedModel, slots: int) -> None:
         self._model = model
         self._slots = slots
-        self.slot_tokens = min(_FIRST_SLOT_TOKENS, model.context_tokens)
-        self.keys = [self._zeros() for _ in range(model.layers)]
-        self.values = [self._zeros() for _ in range(model.layers)]
+        first = min(_FIRST_SLOT_TOKENS, model.context_tokens)
+        self.keys = [self._zeros(first) for _ in range(model.layers)]
+        self.values = [self._zeros(first) for _ in range(model.layers)]
 
     def fit(self, tokens: int) -> None:
         """Make room for sequences of ``tokens`` tokens."""
-        if tokens <= self.slot_tokens:
-            return
-        before = self.slot_tokens
-        while self.slot_tokens < tokens:
-            self.slot_tokens *= 2
-        self.slot_tokens = max(tokens, min(self.slot_tokens, self._model.context_tokens))
         for tensors in (self.keys, self.values):
             for layer, old in enumerate(tensors):
-                tensors[layer] = self._zeros()
-                tensors[layer][:, :before] = old
+                before = old.shape[1]
+                if tokens > before:
+                    grown = self._zeros(self._room(before, tokens))
+                    grown[:, :before] = old
+                    tensors[layer] = grown
 
-    def _zeros(self) -> torch.Tensor:
+    def _room(self, before: int, tokens: int) -> int:
+        """Tokens of a slot that had ``before`` and has to hold ``tokens``."""
+        room = before
+        while room < tokens:
+            room *= 2
+        return max(tokens, min(room, self._model.context_tokens))
+
+    def _zeros(self, tokens: int) -> torch.Tensor:
         model = self._model
-        shape = (self._slots, self.slot_tokens, model.kv_heads, model.head_dim)
+        shape = (self._slots, tokens, model.kv_heads, model.head_dim)
         return torch.zeros(shape, dtype=model.dtype, device=model.device)
 
 
@@ -147,25 +152,26 @@ class PaddedExecutor(ModelExecutor):
         """
         cache, slot, tokens = self._cache, self._slot(swap.number), swap.tokens
         self.release(swap.number)
-        host = self.host_tensor(2, self.model.layers, tokens, self.model.kv_heads, self.model.head_dim)
-        self.host_copies.put(swap.number, host)
 
         def copy() -> None:
+            host = self.host_tensor(2, self.model.layers, tokens, self.model.kv_heads, self.model.head_dim)
             for layer in range(self.model.layers):
                 host[0, layer].copy_(cache.keys[layer][slot, :tokens], non_blocking=True)
                 host[1, layer].copy_(cache.values[layer][slot, :tokens], non_blocking=True)
+            self.host_copies.put(swap.number, host)
 
         return copy
 
     def swap_in(self, swap: Swap) -> Copy:
         """See :class:`~engine.executors.base.ModelExecutor`. Any free slot will do."""
         cache, slot, tokens = self._cache, self._slot(swap.number), swap.tokens
-        host = self.host_copies.take(swap.number)
 
         def copy() -> None:
+            host = self.host_copies.get(swap.number)
             for layer in range(self.model.layers):
                 cache.keys[layer][slot, :tokens].copy_(host[0, layer], non_blocking=True)
                 cache.values[layer][slot, :tokens].copy_(host[1, layer], non_blocking=True)
+            self.host_copies.drop(swap.number)
 
         return copy
 

@@ -156,33 +156,44 @@ class PagedExecutor(ModelExecutor):
 
     def swap_out(self, swap: Swap) -> Copy:
         """See :class:`~engine.executors.base.ModelExecutor`. A host copy is ``[layers, blocks, *block shape]``."""
-        blocks = self._swapped_blocks(swap)
+        held = self._swapped_blocks(swap)
         self.release(swap.number)
-        host = self.host_tensor(len(self._pools), *blocks.shape, *self._pools[0].shape[1:])
-        self.host_copies.put(swap.number, host)
 
         def copy() -> None:
+            blocks = self.tensor(held)
+            host = self.host_tensor(len(self._pools), len(held), *self._pools[0].shape[1:])
             for layer, pool in enumerate(self._pools):
                 host[layer].copy_(pool.index_select(0, blocks), non_blocking=True)
+            self.host_copies.put(swap.number, host)
 
         return copy
 
     def swap_in(self, swap: Swap) -> Copy:
         """See :class:`~engine.executors.base.ModelExecutor`. The blocks need not be the ones that it had."""
-        blocks = self._swapped_blocks(swap)
-        host = self.host_copies.take(swap.number)
+        held = self._swapped_blocks(swap)
 
         def copy() -> None:
+            host, blocks = self.host_copies.get(swap.number), self.tensor(held)
             for layer, pool in enumerate(self._pools):
                 pool.index_copy_(0, blocks, host[layer].to(self.device, non_blocking=True))
+            self.host_copies.drop(swap.number)
 
         return copy
 
-    def _swapped_blocks(self, swap: Swap) -> torch.Tensor:
-        """``int64[blocks]``: where the tokens to be moved lie on the device."""
+    def fixed(self, plan: StepPlan) -> StepPlan:
+        """The plan with the block tables of its chunks as they are now."""
+        if self._private is not None:
+            return plan.fixed()
+        return plan.fixed({
+            sequence.number: plan.block_table(sequence)[: -(-(start + tokens) // self.block_tokens)]
+            for sequence, start, tokens, _ in plan.chunks
+        })  # fmt: skip
+
+    def _swapped_blocks(self, swap: Swap) -> list[int]:
+        """Where the tokens to be moved lie on the device."""
         count = -(-swap.tokens // self.block_tokens)
         table = swap.blocks if self._private is None else self._private.table(swap.number, swap.tokens)
-        return self.tensor(list(table[:count]))
+        return list(table[:count])
 
     def release(self, number: int) -> None:
         """Paged memory is the scheduler's; only private blocks are given back here."""

@@ -6,7 +6,8 @@ on its share of the model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -79,14 +80,23 @@ class MixedInputs(NamedTuple):
     draws: list[Draw]
 
 
-class StepInputs(NamedTuple):
-    """All that a step does on the device, in this order."""
+RowInputs = DecodeInputs | MixedInputs
+
+
+class Moves(NamedTuple):
+    """What happens to the memory before a step computes anything, in this order."""
 
     swapped_out: list[Moved]
     released: tuple[int, ...]
     swapped_in: list[Moved]
     table: TableUpdate | None
-    rows: DecodeInputs | MixedInputs
+
+
+class StepInputs(NamedTuple):
+    """All that a step does on the device."""
+
+    moves: Moves
+    rows: RowInputs
 
 
 class FusedDevice:
@@ -105,13 +115,13 @@ class FusedDevice:
             torch.zeros(settings.places + 1, width, dtype=torch.int32, device=self.device),
             torch.zeros(settings.places + 1, dtype=torch.int64, device=self.device),
         )
-        self._decodes = DecodeSteps(
+        self.decodes = DecodeSteps(
             self.decoder, self.cache, self._memory, settings.most_rows, model.context_tokens, settings.graphs
         )
 
     def size_for(self, rows: int) -> int:
         """The rows that a decode step of ``rows`` rows computes."""
-        return self._decodes.size_for(rows)
+        return self.decodes.size_for(rows)
 
     def run(self, inputs: StepInputs) -> Tensor | None:
         """Start a step; nothing is waited for. The sampled tokens ``int64[sampling rows]``, good until the next step.
@@ -119,25 +129,29 @@ class FusedDevice:
         Raises ``RuntimeError`` where KV is swapped out twice, or in without having been swapped out.
         """
         with torch.inference_mode():
-            for moved in inputs.swapped_out:
-                self._swap_out(moved)
-            for number in inputs.released:
-                self.host_copies.drop(number)
-            for moved in inputs.swapped_in:
-                self._swap_in(moved)
-            if inputs.table is not None:
-                places, indices, blocks = inputs.table
-                update = upload(blocks, torch.int32, self.device)
-                self._memory.tables[self._indices(places), self._indices(indices)] = update
-            rows = inputs.rows
-            return self._decode(rows) if isinstance(rows, DecodeInputs) else self._mixed(rows)
+            for move in self.moves(inputs.moves):
+                move()
+            return self.compute(inputs.rows)
+
+    def moves(self, moves: Moves) -> list[Callable[[], None]]:
+        """The moves, each ready to be made. One that raises may be made again."""
+        found: list[Callable[[], None]] = [partial(self._swap_out, moved) for moved in moves.swapped_out]
+        found += [partial(self.host_copies.drop, number) for number in moves.released]
+        found += [partial(self._swap_in, moved) for moved in moves.swapped_in]
+        if moves.table is not None:
+            found.append(partial(self._name_blocks, moves.table))
+        return found
+
+    def compute(self, rows: RowInputs) -> Tensor | None:
+        """Start what a step computes, see :meth:`run`."""
+        return self._decode(rows) if isinstance(rows, DecodeInputs) else self._mixed(rows)
 
     def close(self) -> None:
         """Let go of the graphs; no step can be run any more."""
-        del self._decodes
+        del self.decodes
 
     def _decode(self, inputs: DecodeInputs) -> Tensor:
-        tokens, logits = self._decodes.run(inputs.numbers)
+        tokens, logits = self.decodes.run(inputs.numbers)
         if inputs.draws is not None:
             tokens = Sampler(inputs.draws, logits.shape[-1], self.device)(logits)
             self._memory.last[self._indices(inputs.numbers[PLACE].tolist())] = tokens
@@ -171,23 +185,28 @@ class FusedDevice:
         self._memory.last[self._indices(inputs.sampling_places)] = chosen
         return chosen
 
+    def _name_blocks(self, table: TableUpdate) -> None:
+        places, indices, blocks = table
+        self._memory.tables[self._indices(places), self._indices(indices)] = upload(blocks, torch.int32, self.device)
+
     def _swap_out(self, moved: Moved) -> None:
         """Copy the KV to host memory, ``[2, layers, blocks, *block shape]``: keys, then values."""
         cache, blocks = self.cache, self._indices(moved.blocks)
         shape = (2, len(cache.keys), len(blocks), *cache.keys[0].shape[1:])
         host = torch.empty(shape, dtype=self.dtype, pin_memory=self.device.type == "cuda")
-        self.host_copies.put(moved.number, host)
         for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
             host[0, layer].copy_(keys.index_select(0, blocks), non_blocking=True)
             host[1, layer].copy_(values.index_select(0, blocks), non_blocking=True)
+        self.host_copies.put(moved.number, host)
 
     def _swap_in(self, moved: Moved) -> None:
         """Copy the KV back from host memory, into the blocks that the sequence has now."""
         cache, blocks = self.cache, self._indices(moved.blocks)
-        host = self.host_copies.take(moved.number)
+        host = self.host_copies.get(moved.number)
         for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
             keys.index_copy_(0, blocks, host[0, layer].to(self.device, non_blocking=True))
             values.index_copy_(0, blocks, host[1, layer].to(self.device, non_blocking=True))
+        self.host_copies.drop(moved.number)
 
     def _indices(self, values: Sequence[int]) -> Tensor:
         return upload(values, torch.int64, self.device)

@@ -60,27 +60,31 @@ class DecodeSteps:
         self._tokens = torch.zeros(self.sizes[-1], dtype=torch.int64, device=device)
         self._logits: dict[int, Tensor] = {}
         self._graphs: dict[int, Any] = {}
+        #: the memory pool of the graphs, and the stream on which a step is run before it is captured
+        self._capturing: tuple[Any, Any] | None = None
         if graphs:
-            self._capture()
-
-    def _capture(self) -> None:
-        """Every graph, the largest first, so that the others fit into its memory."""
-        pool = torch.cuda.graph_pool_handle()
-        stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._numbers.zero_()
-        self._numbers[SLOT] = -1
-        self._numbers[PLACE] = len(self._memory.last) - 1
-        with torch.inference_mode():
+            # the largest first, so that the others fit into its memory
             for size in reversed(self.sizes):
-                stream.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(stream):
-                    self._run(size)
-                torch.cuda.current_stream().wait_stream(stream)
-                graph: Any = torch.cuda.CUDAGraph()
-                # other threads may use the GPU meanwhile: a group of ranks watches its collectives from one
-                with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                    self._logits[size] = self._run(size)
-                self._graphs[size] = graph
+                self.capture(size)
+
+    def capture(self, size: int) -> None:
+        """Capture the graph of ``size`` rows."""
+        if self._capturing is None:
+            self._capturing = torch.cuda.graph_pool_handle(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            self._numbers.zero_()
+            self._numbers[SLOT] = -1
+            self._numbers[PLACE] = len(self._memory.last) - 1
+        pool, stream = self._capturing
+        with torch.inference_mode():
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                self._run(size)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph: Any = torch.cuda.CUDAGraph()
+            # other threads may use the GPU meanwhile: a group of ranks watches its collectives from one
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                self._logits[size] = self._run(size)
+            self._graphs[size] = graph
 
     def size_for(self, rows: int) -> int:
         """The rows that are computed for ``rows`` rows."""

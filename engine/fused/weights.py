@@ -85,9 +85,9 @@ def _merged(owner: nn.Module, names: tuple[str, ...]) -> tuple[Tensor, Tensor | 
     modules: list[Any] = [getattr(owner, name) for name in names]
     if len(modules) == 1:
         return modules[0].weight.data, _bias(modules[0])
-    weight = torch.cat([module.weight.data for module in modules])
+    weight = _together([module.weight.data for module in modules])
     biased = [module for module in modules if module.bias is not None]
-    bias = torch.cat([module.bias.data for module in biased]) if biased else None
+    bias = _together([module.bias.data for module in biased]) if biased else None
     if biased and len(biased) != len(modules):
         raise TypeError(f"only some of {', '.join(names)} have a bias")
     first = 0
@@ -98,6 +98,19 @@ def _merged(owner: nn.Module, names: tuple[str, ...]) -> tuple[Tensor, Tensor | 
             module.bias.data = bias[first:last]
         first = last
     return weight, bias
+
+
+def _together(tensors: list[Tensor]) -> Tensor:
+    """The ``tensors`` one below the other: where they lie like that already, no copy of them."""
+    first = tensors[0]
+    end = first.storage_offset()
+    for tensor in tensors:
+        same = tensor.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not same or tensor.storage_offset() != end or not tensor.is_contiguous():
+            return torch.cat(tensors)
+        end += tensor.numel()
+    rows = sum(len(tensor) for tensor in tensors)
+    return first.as_strided((rows, *first.shape[1:]), first.stride())
 
 
 def _bias(module: Any) -> Tensor | None:

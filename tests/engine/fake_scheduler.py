@@ -44,7 +44,7 @@ class FakeScheduler:
         self._prefilling: dict[int, Sequence] = {}
         self._residents: dict[int, Sequence] = {}
         self._flights: deque[Flight] = deque()
-        self._aborts: list[str] = []
+        self._aborts: list[tuple[str, str]] = []
         self._submissions = self._plans = 0
         #: sequences that have ended and whose memory is still somebody's
         self._leaving: list[int] = []
@@ -66,10 +66,10 @@ class FakeScheduler:
         self._prefilling[sequence.number] = sequence
         return sequence
 
-    def abort(self, request_id: str, now_ns: int) -> None:
+    def abort(self, request_id: str, now_ns: int, reason: str = "aborted") -> None:
         self.calls.append(f"abort {request_id}")
         self.times.append(now_ns)
-        self._aborts.append(request_id)
+        self._aborts.append((request_id, reason))
 
     def next_step(self, now_ns: int, max_repeat: int = 1) -> StepPlan | None:
         if len(self._flights) > self.config.overlap:
@@ -77,8 +77,10 @@ class FakeScheduler:
         self.times.append(now_ns)
         for flight in self._flights:
             self._advance(flight)
-        for sequence in filter(None, map(self._sequences.get, self._aborts)):
-            self._end(sequence, "aborted")
+        for request_id, reason in self._aborts:
+            sequence = self._sequences.get(request_id)
+            if sequence is not None:
+                self._end(sequence, reason, aborted=True)
         self._aborts.clear()
         chunks = [self._chunk(s) for s in self._prefilling.values()]
         chunks = chunks or [Chunk(s, s.computed, 1, True) for s in self._residents.values()]
@@ -134,8 +136,8 @@ class FakeScheduler:
             if samples and sequence.known >= sequence.limit:
                 del self._residents[sequence.number]
 
-    def _end(self, sequence: Sequence, reason: str) -> None:
-        sequence.state = "aborted" if reason == "aborted" else "finished"
+    def _end(self, sequence: Sequence, reason: str, aborted: bool = False) -> None:
+        sequence.state = "aborted" if aborted or reason == "error" else "finished"
         sequence.reason = reason
         del self._sequences[sequence.id]
         self._prefilling.pop(sequence.number, None)

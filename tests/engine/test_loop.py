@@ -166,7 +166,7 @@ def test_a_failing_chunk_of_a_long_prompt_ends_its_request() -> None:
     with pytest.raises(RuntimeError):
         loop.step()
     loop.run()
-    assert [(o.request_id, o.finish_reason) for o in heard] == [("a", "aborted")]
+    assert [(o.request_id, o.finish_reason, o.detail) for o in heard] == [("a", "error", "out of memory")]
     assert loop.scheduler.idle
 
 

@@ -176,7 +176,7 @@ def test_a_failing_chunk_ends_its_request_though_it_was_to_sample_nothing() -> N
     with pytest.raises(RuntimeError):
         world.loop.step()
     world.loop.run()
-    assert world.told("long") == [(None, "aborted")]
+    assert world.told("long") == [(None, "error")]
     world.assert_clean()
 
 

@@ -103,7 +103,7 @@ def overlapping_run(seed: int, **settings: Any) -> tuple[list[str], JournaledSch
         while pending and pending[0].arrival_ns <= now:
             scheduler.submit(pending.pop(0), now)
         if rng.random() < 0.04:
-            scheduler.abort(rng.choice(ids), now)
+            scheduler.abort(rng.choice(ids), now, rng.choice(("aborted", "error")))
         following = scheduler.next_step(now)
         if running is not None:
             complete(scheduler, running, now + rng.randint(400, 1600), rng)
@@ -114,7 +114,8 @@ def overlapping_run(seed: int, **settings: Any) -> tuple[list[str], JournaledSch
 
 def complete(scheduler: Scheduler, plan: StepPlan, end_ns: int, rng: Random) -> None:
     live = [s.number for s in iter_sampled(plan) if not s.ended]
-    stops: dict[int, StopReason] = {number: "eos" for number in live if rng.random() < 0.05}
+    reasons: tuple[StopReason, ...] = ("eos", "error")
+    stops = {number: rng.choice(reasons) for number in live if rng.random() < 0.05}
     scheduler.complete(plan, StepOutcome([end_ns], 300, 7, stops), end_ns)
 
 

@@ -261,6 +261,47 @@ def test_an_end_token_ends_a_sequence_at_once() -> None:
     assert scheduler.pool.free_blocks == 16
 
 
+def test_who_could_not_be_computed_ends_without_the_token_of_the_step() -> None:
+    scheduler = scheduler_of(kv_tokens=64, block_tokens=4)
+    a, b = (scheduler.submit(request(name, output=20), 0) for name in "ab")
+    step(scheduler, 0)
+    _, ended = step(scheduler, 1, {b.number: "error"})
+    assert ended == [b]
+    assert (b.state, b.reason, b.output_tokens, b.finish_ns) == ("aborted", "error", 1, 1)
+    scheduler.abort("a", 2, "error")
+    assert scheduler.next_step(2) is None
+    assert (a.state, a.reason, a.output_tokens) == ("aborted", "error", 2)
+    assert (scheduler.counters.finished, scheduler.counters.aborted) == (0, 2)
+    assert scheduler.idle
+    assert scheduler.pool.free_blocks == 16
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_only_what_was_computed_is_shared(failed: bool) -> None:
+    scheduler = scheduler_of(kv_tokens=64, block_tokens=4, prefix_cache=True)
+    first, second = (Request(name, 0, 10, 3, block_hashes=(1, 2)) for name in "ab")
+    number = scheduler.submit(first, 0).number
+    step(scheduler, 0, {number: "error" if failed else "eos"})
+    scheduler.submit(second, 1)
+    plan, _ = step(scheduler, 1)
+    assert [(chunk.start, chunk.tokens) for chunk in plan.chunks] == ([(0, 10)] if failed else [(8, 2)])
+
+
+def test_the_blocks_of_a_row_that_is_planned_already_are_known_when_its_sequence_fails() -> None:
+    scheduler = scheduler_of(kv_tokens=64, block_tokens=4, overlap=True)
+    sequence = scheduler.submit(request("a", prompt=7, output=20), 0)
+    running = scheduler.next_step(0)
+    planned = scheduler.next_step(1)
+    assert running is not None
+    assert planned is not None
+    scheduler.complete(running, StepOutcome([2], 1, 0, {sequence.number: "error"}), 2)
+    (chunk,) = planned.chunks
+    assert len(planned.block_table(sequence)) * 4 >= chunk.start + chunk.tokens
+    scheduler.complete(planned, StepOutcome([3], 1, 0), 3)
+    assert scheduler.next_step(4) is None
+    assert scheduler.pool.free_blocks == 16
+
+
 def test_those_that_end_in_a_step_come_in_row_order() -> None:
     scheduler = scheduler_of()
     members = [scheduler.submit(request(name, output=2 if name in "ac" else 9), 0) for name in "abcd"]

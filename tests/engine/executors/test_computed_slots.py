@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.executors import PaddedExecutor, StepResult, build_executor, default_kv_tokens
+from engine.executors import PaddedExecutor, StepResult, build_executor
 from engine.executors import padded as padded_module
 from engine.executors import paged as paged_module
 from engine.executors.paged import PrivateBlocks
@@ -99,9 +99,3 @@ def test_private_blocks_are_given_back() -> None:
     blocks.release(1)
     blocks.release(1)
     assert sorted(blocks.table(2, 64)) == [0, 1, 2, 3]
-
-
-def test_default_memory_is_whole_blocks_and_no_more_than_the_contexts_need(reference: Callable[[str], Any]) -> None:
-    model = reference("qwen2").ours
-    assert default_kv_tokens(model, max_running=3, block_tokens=100) == 3 * 600
-    assert default_kv_tokens(model, 10**9, 16) % 16 == 0

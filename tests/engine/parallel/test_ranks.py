@@ -19,8 +19,8 @@ import pytest
 import torch
 from served import TIGHT, assert_greedy, greedy, serve
 
-from engine.errors import ModelError, RankError
-from engine.executors import FusedExecutor, build_executor, default_kv_tokens
+from engine.errors import DeviceError, GenerationError, ModelError, RankError
+from engine.executors import FusedExecutor, build_executor, plan_memory
 from engine.inference import InferenceEngine
 from engine.models import LoadedModel
 from engine.parallel.loading import divide, load_divided_model, rank_devices
@@ -110,9 +110,10 @@ def test_each_rank_holds_its_heads_of_the_kv(divided: dict[str, LoadedModel]) ->
     whole, half = divided_models.build(CPU, "llama"), divided["llama"]
     assert half.kv_bytes_per_token * 2 == whole.kv_bytes_per_token
     executor = FusedExecutor(half, kv_tokens=64, max_running=2)
-    assert executor._device.cache.keys[0].shape == (4, 1, 16, 16)
+    assert executor.cache.keys[0].shape == (4, 1, 16, 16)
     # of memory that both have, twice as many tokens
-    assert default_kv_tokens(half, 1 << 30, 16) == 2 * default_kv_tokens(whole, 1 << 30, 16)
+    limits = SchedulerConfig(max_running=1 << 30)
+    assert plan_memory(half, limits).kv_tokens == 2 * plan_memory(whole, limits).kv_tokens
 
 
 def test_an_executor_that_was_replaced_says_so(divided: dict[str, LoadedModel]) -> None:
@@ -140,10 +141,10 @@ def test_a_process_that_is_killed_ends_its_requests_with_an_error() -> None:
     stream = engine.stream_generate([1, 2, 3], max_tokens=1000)
     next(stream)
     os.kill(pid, signal.SIGKILL)
-    with pytest.raises(RankError, match=rf"rank 1 \(process {pid}\) ended unexpectedly, killed by SIGKILL"):
+    with pytest.raises(GenerationError, match=rf"rank 1 \(process {pid}\) ended unexpectedly, killed by SIGKILL"):
         list(stream)
     assert engine.scheduler.idle
-    with pytest.raises(RankError, match="killed by SIGKILL"):
+    with pytest.raises(DeviceError, match="killed by SIGKILL"):
         engine.generate([1, 2, 3])
     engine.close()
     engine.close()

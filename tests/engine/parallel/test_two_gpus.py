@@ -36,7 +36,7 @@ SETTINGS = {
 #: serves until its second rank is killed; says what it was told, and must then come to its end
 KILLED = """
 import os, signal
-from engine.errors import RankError
+from engine.errors import GenerationError
 from engine.inference import InferenceEngine
 
 engine = InferenceEngine("shape:tiny", tp=2, kv_tokens=4096, overlap=True)
@@ -47,7 +47,7 @@ for _ in range(20):
 os.kill(engine.model.group.workers.pids[0], signal.SIGKILL)
 try:
     list(stream)
-except RankError as error:
+except GenerationError as error:
     print("told", error)
 print("idle", engine.scheduler.idle)
 """
