@@ -30,7 +30,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from core.runs import git_commit  # noqa: E402
-from engine.executors import build_executor, default_kv_tokens  # noqa: E402
+from engine.executors import build_executor, default_graph_rows, default_kv_tokens  # noqa: E402
 from engine.loop import EngineLoop  # noqa: E402
 from engine.models import LoadedModel, load_model  # noqa: E402
 from scheduler.config import SchedulerConfig  # noqa: E402
@@ -112,6 +112,7 @@ def serve(model: LoadedModel, running: int, gpu: dict[str, Any]) -> dict[str, An
     config = SchedulerConfig(
         policy="fcfs", layout="paged", max_running=running, max_prefill_tokens=4096, overlap=True, block_tokens=64,
         context_tokens=CONTEXT_TOKENS, kv_tokens=min(default_kv_tokens(model, running, 64), running * 1024),
+        graph_rows=default_graph_rows(model, "paged", running),
     )  # fmt: skip
     executor = build_executor(model, config)
     torch.cuda.synchronize()

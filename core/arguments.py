@@ -53,7 +53,7 @@ _OWN_SETTINGS = ("bucket", "bucket_order", "bins", "min_rows", "quantum", "min_b
 PLAIN = {f.name: f.default for f in fields(SchedulerConfig) if f.name in (*_PARTS, *_OWN_SETTINGS)}
 
 _PLAYED = {"workload", "trace_format", "requests", "rate", "arrivals", "time_scale", "seed", "strict"}
-_SCHEDULED = {*PLAIN, *_COMMON_SETTINGS, "max_running", "kv_tokens"}
+_SCHEDULED = {*PLAIN, *_COMMON_SETTINGS, "max_running", "kv_tokens", "graph_rows"}
 _ENGINE = {"model", "device", "dtype", "temperature"}
 _OUTPUT = {"slo", "out", "name", "config", "dry_run", "quiet"}
 
@@ -151,6 +151,16 @@ def _bucket(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
+def _graph_rows(text: str) -> tuple[int, ...]:
+    try:
+        sizes = () if text == "none" else tuple(int(size) for size in text.split(","))
+        return SchedulerConfig(graph_rows=sizes).graph_rows
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 'none' nor numbers of rows, such as 1,2,4,8") from None
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
@@ -224,6 +234,9 @@ def build_parser() -> ArgumentParser:
                        help="prompt tokens of a step (default 2048)")  # fmt: skip
     group.add_argument("--kv-tokens", type=positive, metavar="N", help="KV memory (default: the model's or the GPU's)")
     group.add_argument("--block-tokens", type=positive, default=16, metavar="N", help="KV block size (default 16)")
+
+    group.add_argument("--graph-rows", type=_graph_rows, metavar="N,N,...|none",
+                       help="graphs that decode steps run as (default: the engine's, or as recorded)")  # fmt: skip
 
     group = parser.add_argument_group("the engine")
     group.add_argument("--model", metavar="NAME", help="folder, Hugging Face name, shape:NAME (default: embedded)")

@@ -32,6 +32,7 @@ from reports.summary import WallClock
 from scheduler.buckets import equal_mass_buckets, equal_mass_edges
 from scheduler.composition import compose
 from scheduler.config import SchedulerConfig
+from scheduler.graphs import resized
 from scheduler.journal import Replay, replay
 from scheduler.observer import Observer
 from scheduler.plan import Layout, StepOutcome, StepPlan
@@ -129,7 +130,8 @@ class Session:
     ) -> SchedulerConfig:
         """The scheduler's settings for ``case``, with the memory and context that the model or hardware has.
 
-        ``costs`` say what a prefill takes. ``plain`` leaves out the settings that were asked for a policy.
+        ``costs`` say what a prefill takes, and whether decode steps run as graphs. ``plain`` leaves out the settings
+        that were asked for a policy.
         """
         limits: dict[str, Any] = {"max_running": self.max_running}
         kv_tokens = self.args.kv_tokens or kv_tokens
@@ -142,7 +144,18 @@ class Session:
         args = argparse.Namespace(**{**vars(self.args), **PLAIN}) if plain else self.args
         if takes(case.policy, "bins") or (args.oracle or "").startswith("noisy"):
             limits["length_quantiles"] = quantile_table(row.output_tokens for row in self.workload.rows)
-        return scheduler_config(args, case.policy, case.layout, **limits)
+        config = scheduler_config(args, case.policy, case.layout, **limits)
+        recorded = costs.graph_rows if isinstance(costs, RecordedCosts) else ()
+        return self._with_graphs(config, resized(recorded, _most_rows(config)))
+
+    def _with_graphs(self, config: SchedulerConfig, sizes: tuple[int, ...]) -> SchedulerConfig:
+        """``config`` with graphs of ``sizes``, or of those that were asked for."""
+        asked: tuple[int, ...] | None = self.args.graph_rows
+        if asked and "paged" not in (self.args.layout or ["paged"]):
+            return replace(config, graph_rows=asked)  # which is refused, with the reason
+        if config.layout != "paged":
+            return config
+        return replace(config, graph_rows=sizes if asked is None else asked)
 
     def check(self, config: SchedulerConfig, requests: list[Request]) -> None:
         """Refuse what could not be served: a lone or (``--strict``) any such request, a KV memory that is too small."""
@@ -202,12 +215,13 @@ class Session:
         return self._model
 
     def real_config(self, case: Case, costs: CostModel | None = None, plain: bool = False) -> SchedulerConfig:
-        """The settings for ``case`` on the engine, with the KV memory that the model's device has."""
-        from engine.executors import default_kv_tokens
+        """The settings for ``case`` on the engine, with the KV memory and the graphs that the model's device has."""
+        from engine.executors import default_graph_rows, default_kv_tokens
 
         model = self.model()
         kv_tokens = default_kv_tokens(model, self.max_running, self.args.block_tokens)
-        return self.config(case, kv_tokens, model.context_tokens, costs, plain)
+        config = self.config(case, kv_tokens, model.context_tokens, costs, plain)
+        return self._with_graphs(config, default_graph_rows(model, config.layout, _most_rows(config)))
 
     def prompts(self, workload: Workload) -> list[Request]:
         """The workload's requests with real prompts of the wanted lengths, reproducible from the seed."""
@@ -311,6 +325,11 @@ class Session:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, disable=self.args.quiet or not os.isatty(2), transient=True) as progress:
             yield Counting(writer, progress, requests, title)
+
+
+def _most_rows(config: SchedulerConfig) -> int:
+    """Rows that a decode step can have."""
+    return min(config.max_running, config.rows)
 
 
 def with_edges(args: argparse.Namespace, workload: Workload) -> argparse.Namespace:

@@ -12,7 +12,7 @@ from typing import Any, TypedDict, Unpack, overload
 
 import torch
 
-from engine.executors import build_executor, default_kv_tokens
+from engine.executors import build_executor, default_graph_rows, default_kv_tokens
 from engine.loop import EngineLoop, TokenOutput
 from engine.models import LoadedModel, load_model
 from scheduler.config import SchedulerConfig
@@ -129,6 +129,8 @@ class InferenceEngine:
             default_kv_tokens(self.model, max_running, block_tokens) if kv_tokens is None else kv_tokens
         )
         given.setdefault("context_tokens", self.model.context_tokens)
+        most_rows = min(max_running, given.get("max_rows") or max_running)
+        given.setdefault("graph_rows", default_graph_rows(self.model, layout, most_rows))
         self.scheduler = Scheduler(SchedulerConfig.from_dict(given))
         #: with what a policy's file says by default
         self.config = self.scheduler.config

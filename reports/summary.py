@@ -244,11 +244,12 @@ def _padding_waste(
         else:
             if in_time is None:
                 absent["padding_waste.time"] = "no step was run"
-    absent["padding_waste.graph"] = "steps were not run as graphs of fixed sizes"
+    if not counters.graph_rows:
+        absent["padding_waste.graph"] = "steps were not run as graphs of fixed sizes"
     return {
         "prefill": waste(counters.linear_useful_prefill, counters.linear_computed_prefill, "prefill"),
         "decode": waste(counters.attention_useful_decode, counters.attention_computed_decode, "decode"),
-        "graph": None,
+        "graph": 1 - counters.graph_rows_used / counters.graph_rows if counters.graph_rows else None,
         "time": in_time,
     }
 

@@ -103,6 +103,8 @@ class RecordedCosts:
     device: dict[Key, LinearCost]
     host: dict[Key, LinearCost]
     swap_token_ns: dict[str, float] = field(default_factory=dict)
+    graph_rows: tuple[int, ...] = ()
+    """of the graphs that the recorded decode steps ran as"""
 
     def device_ns(self, columns: StepColumns) -> PerStep:
         swap_ns = self.swap_token_ns.get(columns.layout, 0.0) * columns.swapped_tokens
@@ -164,7 +166,7 @@ def recorded_costs(*folders: Path) -> RecordedCosts:
     name = "+".join(str(folder) for folder in folders)
     sha256 = hashlib.sha256(b"".join((folder / "steps.csv").read_bytes() for folder in folders)).hexdigest()
     return RecordedCosts(name, config.get("kv_tokens"), config.get("context_tokens"), sha256, device, host,
-                         _swaps(steps, device))  # fmt: skip
+                         _swaps(steps, device), tuple(config.get("graph_rows") or ()))  # fmt: skip
 
 
 def _fits(steps: pd.DataFrame, target: str, disturbed_by: str) -> dict[Key, LinearCost]:

@@ -12,6 +12,9 @@ from engine.executors.paged import PagedExecutor
 from engine.fused.architecture import missing_features
 from engine.models import LoadedModel, beyond_plain_attention
 from scheduler.config import SchedulerConfig
+from scheduler.errors import ConfigError
+from scheduler.graphs import graph_sizes
+from scheduler.plan import Layout
 
 __all__ = [
     "Executor",
@@ -23,6 +26,7 @@ __all__ = [
     "SequenceState",
     "StepResult",
     "build_executor",
+    "default_graph_rows",
     "default_kv_tokens",
 ]
 
@@ -30,14 +34,14 @@ __all__ = [
 def build_executor(model: LoadedModel, config: SchedulerConfig) -> Executor:
     """The executor of ``config``'s layout, with the memory that ``config`` accounts for.
 
-    On a GPU models of a known architecture run fused, others through transformers' own modules.
+    On a GPU models of a known architecture run fused, others through transformers' own modules. Raises
+    :class:`~scheduler.errors.ConfigError` for ``graph_rows`` where no executor with graphs runs the model.
     """
     if config.layout == "padded":
         return PaddedExecutor(model, max_running=config.max_running, overlap=config.overlap)
-    transformers_config: Any = model.model.config
-    if not missing_features(transformers_config) and (
-        model.device.type == "cuda" or beyond_plain_attention(transformers_config)
-    ):
+    if config.graph_rows and not _can_run_fused(model):
+        raise ConfigError(f"graph_rows: {model.name!r} is not run by the executor that has graphs; leave them out")
+    if config.graph_rows or _runs_fused(model):
         return FusedExecutor(
             model,
             kv_tokens=config.capacity_tokens,
@@ -45,6 +49,7 @@ def build_executor(model: LoadedModel, config: SchedulerConfig) -> Executor:
             max_rows=config.rows,
             block_tokens=config.block_tokens,
             kv_pool=config.pool,
+            graph_rows=config.graph_rows,
         )
     return PagedExecutor(
         model,
@@ -54,3 +59,23 @@ def build_executor(model: LoadedModel, config: SchedulerConfig) -> Executor:
         kv_pool=config.pool,
         overlap=config.overlap,
     )
+
+
+def default_graph_rows(model: LoadedModel, layout: Layout, most_rows: int) -> tuple[int, ...]:
+    """The sizes of the graphs that decode steps of at most ``most_rows`` rows run as, for a scheduler's config.
+
+    None but on a GPU, and there for models that run fused.
+    """
+    graphs = layout == "paged" and model.device.type == "cuda" and _runs_fused(model)
+    return graph_sizes(most_rows) if graphs else ()
+
+
+def _can_run_fused(model: LoadedModel) -> bool:
+    config: Any = model.model.config
+    return not missing_features(config)
+
+
+def _runs_fused(model: LoadedModel) -> bool:
+    """Whether the fused executor is the one for its paged layout."""
+    config: Any = model.model.config
+    return _can_run_fused(model) and (model.device.type == "cuda" or bool(beyond_plain_attention(config)))

@@ -6,13 +6,13 @@ the next step reads it, and a copy goes to the host meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from engine.executors.base import Copy, DeviceTimer, ExecutorWaste, HostCopies, PendingStep, SequenceState, StepResult
+from engine.executors.base import Copy, DeviceTimer, HostCopies, PendingStep, SequenceState, StepResult
 from engine.executors.paged import PrivateBlocks
 from engine.fused.decoder import Chunks, Decoder, KvCache, Rows, StepTensors
 from engine.fused.graphs import DecodeSteps, Memory, columns, temperature_bits
@@ -30,19 +30,19 @@ class _Step:
     timer: DeviceTimer
     numbers: list[int]
     tokens: Tensor | None
-    waste: ExecutorWaste
 
     def result(self) -> StepResult:
         device_ns = self.timer.elapsed_ns()
         tokens = [] if self.tokens is None else self.tokens.tolist()
-        return StepResult(dict(zip(self.numbers, tokens, strict=True)), device_ns, self.waste)
+        return StepResult(dict(zip(self.numbers, tokens, strict=True)), device_ns)
 
 
 class FusedExecutor:
     """Runs plans of the ``paged`` layout through :class:`~engine.fused.decoder.Decoder`.
 
     ``kv_tokens`` and ``block_tokens`` are the scheduler's; ``kv_pool`` says whether its plans carry block tables.
-    ``graphs``: decode steps are captured as CUDA graphs when the executor is made (default: on a GPU).
+    ``graph_rows``: sizes that decode steps are filled up to; on a GPU each is captured as a CUDA graph when the
+    executor is made.
     """
 
     layout: Layout = "paged"
@@ -58,7 +58,7 @@ class FusedExecutor:
         max_rows: int | None = None,
         block_tokens: int = 16,
         kv_pool: PoolKind = "paged",
-        graphs: bool | None = None,
+        graph_rows: Sequence[int] = (),
     ) -> None:
         self.model = model
         self.device = model.device
@@ -86,7 +86,7 @@ class FusedExecutor:
             self._memory,
             min(max_running, max_rows or max_running),
             model.context_tokens,
-            self.device.type == "cuda" if graphs is None else graphs,
+            graph_rows,
         )
 
     def execute(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> StepResult:
@@ -107,18 +107,15 @@ class FusedExecutor:
                 copy()
             chunks = plan.chunks
             self._name_blocks(plan, chunks)
-            waste = ExecutorWaste()
             tokens: Tensor | None
-            if all(chunk.tokens == 1 and chunk.samples for chunk in chunks):
-                extra = self._decodes.size_for(len(chunks)) - len(chunks)
-                waste = ExecutorWaste(extra, 0)
+            if plan.kind == "decode":
                 numbers, tokens = self._decode(chunks, states)
             else:
                 numbers, tokens = self._mixed(chunks, states)
             # to pinned memory, so that nobody waits here
             host = None if tokens is None else tokens.to("cpu", non_blocking=True, copy=True)
             timer.stop()
-        return _Step(timer, numbers, host, waste)
+        return _Step(timer, numbers, host)
 
     # -- what a step is made of
 
