@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.arguments import UsageError, parse_arguments
+from core.arguments import DEFAULT_BUDGET_S, UsageError, parse_arguments
 from core.reproduce.experiment import Experiment, Options
 from core.reproduce.registry import chosen, run_experiments, write_findings
 from core.runs import (
@@ -22,6 +22,7 @@ from core.runs import (
     experiment_folders,
     open_folder,
     read_costs,
+    recording_session,
     replay_folder,
     twin_requests,
     write_experiment,
@@ -166,7 +167,9 @@ def simulated(args: argparse.Namespace, command: str) -> int:
 
 
 def real(args: argparse.Namespace, command: str) -> int:
-    """``--mode real``: play the workload on the engine."""
+    """``--mode real``: play the workload on the engine, or record what its steps cost."""
+    if args.record_costs:
+        return _record(args, command)
     session = Session(_with_workload(args, "seed"), command)
     cases = _cases(args, default_layout="paged")
     requests = _ready(session, cases)
@@ -185,6 +188,32 @@ def real(args: argparse.Namespace, command: str) -> int:
             _finish(args, command, folder, runs, [])
             return INTERRUPTED
     return _finish(args, command, folder, runs, [])
+
+
+def _record(args: argparse.Namespace, command: str) -> int:
+    """``--record-costs``: what each kind of step costs on the layouts, a run folder each."""
+    session = recording_session(args, command)
+    cases = _cases(args, default_layout="paged")
+    budget_s = (args.budget_s or DEFAULT_BUDGET_S) / len(cases)
+    for case in cases:
+        Scheduler(session.config(case, None, None))
+    if args.dry_run:
+        for case in cases:
+            print(f"would record {case.layout} steps in {budget_s:g} s, at most {session.max_running} running")
+        return OK
+    folder = open_folder(args, f"costs-{session.model().name.replace('/', '-').replace(':', '-')}")
+    runs: list[Run] = []
+    interrupted = False
+    for case in cases:
+        place = folder if len(cases) == 1 else folder / f"costs-{case.layout}"
+        run, notes, interrupted = session.record(case, place, budget_s)
+        runs.append(run)
+        if not args.quiet:
+            print(*(f"{case.layout}: {note}" for note in notes), sep="\n")
+        if interrupted:
+            break
+    _finish(args, command, folder, runs, [])
+    return INTERRUPTED if interrupted else OK
 
 
 def validate(args: argparse.Namespace, command: str) -> int:

@@ -39,6 +39,9 @@ POOLS: tuple[PoolKind, ...] = get_args(PoolKind)
 #: the most sequences holding KV where neither the command nor the workload says; vLLM's default
 DEFAULT_MAX_RUNNING = 256
 
+#: seconds of a recording of costs where nobody says
+DEFAULT_BUDGET_S = 60.0
+
 #: flags that set fields of :class:`~scheduler.config.SchedulerConfig` and decide nothing about who goes when
 _COMMON_SETTINGS = ("max_prefill_tokens", "kv_pool", "block_tokens", "max_rows")
 
@@ -55,18 +58,26 @@ PLAIN = {f.name: f.default for f in fields(SchedulerConfig) if f.name in (*_PART
 _PLAYED = {"workload", "trace_format", "requests", "rate", "arrivals", "time_scale", "seed", "strict"}
 _SCHEDULED = {*PLAIN, *_COMMON_SETTINGS, "max_running", "kv_tokens", "graph_rows"}
 _ENGINE = {"model", "device", "dtype", "temperature"}
+_RECORDING = {"record_costs", "budget_s"}
 _OUTPUT = {"slo", "out", "name", "config", "dry_run", "quiet"}
 
 #: the flags that mean something in a mode; any other that is given is a mistake, since it would be ignored
 FLAGS_OF_MODE = {
     "tour": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT,
-    "real": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | {"policy", "layout", "stop_on_eos"},
+    "real": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | {"policy", "layout", "stop_on_eos", *_RECORDING},
     "sim": _PLAYED | _SCHEDULED | _OUTPUT | {"policy", "layout", "costs"},
     "validate": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | {"policy", "layout", "stop_on_eos", "costs"},
     "report": {"runs", "out", "config", "quiet"},
     "gate": {"baseline", "update_baseline", "config", "quiet"},
     "reproduce": {"experiments", "jobs", "seed", "out", "name", "config", "quiet"},
 }
+
+
+#: what a recording of costs leaves open: the rest of a real run is its plan's to say
+RECORDING_FLAGS = _ENGINE | _RECORDING | {
+    "layout", "max_running", "max_prefill_tokens", "kv_tokens", "block_tokens", "graph_rows", "seed", "out", "name",
+    "config", "dry_run", "quiet",
+}  # fmt: skip
 
 
 class UsageError(ValueError):
@@ -243,6 +254,12 @@ def build_parser() -> ArgumentParser:
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: a GPU where there is one)")
     group.add_argument("--dtype", metavar="NAME", help="float32 | bfloat16 | float16 (default: the device's)")
 
+    group.add_argument(
+        "--record-costs", action="store_true", help="record what steps cost, instead of a workload (real)"
+    )
+    group.add_argument("--budget-s", type=number(float, 0, exclusive=True), metavar="S",
+                       help=f"time of the recording, the model loaded (default {DEFAULT_BUDGET_S:g})")  # fmt: skip
+
     group = parser.add_argument_group("the simulated hardware")
     group.add_argument("--costs", metavar="RUN|roofline:GPU:MODEL", help="a recorded run folder, or a roofline")
 
@@ -273,14 +290,25 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     for name, value in vars(args).items():
         if name not in ("mode", "list", *FLAGS_OF_MODE[args.mode]) and value not in (parser.get_default(name), []):
             raise UsageError(_without_effect(args, name))
+        if args.record_costs and name not in ("mode", *RECORDING_FLAGS) and value not in (parser.get_default(name), []):
+            raise UsageError(
+                f"{_flag(name)} has no effect with --record-costs, whose plan decides it; leave it out (it takes: "
+                f"{', '.join(sorted(map(_flag, RECORDING_FLAGS - {'record_costs'})))})"
+            )
+    if args.budget_s is not None and not args.record_costs:
+        raise UsageError("--budget-s is the time of a recording; give --record-costs as well, or leave it out")
     return args
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _without_effect(args: argparse.Namespace, name: str) -> str:
     modes = ", ".join(mode for mode, flags in FLAGS_OF_MODE.items() if name in flags)
     if name == "runs":
         return f"unexpected argument {str(args.runs[0])!r}: run folders are for --mode {modes}"
-    return f"--{name.replace('_', '-')} has no effect on --mode {args.mode}; leave it out (it is for: {modes})"
+    return f"{_flag(name)} has no effect on --mode {args.mode}; leave it out (it is for: {modes})"
 
 
 def _config_flags(path: Path) -> list[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
 import random
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -23,6 +24,7 @@ import numpy.typing as npt
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from core.arguments import DEFAULT_MAX_RUNNING, PLAIN, UsageError, scheduler_config, takes
+from core.recording import Recording, recording_config, run_pilot, scale_of
 from reports.overhead import TimedJournaledScheduler, TimedScheduler
 from reports.rows import RunFolderError
 from reports.run import Run
@@ -48,9 +50,10 @@ from simulator.replica import simulate
 from simulator.roofline import RooflineCosts, roofline
 from workloads.load import load_workload
 from workloads.prompts import PromptWriter
-from workloads.workload import Workload
+from workloads.workload import Row, Workload
 
 if TYPE_CHECKING:
+    from engine.loop import EngineLoop
     from engine.models import LoadedModel
 
 JOURNAL_FILE = "replay.jsonl"
@@ -86,7 +89,7 @@ class Measured:
 class Counting:
     """An observer that passes everything on and counts the requests that ended on a progress bar."""
 
-    def __init__(self, observer: Observer, progress: Progress, requests: int, title: str) -> None:
+    def __init__(self, observer: Observer, progress: Progress, requests: int | None, title: str) -> None:
         self._observer = observer
         self._progress = progress
         self._task = progress.add_task(title, total=requests)
@@ -105,8 +108,8 @@ class Counting:
 class Session:
     """What the runs of one command have in common: the workload, the objectives, the manifest."""
 
-    def __init__(self, args: argparse.Namespace, command: str) -> None:
-        self.workload = _workload(args, args.seed)
+    def __init__(self, args: argparse.Namespace, command: str, workload: Workload | None = None) -> None:
+        self.workload = _workload(args, args.seed) if workload is None else workload
         self.args = with_edges(args, self.workload)
         self.command = command
         self.slo = Slo.parse(args.slo) if args.slo else None
@@ -247,36 +250,77 @@ class Session:
 
     def measure(self, case: Case, folder: Path, config: SchedulerConfig, requests: list[Request]) -> Measured:
         """Run ``requests`` on the engine into ``folder``, and replay what the scheduler was told."""
+        if case.layout not in self._warm:
+            _warm_up(self.model(), config)
+            self._warm.add(case.layout)
+        run, interrupted = self._run(case, folder, config, {}, len(requests), lambda loop: loop.run(requests))
+        with (folder / JOURNAL_FILE).open(encoding="utf-8") as journal:
+            return Measured(run, replay(journal), interrupted)
+
+    def record(self, case: Case, folder: Path, budget_s: float) -> tuple[Run, list[str], bool]:
+        """Record what steps cost on ``case``'s layout into ``folder``, in about ``budget_s`` seconds.
+
+        Returns the run, a line on each part of the recording, and whether it was interrupted. The manifest has the KV
+        memory that the device has (``kv_capacity_tokens``), which is more than the recording fills.
+        """
+        from engine.executors import default_kv_tokens
+
+        model = self.model()
+        # as much as there is, however few sequences are to run
+        capacity = self.args.kv_tokens or default_kv_tokens(model, 1 << 20, self.args.block_tokens)
+        config = recording_config(replace(self.real_config(case, plain=True), kv_tokens=capacity))
+        pilot = run_pilot(self._loop, config, model.vocab, budget_s)
+        gc.collect()  # an executor's memory on the device goes with it
+        scale = scale_of(config, pilot, budget_s)
+        temperature = self.workload.temperature if self.args.temperature is None else self.args.temperature
+        recording = Recording(scale, model.vocab, temperature=temperature, seed=self.args.seed)
+        notes = {"kv_capacity_tokens": config.capacity_tokens, "recording": {"budget_s": budget_s, **pilot._asdict()}}
+        run, interrupted = self._run(case, folder, scale.config, notes, None, recording.play, recording.watching)
+        return run, recording.notes, interrupted
+
+    def _loop(self, scheduler: Scheduler) -> EngineLoop:
         from engine.executors import build_executor
         from engine.loop import EngineLoop
 
         model = self.model()
-        if case.layout not in self._warm:
-            _warm_up(model, config)
-            self._warm.add(case.layout)
-        notes = {"model": model.name, "device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
-        manifest = self._manifest("real", case, config, notes)
+        executor = build_executor(model, scheduler.config)
+        return EngineLoop(scheduler, executor, tokenizer=model.tokenizer, end_token_ids=model.eos_token_ids)
+
+    def _run(
+        self,
+        case: Case,
+        folder: Path,
+        config: SchedulerConfig,
+        notes: dict[str, Any],
+        requests: int | None,
+        play: Callable[[EngineLoop], None],
+        watching: Callable[[Observer], Observer] = lambda observer: observer,
+    ) -> tuple[Run, bool]:
+        """``play`` on an engine into ``folder``: the run, and whether it was interrupted.
+
+        The scheduler tells ``watching(observer)`` of what happens, which passes it on.
+        """
+        model = self.model()
+        about = {"model": model.name, "device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
+        manifest = self._manifest("real", case, config, about | notes)
         interrupted = False
         started_s = time.monotonic()
         with (
             RunWriter(folder, manifest) as writer,
             (folder / JOURNAL_FILE).open("w", buffering=1, encoding="utf-8") as journal,
-            self._bar(writer, len(requests), f"running {case}") as observer,
+            self._bar(writer, requests, f"running {case}") as observer,
         ):
-            scheduler = TimedJournaledScheduler(config, journal, observer)
-            loop = EngineLoop(
-                scheduler, build_executor(model, config), tokenizer=model.tokenizer, end_token_ids=model.eos_token_ids
-            )
+            scheduler = TimedJournaledScheduler(config, journal, watching(observer))
+            loop = self._loop(scheduler)
             try:
-                loop.run(requests)
+                play(loop)
             except KeyboardInterrupt:
                 interrupted = True
             writer.flush()
             wall = WallClock(manifest["started_at"], time.monotonic() - started_s, scheduler.spent_ns)
             counters, digest = scheduler.counters, scheduler.digest.hexdigest()
             run = writer.close(counters, digest, slo=self.slo, costs=_own_costs(folder), wall=wall)
-        with (folder / JOURNAL_FILE).open(encoding="utf-8") as journal:
-            return Measured(run, replay(journal), interrupted)
+        return run, interrupted
 
     def calibrations(
         self, layout: Layout, cases: Iterable[Case], requests: list[Request]
@@ -321,7 +365,7 @@ class Session:
         }
 
     @contextmanager
-    def _bar(self, writer: RunWriter, requests: int, title: str) -> Iterator[Observer]:
+    def _bar(self, writer: RunWriter, requests: int | None, title: str) -> Iterator[Observer]:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, disable=self.args.quiet or not os.isatty(2), transient=True) as progress:
             yield Counting(writer, progress, requests, title)
@@ -330,6 +374,12 @@ class Session:
 def _most_rows(config: SchedulerConfig) -> int:
     """Rows that a decode step can have."""
     return min(config.max_running, config.rows)
+
+
+def recording_session(args: argparse.Namespace, command: str) -> Session:
+    """The session of a recording of costs, whose requests are no workload's."""
+    plan = Workload("recording", (Row(0, 1, 1, 1),), "requests of random tokens, as the plan of a recording needs them")
+    return Session(args, command, plan)
 
 
 def with_edges(args: argparse.Namespace, workload: Workload) -> argparse.Namespace:
