@@ -67,7 +67,7 @@ FLAGS_OF_MODE = {
     "real": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | {"policy", "layout", "stop_on_eos", *_RECORDING},
     "sim": _PLAYED | _SCHEDULED | _OUTPUT | {"policy", "layout", "costs"},
     "validate": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | {"policy", "layout", "stop_on_eos", "costs"},
-    "report": {"runs", "out", "config", "quiet"},
+    "report": {"runs", "profile", "out", "config", "quiet"},
     "gate": {"baseline", "update_baseline", "config", "quiet"},
     "reproduce": {"experiments", "jobs", "seed", "out", "name", "config", "quiet"},
 }
@@ -261,7 +261,9 @@ def build_parser() -> ArgumentParser:
                        help=f"time of the recording, the model loaded (default {DEFAULT_BUDGET_S:g})")  # fmt: skip
 
     group = parser.add_argument_group("the simulated hardware")
-    group.add_argument("--costs", metavar="RUN|roofline:GPU:MODEL", help="a recorded run folder, or a roofline")
+    group.add_argument("--costs", metavar="RUN|PROFILE|roofline:GPU:MODEL",
+                       help="a recorded run folder, a profile, or a roofline (--list costs)")  # fmt: skip
+    group.add_argument("--profile", type=Path, metavar="FILE.csv.xz", help="make a profile of recorded runs (report)")
 
     group = parser.add_argument_group("published results (--mode reproduce)")
     group.add_argument("--experiments", type=_names, metavar="NAME[,NAME]", help="which ones (default: all)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import gc
 import json
 import os
@@ -45,6 +46,8 @@ from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
 from scheduler.user_policies import is_policy_file, open_user_policy
 from simulator.costs import CostError, CostModel, prefill_token_ns
+from simulator.profiles import is_profile_file, profile_costs, profile_names, profile_path
+from simulator.profiles import title as profile_title
 from simulator.recorded import RecordedCosts, recorded_costs
 from simulator.replica import simulate
 from simulator.roofline import RooflineCosts, roofline
@@ -427,10 +430,19 @@ def read_costs(spec: str) -> CostModel:
         if len(parts) != 3:
             raise CostError(f"costs {spec!r}: a roofline is roofline:GPU:MODEL, such as roofline:a100-40gb:qwen-7b")
         return roofline(parts[1], parts[2])
-    folder = Path(spec)
-    if not folder.exists():
-        raise CostError(f"costs {spec!r}: neither a run folder nor roofline:GPU:MODEL")
-    return recorded_costs(folder)
+    place = Path(spec)
+    if is_profile_file(place):
+        return profile_costs(place, spec)
+    if place.exists():
+        return recorded_costs(*experiment_folders(place))
+    names = profile_names()
+    if spec in names:
+        return profile_costs(profile_path(spec), spec)
+    near = difflib.get_close_matches(spec, names, n=1, cutoff=0.4)
+    raise CostError(
+        f"costs {spec!r}: neither a run folder nor roofline:GPU:MODEL, and no profile "
+        f"(profiles: {', '.join(names) or 'none'}){f'; did you mean {near[0]}?' if near else ''}"
+    )
 
 
 def _cost_notes(costs: CostModel, config: SchedulerConfig) -> dict[str, Any]:
@@ -439,9 +451,11 @@ def _cost_notes(costs: CostModel, config: SchedulerConfig) -> dict[str, Any]:
         return {"projection": f"{costs.gpu.title}, {costs.gpu.measured}; not measured on that GPU"}
     if isinstance(costs, RecordedCosts):
         notes: dict[str, Any] = {
-            "fit_error": {f"{layout} {kind}": round(f.error, 4) for (layout, kind), f in costs.device.items()},
+            "fit_error": {f"{layout} {kind}": round(error, 4) for (layout, kind), error in costs.errors.items()},
             "sha256": {"costs": costs.sha256},
         }
+        if "hardware" in costs.about:
+            notes["costs_of"] = profile_title(costs.about)
         composed = compose(config)
         if composed.phase == "mixed" and (config.layout, "mixed") not in costs.device:
             notes["mixed_steps"] = "costed from prefill and decode steps: too few mixed ones were recorded"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,12 @@ Key = tuple[str, str]
 
 #: columns that files from before there were mixed steps, swaps, overlap and graphs lack: nothing of it happened
 NEW_COLUMNS = ("decode_rows", "decode_context_tokens", "swapped_tokens", "overlap", "graph_rows")
+#: features that a fit goes on from where more is asked for than was recorded, by kind of step
+LIMITED = {
+    "prefill": ("new_tokens_computed", "longest_context"),
+    "decode": ("rows_computed", "longest_context"),
+    "mixed": ("new_tokens_computed", "decode_rows", "longest_context"),
+}
 #: columns of a recorded step that every file has
 _ALWAYS = tuple(name for name in COST_COLUMNS if name not in NEW_COLUMNS)
 
@@ -48,6 +55,16 @@ class RecordedCosts:
     swap_token_ns: dict[str, float] = field(default_factory=dict)
     graph_rows: tuple[int, ...] = ()
     """of the graphs that the recorded decode steps ran as"""
+    most: dict[Key, dict[str, int]] = field(default_factory=dict)
+    """the largest of each feature in :data:`LIMITED` that was recorded"""
+    about: dict[str, Any] = field(default_factory=dict)
+    """what was recorded: of a profile its header"""
+
+    @property
+    def errors(self) -> dict[Key, float]:
+        """What the predicted device time is off by, as a share of the mean, on steps that were left out of the fit; on
+        those of the fit where there were too few to leave any out."""
+        return {key: cost.error if cost.held_out is None else cost.held_out for key, cost in self.device.items()}
 
     def device_ns(self, columns: StepColumns) -> PerStep:
         swap_ns = self.swap_token_ns.get(columns.layout, 0.0) * columns.swapped_tokens
@@ -99,17 +116,47 @@ class RecordedCosts:
 
 def recorded_costs(*folders: Path) -> RecordedCosts:
     """Fit the runs in ``folders`` together. What cannot be read or fitted is a :class:`CostError`, in one line."""
-    frames = [_read_steps(folder) for folder in folders]
-    manifest = _read_manifest(folders[0])
-    config = manifest.get("config", {})
-    steps = pd.concat(frames)
+    frames = [read_recorded(folder) for folder in folders]
+    manifests = [read_manifest(folder) for folder in folders]
+    configs = [manifest.get("config", {}) for manifest in manifests]
+    about = {
+        "kv_tokens": manifests[0].get("kv_capacity_tokens") or configs[0].get("kv_tokens"),
+        "context_tokens": configs[0].get("context_tokens"),
+        "graph_rows": next((config["graph_rows"] for config in configs if config.get("graph_rows")), ()),
+    }
+    name = "+".join(str(folder) for folder in folders)
+    return costs_of(name, about, pd.concat(frames), b"".join((folder / "steps.csv").read_bytes() for folder in folders))
+
+
+def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: bytes) -> RecordedCosts:
+    """Fit ``steps``, as :func:`read_recorded` gives them.
+
+    ``about`` has the hardware's ``kv_tokens``, its model's ``context_tokens`` and the ``graph_rows`` that decode steps
+    ran as, and whatever else is to be told of them; ``data`` is what the steps were read from.
+    """
     device, host = _fits(steps, "device_ns", "swapped_tokens"), _fits(steps, "host_ns", "overlap")
     if not device:
-        raise CostError(f"{folders[0]}: fewer than {FEWEST_STEPS} steps of any kind were recorded; record a longer run")
-    name = "+".join(str(folder) for folder in folders)
-    sha256 = hashlib.sha256(b"".join((folder / "steps.csv").read_bytes() for folder in folders)).hexdigest()
-    return RecordedCosts(name, config.get("kv_tokens"), config.get("context_tokens"), sha256, device, host,
-                         _swaps(steps, device), tuple(config.get("graph_rows") or ()))  # fmt: skip
+        raise CostError(f"{name}: fewer than {FEWEST_STEPS} steps of any kind were recorded; record a longer run")
+    return RecordedCosts(
+        name=name,
+        kv_tokens=about.get("kv_tokens"),
+        context_tokens=about.get("context_tokens"),
+        sha256=hashlib.sha256(data).hexdigest(),
+        device=device,
+        host=host,
+        swap_token_ns=_swaps(steps, device),
+        graph_rows=tuple(about.get("graph_rows") or ()),
+        most=_most(steps),
+        about=dict(about),
+    )
+
+
+def _most(steps: pd.DataFrame) -> dict[Key, dict[str, int]]:
+    return {
+        (str(layout), str(kind)): {name: int(group[name].max()) for name in LIMITED[str(kind)]}
+        for (layout, kind), group in steps.groupby(["layout", "kind"])
+        if kind in LIMITED
+    }
 
 
 def _fits(steps: pd.DataFrame, target: str, disturbed_by: str) -> dict[Key, StepCost]:
@@ -137,7 +184,8 @@ def _swaps(steps: pd.DataFrame, fits: dict[Key, StepCost]) -> dict[str, float]:
     return found
 
 
-def _read_steps(folder: Path) -> pd.DataFrame:
+def read_recorded(folder: Path) -> pd.DataFrame:
+    """The steps of a recorded run, with every column that a fit reads; :class:`CostError` for what is none."""
     path = folder / "steps.csv"
     if not path.is_file():
         raise CostError(f"{folder} is no run folder: it has no steps.csv")
@@ -161,7 +209,8 @@ def _read_steps(folder: Path) -> pd.DataFrame:
     return steps.dropna(subset=["device_ns", "host_ns", *_ALWAYS, *NEW_COLUMNS])
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a recorded run; :class:`CostError` for what is none."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
     except (OSError, ValueError) as error:
