@@ -1,12 +1,15 @@
 """The engine on a GPU: output tokens a second, decode steps, and their share of what the memory bandwidth allows.
 
-    python benchmarks/engine.py [--rows qwen-7b:16,qwen2.5-7b:256] [--generate] --out benchmarks/results/GPU-DATE.json
+    python benchmarks/engine.py [--rows qwen-7b:16,qwen2.5-7b:256] [--no-generate] --out results/GPU-DATE.json
 
 A row is a shape (random weights) and how many requests run at most. The load: four times as many requests, all there at
 the start, prompts of 128 to 512 tokens (uniform, seeded), 256 output tokens each, temperature 0.7, no early stop. Each
-row is the whole engine: scheduler, sampling, the copy of the tokens; no text. Copy bandwidth and the matrix peak are
-measured first, on the same GPU. ``--generate`` adds transformers' own ``generate``, one request at a time and one
-padded batch of 16.
+row is the whole engine: scheduler, sampling, the copy of the tokens; no text. For each shape: a prompt of 8,192 tokens
+by itself, and transformers' own ``generate``, one request at a time and one padded batch of 16. ``--first-token SHAPE``
+measures the time from the start of a process to its first token, with nothing compiled before.
+
+Copy bandwidth and the matrix peak are measured first, on the same GPU. A decode step's floor is the time in which the
+copy's bandwidth moves the weights (the embedding's rows aside) and the KV that it reads.
 """
 
 from __future__ import annotations
@@ -14,8 +17,11 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from datetime import date
@@ -33,6 +39,7 @@ from core.runs import git_commit  # noqa: E402
 from engine.executors import build_executor, default_graph_rows, default_kv_tokens  # noqa: E402
 from engine.loop import EngineLoop  # noqa: E402
 from engine.models import LoadedModel, load_model  # noqa: E402
+from engine.parallel.loading import load_divided_model  # noqa: E402
 from scheduler.config import SchedulerConfig  # noqa: E402
 from scheduler.observer import Observer  # noqa: E402
 from scheduler.plan import StepOutcome, StepPlan  # noqa: E402
@@ -43,6 +50,7 @@ from scheduler.sequence import Sequence  # noqa: E402
 ROWS = "qwen-7b:16,qwen-7b:128,qwen2.5-7b:16,qwen2.5-7b:256,qwen2.5-0.5b:16,qwen2.5-0.5b:256"
 OUTPUT_TOKENS, SHORTEST, LONGEST = 256, 128, 512
 CONTEXT_TOKENS = 2048
+MOST_PREFILL_TOKENS = LONG_PROMPT = 8192
 
 
 class Steps(Observer):
@@ -110,8 +118,9 @@ def serve(model: LoadedModel, running: int, gpu: dict[str, Any]) -> dict[str, An
     """One row."""
     began_s = time.perf_counter()
     config = SchedulerConfig(
-        policy="fcfs", layout="paged", max_running=running, max_prefill_tokens=4096, overlap=True, block_tokens=64,
-        context_tokens=CONTEXT_TOKENS, kv_tokens=min(default_kv_tokens(model, running, 64), running * 1024),
+        policy="fcfs", layout="paged", max_running=running, max_prefill_tokens=MOST_PREFILL_TOKENS, overlap=True,
+        block_tokens=64, context_tokens=CONTEXT_TOKENS,
+        kv_tokens=min(default_kv_tokens(model, running, 64), running * 1024),
         graph_rows=default_graph_rows(model, "paged", running),
     )  # fmt: skip
     executor = build_executor(model, config)
@@ -133,11 +142,14 @@ def serve(model: LoadedModel, running: int, gpu: dict[str, Any]) -> dict[str, An
     weights = model.parameters * model.dtype.itemsize
     if not model.model.config.tie_word_embeddings:
         weights -= model.vocab * model.hidden * model.dtype.itemsize
+    tp = 1 if model.group is None else model.group.size
+    weights /= tp
     floor_ms = (weights + mean_context * model.kv_bytes_per_token) / gpu["copy_tb_s"] / 1e9
     prefill_tokens, prefill_ms = sum(p[0] for p in steps.prefills), sum(p[1] for p in steps.prefills) / 1e6
     host = sum(step[3] for step in full)
     return {
         "shape": model.name,
+        "tp": tp,
         "running": running,
         "requests": len(work),
         "output_tok_s": round(len(work) * OUTPUT_TOKENS / wall_s, 1),
@@ -151,34 +163,53 @@ def serve(model: LoadedModel, running: int, gpu: dict[str, Any]) -> dict[str, An
         "prefill_tok_s": round(prefill_tokens / prefill_ms * 1e3),
         "prefill_share_of_wall": round(prefill_ms / 1e3 / wall_s, 3),
         "executor_ready_s": round(ready_s, 1),
-        "kernel_ms": breakdown(loop, running, model.vocab),
+        **breakdown(loop, running, model.vocab),
     }
 
 
-def breakdown(loop: EngineLoop, running: int, vocab: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of kernels by kind: of all prompts of a full house, and of a decode step after them.
+def breakdown(loop: EngineLoop, running: int, vocab: int) -> dict[str, Any]:
+    """Milliseconds of kernels by kind: of all prompts of a full house, and of a decode step after them; and idle time.
 
     From the profiler, in a run of its own. Kernels that are launched before the one before has ended overlap with it,
-    so that sums may be more than the step.
+    so that sums may be more than the step. ``gpu_idle`` is the share of the decode steps' time in which no kernel ran.
     """
     from torch.profiler import ProfilerActivity, profile
 
     found = []
-    for output_tokens in (1, 33):
+    decodes = 32
+    idle = 0.0
+    for output_tokens in (1, decodes + 1):
         work = requests(running, vocab, output_tokens)
         with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
             loop.run(work)
             torch.cuda.synchronize()
         kinds = dict.fromkeys(("products", "attention", "other"), 0.0)
+        spans = []
         for event in profiler.events() or []:
             if "CUDA" in str(event.device_type):
                 kinds[_kind(event.name)] += event.device_time_total / 1e3
+                spans.append((event.time_range.start, event.time_range.end, event.name))
         found.append(kinds)
+        idle = _idle(sorted(spans))
     prompts, both = found
     return {
-        "prompts": {kind: round(ms, 2) for kind, ms in prompts.items()},
-        "decode_step": {kind: round((both[kind] - ms) / 32, 3) for kind, ms in prompts.items()},
+        "prompts_kernel_ms": {kind: round(ms, 2) for kind, ms in prompts.items()},
+        "decode_step_kernel_ms": {kind: round((both[kind] - ms) / decodes, 3) for kind, ms in prompts.items()},
+        "gpu_idle": round(idle, 4),
     }
+
+
+def _idle(spans: list[tuple[float, float, str]]) -> float:
+    """The share of time in which nothing ran (begin, end, name; in order of begin), after the last prompt."""
+    first = max((place for place, span in enumerate(spans) if "_prefill_kernel" in span[2]), default=0)
+    # the step of the last prompt runs to its sampled token; what follows are decodes
+    first = next((place for place in range(first, len(spans)) if "_decode_kernel" in spans[place][2]), first)
+    begin = reached = spans[first][0]
+    idle = 0.0
+    for start, end, _ in spans[first:]:
+        idle += max(0.0, start - reached)
+        reached = max(reached, end)
+    return idle / (reached - begin)
 
 
 def _kind(kernel: str) -> str:
@@ -186,6 +217,46 @@ def _kind(kernel: str) -> str:
     if any(word in name for word in ("skinny", "gemm", "nvjet", "cutlass", "cublas", "splitk")):
         return "products"
     return "attention" if "_decode_kernel" in name or "_prefill_kernel" in name else "other"
+
+
+def prefill(model: LoadedModel, gpu: dict[str, Any]) -> dict[str, Any]:
+    """A prompt of :data:`LONG_PROMPT` tokens by itself: milliseconds, and the share of the matrix peak."""
+    config = SchedulerConfig(
+        policy="fcfs", layout="paged", max_running=1, max_prefill_tokens=LONG_PROMPT, overlap=True, block_tokens=64,
+        context_tokens=LONG_PROMPT + 64, kv_tokens=LONG_PROMPT + 128,
+    )  # fmt: skip
+    steps = Steps()
+    loop = EngineLoop(Scheduler(config, steps), build_executor(model, config))
+    rng = Random(1)
+    for _ in range(8):
+        ids = tuple(rng.randrange(model.vocab) for _ in range(LONG_PROMPT))
+        loop.run([Request(f"p{rng.random()}", loop.now_ns(), LONG_PROMPT, 1, 1, prompt_token_ids=ids)])
+    ms = statistics.median(step[1] for step in steps.prefills[2:]) / 1e6
+    body = model.parameters - model.vocab * model.hidden * (1 if model.model.config.tie_word_embeddings else 2)
+    attention = 2 * LONG_PROMPT**2 * model.layers * model.heads * model.head_dim
+    flops = 2 * body * LONG_PROMPT + attention + 2 * model.vocab * model.hidden
+    return {"shape": model.name, "prompt_tokens": LONG_PROMPT, "prefill_ms": round(ms, 2),
+            "share_of_bf16_peak": round(flops / ms / 1e9 / gpu["bf16_tflop_s"], 3)}  # fmt: skip
+
+
+def first_token(shape: str) -> None:
+    """Load, prepare for 16 running requests, and serve one: what :func:`cold_start` runs in a process of its own."""
+    model = load_model(f"shape:{shape}")
+    config = SchedulerConfig(
+        policy="fcfs", layout="paged", max_running=16, max_prefill_tokens=MOST_PREFILL_TOKENS, overlap=True,
+        block_tokens=64, context_tokens=CONTEXT_TOKENS, kv_tokens=default_kv_tokens(model, 16, 64),
+    )  # fmt: skip
+    loop = EngineLoop(Scheduler(config), build_executor(model, config))
+    loop.run(requests(1, model.vocab, 1))
+
+
+def cold_start(shape: str) -> dict[str, Any]:
+    """Seconds from the start of a process to its first token, with an empty cache of compiled kernels."""
+    with tempfile.TemporaryDirectory() as folder:
+        began_s = time.perf_counter()
+        subprocess.run([sys.executable, __file__, "--one-token", shape], check=True,
+                       env=os.environ | {"TRITON_CACHE_DIR": folder})  # fmt: skip
+        return {"shape": f"shape:{shape}", "start_to_first_token_s": round(time.perf_counter() - began_s, 1)}
 
 
 def generate(shape: str, batch: int) -> dict[str, Any]:
@@ -211,12 +282,27 @@ def generate(shape: str, batch: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default=ROWS, help=f"SHAPE:RUNNING, with commas between (default: {ROWS})")
-    parser.add_argument("--generate", action="store_true", help="measure transformers' generate as well")
+    parser.add_argument("--no-generate", action="store_true", help="leave transformers' generate out")
+    parser.add_argument("--first-token", metavar="SHAPE", help="measure the start of a process to its first token too")
+    parser.add_argument("--one-token", metavar="SHAPE", help=argparse.SUPPRESS)
+    parser.add_argument("--tp", type=int, default=1, help="GPUs that each model is divided over")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.one_token:
+        first_token(args.one_token)
+        return
+    results: list[dict[str, Any]] = []
+
+    def keep(result: dict[str, Any]) -> None:
+        results.append(result)
+        print(json.dumps(result), flush=True)
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    if args.first_token:
+        keep(cold_start(args.first_token))
     gpu = machine()
     print(json.dumps(gpu), flush=True)
-    results: list[dict[str, Any]] = []
     loaded: LoadedModel | None = None
     for row in args.rows.split(","):
         shape, running = row.rsplit(":", 1)
@@ -224,19 +310,12 @@ def main() -> None:
             loaded = None
             gc.collect()
             torch.cuda.empty_cache()
-            if args.generate:
+            if not args.no_generate:
                 for batch in (1, 16):
-                    results.append(generate(shape, batch))
-                    print(json.dumps(results[-1]), flush=True)
-                    gc.collect()
-                    torch.cuda.empty_cache()
-            began_s = time.perf_counter()
-            loaded = load_model(f"shape:{shape}")
-            print(f"# shape:{shape} built in {time.perf_counter() - began_s:.1f} s", flush=True)
-        results.append(serve(loaded, int(running), gpu))
-        print(json.dumps(results[-1]), flush=True)
-        gc.collect()
-        torch.cuda.empty_cache()
+                    keep(generate(shape, batch))
+            loaded = load_divided_model(f"shape:{shape}", args.tp)
+            keep(prefill(loaded, gpu))
+        keep(serve(loaded, int(running), gpu))
     if args.out:
         args.out.write_text(
             json.dumps({"machine": gpu, "command": " ".join(sys.argv), "rows": results}, indent=1) + "\n"

@@ -64,9 +64,9 @@ _OUTPUT = {"slo", "out", "name", "config", "dry_run", "quiet"}
 #: the flags that mean something in a mode; any other that is given is a mistake, since it would be ignored
 FLAGS_OF_MODE = {
     "tour": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT,
-    "real": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | {"policy", "layout", "stop_on_eos", *_RECORDING},
+    "real": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | {"policy", "layout", "stop_on_eos", "tp", *_RECORDING},
     "sim": _PLAYED | _SCHEDULED | _OUTPUT | {"policy", "layout", "costs"},
-    "validate": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | {"policy", "layout", "stop_on_eos", "costs"},
+    "validate": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | {"policy", "layout", "stop_on_eos", "costs", "tp"},
     "report": {"runs", "profile", "out", "config", "quiet"},
     "gate": {"baseline", "update_baseline", "config", "quiet"},
     "reproduce": {"experiments", "jobs", "seed", "out", "name", "config", "quiet"},
@@ -75,8 +75,8 @@ FLAGS_OF_MODE = {
 
 #: what a recording of costs leaves open: the rest of a real run is its plan's to say
 RECORDING_FLAGS = _ENGINE | _RECORDING | {
-    "layout", "max_running", "max_prefill_tokens", "kv_tokens", "block_tokens", "graph_rows", "seed", "out", "name",
-    "config", "dry_run", "quiet",
+    "tp", "layout", "max_running", "max_prefill_tokens", "kv_tokens", "block_tokens", "graph_rows", "seed", "out",
+    "name", "config", "dry_run", "quiet",
 }  # fmt: skip
 
 
@@ -259,6 +259,8 @@ def build_parser() -> ArgumentParser:
     )
     group.add_argument("--budget-s", type=number(float, 0, exclusive=True), metavar="S",
                        help=f"time of the recording, the model loaded (default {DEFAULT_BUDGET_S:g})")  # fmt: skip
+    group.add_argument("--tp", "--tensor-parallel-size", type=positive, default=1, metavar="N",
+                       help="GPUs that the model is divided over (default 1; paged layout)")  # fmt: skip
 
     group = parser.add_argument_group("the simulated hardware")
     group.add_argument("--costs", metavar="RUN|PROFILE|roofline:GPU:MODEL",

@@ -239,7 +239,7 @@ class Recording:
         most = self.scale.config.max_prefill_tokens
         longest = self.scale.context_tokens - 2
         for share in (8, 4, 2, 1):
-            for tail in (16, most // 16, most // 4, most // 2):
+            for tail in sorted({SHORTEST_PROMPT, *(max(SHORTEST_PROMPT, most // part) for part in (16, 4, 2))}):
                 chunks = max(1, (longest // share - tail) // most)
                 if chunks * most + tail > longest:
                     continue

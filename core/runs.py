@@ -11,6 +11,7 @@ import platform
 import random
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -139,6 +140,8 @@ class Session:
         ``costs`` say what a prefill takes, and whether decode steps run as graphs. ``plain`` leaves out the settings
         that were asked for a policy.
         """
+        if self.args.tp > 1 and case.layout != "paged":
+            raise UsageError(f"--tp {self.args.tp} needs the paged layout; leave out --layout {case.layout}")
         limits: dict[str, Any] = {"max_running": self.max_running}
         kv_tokens = self.args.kv_tokens or kv_tokens
         if kv_tokens is not None:
@@ -215,9 +218,12 @@ class Session:
     def model(self) -> LoadedModel:
         """The model that ``--model`` names, loaded once."""
         if self._model is None:
-            from engine.models import load_model
+            from engine.parallel.loading import load_divided_model
 
-            self._model = load_model(self.args.model, dtype=self.args.dtype, device=self.args.device)
+            args = self.args
+            self._model = load_divided_model(
+                args.model, args.tp, dtype=args.dtype, device=args.device, progress=not args.quiet
+            )
         return self._model
 
     def real_config(self, case: Case, costs: CostModel | None = None, plain: bool = False) -> SchedulerConfig:
@@ -304,7 +310,12 @@ class Session:
         The scheduler tells ``watching(observer)`` of what happens, which passes it on.
         """
         model = self.model()
-        about = {"model": model.name, "device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
+        about = {
+            "model": model.name,
+            "device": str(model.device),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "tp": self.args.tp,
+        }
         manifest = self._manifest("real", case, config, about | notes)
         interrupted = False
         started_s = time.monotonic()
@@ -362,10 +373,14 @@ class Session:
             **notes,
             "slo": dict(self.slo.limits_ms) if self.slo else None,
             "versions": _versions(),
-            "hardware": hardware() if world == "real" else "none: simulated",
+            "hardware": self._hardware() if world == "real" else "none: simulated",
             "git_commit": git_commit(),
             "sha256": {"workload": self.workload.sha256(), **notes.pop("sha256", {})},
         }
+
+    def _hardware(self) -> str:
+        first = self.model().device.index or 0
+        return hardware(range(first, first + self.args.tp))
 
     @contextmanager
     def _bar(self, writer: RunWriter, requests: int | None, title: str) -> Iterator[Observer]:
@@ -451,6 +466,7 @@ def _cost_notes(costs: CostModel, config: SchedulerConfig) -> dict[str, Any]:
         return {"projection": f"{costs.gpu.title}, {costs.gpu.measured}; not measured on that GPU"}
     if isinstance(costs, RecordedCosts):
         notes: dict[str, Any] = {
+            "tp": costs.tp,
             "fit_error": {f"{layout} {kind}": round(error, 4) for (layout, kind), error in costs.errors.items()},
             "sha256": {"costs": costs.sha256},
         }
@@ -570,8 +586,8 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def hardware() -> str:
-    """This machine, in words."""
+def hardware(gpus: Iterable[int] = (0,)) -> str:
+    """This machine, in words, with those ``gpus`` that it has."""
     cpu = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -584,7 +600,9 @@ def hardware() -> str:
     except ImportError:
         return text
     if torch.cuda.is_available():
-        text = f"{torch.cuda.get_device_name()}, {text}"
+        names = Counter(torch.cuda.get_device_name(gpu) for gpu in gpus if gpu < torch.cuda.device_count())
+        found = " + ".join(name if count == 1 else f"{count} x {name}" for name, count in names.items())
+        text = f"{found}, {text}"
     return text
 
 

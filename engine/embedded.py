@@ -158,16 +158,19 @@ def _forget_quantization(model: Any) -> None:
 
 
 @contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' progress bars and warnings off the terminal: our own lines say what happens."""
+def quiet_transformers(bars: bool = False) -> Iterator[None]:
+    """Keep transformers' warnings off the terminal, and its progress bars unless ``bars``: our own lines say what
+    happens.
+    """
     logging: Any = importlib.import_module("transformers.utils.logging")
     level = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
+    enabled = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    if not bars:
+        logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
-        if bars:
+        if enabled:
             logging.enable_progress_bar()

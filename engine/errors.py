@@ -11,6 +11,10 @@ class ModelError(EngineError):
     """A model cannot be found, loaded, or run by this engine."""
 
 
+class RankError(EngineError):
+    """One of the processes that a model is divided over has failed: the others cannot go on without it."""
+
+
 class MissingExtraError(ImportError):
     """A package of the ``engine`` extra is not installed."""
 

@@ -14,8 +14,9 @@ import torch
 
 from engine.executors import build_executor, default_graph_rows, default_kv_tokens
 from engine.loop import EngineLoop, TokenOutput
-from engine.models import LoadedModel, load_model
-from scheduler.config import SchedulerConfig
+from engine.models import LoadedModel
+from engine.parallel.loading import load_divided_model
+from scheduler.config import ConfigError, SchedulerConfig
 from scheduler.plan import Layout
 from scheduler.request import Request, SamplingParams
 from scheduler.scheduler import Scheduler
@@ -96,12 +97,15 @@ class InferenceEngine:
         layout: ``paged`` computes no padding; ``padded`` is the plain dense batch.
         dtype: float32 on a CPU and bfloat16 on a GPU by default.
         device: the GPU by default, where there is one.
+        tp: tensor parallelism: the GPUs that the model is divided over, from ``device`` on. Each of them but the first
+            has a process of its own, which ends with :meth:`close`, or with this object.
         kv_tokens: KV memory in tokens; by default what ``max_running`` full contexts need, bounded by the memory.
         settings: any other field of :class:`~scheduler.config.SchedulerConfig`: the policy's own (``bucket``...), and
             the parts that go with any (``overlap=True``, ``phase="mixed"``, ``preemption="swap"``...).
 
     Raises:
         ModelError: the model cannot be found or run.
+        RankError: (of :meth:`generate` too) the process of another GPU failed.
         ConfigError: an unknown policy or setting, or one with an impossible value.
         PolicyError: (of :meth:`generate` too) a policy of your own failed while it ran.
 
@@ -117,6 +121,7 @@ class InferenceEngine:
         layout: Layout = "paged",
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
+        tp: int = 1,
         kv_tokens: int | None = None,
         block_tokens: int = 16,
         **settings: Any,
@@ -124,7 +129,9 @@ class InferenceEngine:
         given = {"policy": policy or DEFAULT_POLICY, "max_running": max_running, "layout": layout,
                  "block_tokens": block_tokens, **settings}  # fmt: skip
         Scheduler(SchedulerConfig.from_dict(given))  # a bad setting shows before a model is loaded
-        self.model: LoadedModel = load_model(model_path, dtype=dtype, device=device)
+        if tp != 1 and layout != "paged":
+            raise ConfigError(f"tp {tp} needs the paged layout; layout is {layout!r}")
+        self.model: LoadedModel = load_divided_model(model_path, tp, dtype=dtype, device=device)
         given["kv_tokens"] = (
             default_kv_tokens(self.model, max_running, block_tokens) if kv_tokens is None else kv_tokens
         )
@@ -144,6 +151,11 @@ class InferenceEngine:
         self._ids = itertools.count()
         self._stepping = threading.Lock()
         self._heard: dict[str, deque[TokenOutput]] = {}
+
+    def close(self) -> None:
+        """End the processes of the other GPUs, where there are any. Nothing can be generated any more then."""
+        if self.model.group is not None and self.model.group.workers is not None:
+            self.model.group.workers.close()
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], max_tokens: int = 100, **sampling: Unpack[SamplingOptions]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,12 +25,16 @@ from transformers import (
 )
 
 from engine.attention import ATTENTION
+from engine.checkpoints import ask_hub, read_model, text_part
 from engine.cpu_linear import turn_linears
 from engine.embedded import EMBEDDED_NAME, default_cache_folder, embedded_model_folder, quiet_transformers, say
 from engine.errors import ModelError
-from engine.fused.architecture import missing_features
+from engine.features import is_tested, refuse_description, refuse_dtype, refuse_unsupported
 from engine.tokenizer import Tokenizer
 from scheduler.model_shapes import ModelShape, UnknownShapeError, model_shape
+
+if TYPE_CHECKING:
+    from engine.parallel.group import TensorGroup
 
 SHAPE_PREFIX = "shape:"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -38,7 +44,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 class LoadedModel:
     """A model ready to be run by an executor, and the figures of its shape that others need.
 
-    ``tokenizer`` is ``None`` for random weights: their prompts are token ids.
+    ``tokenizer`` is ``None`` for random weights: their prompts are token ids. Of a model that is divided over the ranks
+    of a ``group``, ``model``, ``heads``, ``kv_heads`` and the KV bytes are this rank's share.
     """
 
     name: str
@@ -53,6 +60,7 @@ class LoadedModel:
     hidden: int
     vocab: int
     parameters: int
+    group: TensorGroup | None = None
 
     @property
     def device(self) -> torch.device:
@@ -77,25 +85,30 @@ def load_model(
     cache: Path | None = None,
     seed: int = 0,
     notify: Callable[[str], None] = say,
+    progress: bool = True,
 ) -> LoadedModel:
     """Load a model for inference.
 
     ``name`` is ``None`` (the embedded model), ``shape:NAME`` (random weights of a known shape, from ``seed``), a
     folder, or a name on the Hugging Face hub. ``dtype`` defaults to float32 on a CPU and to bfloat16 elsewhere,
     ``device`` to a GPU where there is one. ``attention`` is the attention implementation: the executors need
-    :data:`~engine.attention.ATTENTION`; ``"sdpa"`` gives transformers' own, for comparisons.
+    :data:`~engine.attention.ATTENTION`; ``"sdpa"`` gives transformers' own, for comparisons. ``progress``: a bar while
+    weights are read, on standard error if that is a terminal.
+
+    Weights in ``dtype`` on a CPU stay in the pages of their files: do not overwrite a model's files while it is in use.
 
     Raises:
-        ModelError: no such model or device, or one whose attention this engine does not compute.
+        ModelError: no such model or device, one whose mathematics this engine does not compute, or a checkpoint with
+            something missing. The message has one line.
     """
     place = _device(device)
     precision = _dtype(dtype, place)
     if name is None or str(name) == EMBEDDED_NAME:
         folder = embedded_model_folder(cache or default_cache_folder(), notify)
-        return _load_pretrained(EMBEDDED_NAME, str(folder), precision, place, attention)
+        return _load_pretrained(EMBEDDED_NAME, str(folder), precision, place, attention, notify, progress)
     if str(name).startswith(SHAPE_PREFIX):
         return _load_shape(str(name), precision, place, attention, seed)
-    return _load_pretrained(str(name), _pretrained_place(name), precision, place, attention)
+    return _load_pretrained(str(name), _pretrained_place(name), precision, place, attention, notify, progress)
 
 
 def config_of_shape(shape: ModelShape) -> PreTrainedConfig:
@@ -170,20 +183,87 @@ def _pretrained_place(name: str | Path) -> str:
     return str(name)
 
 
-def _load_pretrained(name: str, place: str, dtype: torch.dtype, device: torch.device, attention: str) -> LoadedModel:
+def _load_pretrained(
+    name: str,
+    place: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: str,
+    notify: Callable[[str], None],
+    progress: bool,
+) -> LoadedModel:
+    only_local = Path(place).is_dir() or ask_hub(place)
+    with quiet_transformers():
+        config = _configuration(name, place, only_local)
+        text = text_part(config)
+        refuse_unsupported(text, name)
+        refuse_dtype(text, dtype, name)
+        tokenizer = _tokenizer(name, place, only_local)
     try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(place)
-            refuse_unsupported(config, name)
-            model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, attn_implementation=attention)
-            tokenizer = Tokenizer(AutoTokenizer.from_pretrained(place))
+        with _room_for_weights(name, text, dtype, device):
+            model = read_model(
+                name, place, config, dtype=dtype, device=device, attention=attention, notify=notify, progress=progress,
+                only_local=only_local,
+            )  # fmt: skip
     except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _unreadable(name, place, only_local, error) from error
+    if not is_tested(text):
+        notify(f"{name}: no test compares {text.model_type} models with transformers' own; check some outputs first")
+    return loaded(name, _placed(model, device, attention), tokenizer)
+
+
+def _configuration(name: str, place: str, only_local: bool) -> PreTrainedConfig:
+    """What ``config.json`` says, if transformers can make something of it."""
+    try:
+        description, _ = PreTrainedConfig.get_config_dict(place, local_files_only=only_local)
+        refuse_description(description, name)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            place, local_files_only=only_local, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, StrictDataclassError) as error:
+        raise _unreadable(name, place, only_local, error) from error
+    return config
+
+
+def _unreadable(name: str, place: str, only_local: bool, error: Exception) -> ModelError:
+    """The error in a line, with what a model's name may be."""
+    if only_local and not Path(place).is_dir():
+        return ModelError(
+            f"{name!r} is neither a folder nor complete in the cache of Hugging Face models, and the hub cannot be "
+            "reached; give a model folder or shape:NAME, or connect once"
+        )
+    return ModelError(
+        f"cannot load model {name!r}: {' '.join(str(error).split())[:300]} (a model is a local folder, a Hugging Face "
+        "name, which needs the network unless it is in its cache, or shape:NAME)"
+    )
+
+
+def _tokenizer(name: str, place: str, only_local: bool) -> Tokenizer:
+    try:
+        return Tokenizer(AutoTokenizer.from_pretrained(place, local_files_only=only_local, trust_remote_code=False))
+    except Exception as error:  # the tokenizers library raises nothing more special
         reason = " ".join(str(error).split())
         raise ModelError(
-            f"cannot load model {name!r}: {reason[:300]} (a model is a local folder, a Hugging Face name, which needs "
-            "the network unless it is in its cache, or shape:NAME)"
+            f"the tokenizer of model {name!r} cannot be read ({reason[:200]}); copy or fetch tokenizer.json and "
+            "tokenizer_config.json again"
         ) from error
-    return loaded(name, _placed(model, device, attention), tokenizer)
+
+
+@contextmanager
+def _room_for_weights(name: str, config: PreTrainedConfig, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Turn a lack of device memory while weights are put there into a :class:`ModelError` with the numbers."""
+    free, total = torch.cuda.mem_get_info(device) if device.type == "cuda" else (0, 0)
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        build: Any = AutoModelForCausalLM.from_config
+        with torch.device("meta"):
+            weights = sum(parameter.nbytes for parameter in build(config, dtype=dtype).parameters())
+        raise ModelError(
+            f"the weights of model {name!r} take {weights / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, and of "
+            f"the {total / 1e9:.1f} GB of {device} {free / 1e9:.1f} GB were free; free memory there, or use a smaller "
+            "model, a shorter dtype or several GPUs"
+        ) from error
 
 
 def _placed(model: Any, device: torch.device, attention: str) -> Any:
@@ -198,11 +278,12 @@ def _load_shape(name: str, dtype: torch.dtype, device: torch.device, attention: 
         shape = model_shape(name.removeprefix(SHAPE_PREFIX))
     except UnknownShapeError as error:
         raise ModelError(str(error)) from error
+    config = config_of_shape(shape)
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), device:
+    with _room_for_weights(name, config, dtype, device), torch.random.fork_rng(devices=devices), device:
         torch.manual_seed(seed)
         build: Any = AutoModelForCausalLM.from_config
-        model = build(config_of_shape(shape), dtype=dtype, attn_implementation=attention)
+        model = build(config, dtype=dtype, attn_implementation=attention)
     return loaded(name, _placed(model, device, attention), None)
 
 
@@ -239,41 +320,3 @@ def _end_tokens(model: Any) -> frozenset[int]:
     if ids is None:
         return frozenset()
     return frozenset(ids) if isinstance(ids, list) else frozenset([ids])
-
-
-def refuse_unsupported(config: PreTrainedConfig, name: str) -> None:
-    """Raise :class:`ModelError` for a model whose mathematics no executor computes, naming what it is."""
-    found = beyond_plain_attention(config)
-    if found and missing_features(config):
-        raise ModelError(f"model {name!r} cannot be run by this engine: it uses {', '.join(found)}")
-
-
-def beyond_plain_attention(config: PreTrainedConfig) -> list[str]:
-    """What a model of this configuration needs that the executors on transformers' own modules do not compute."""
-    found = []
-    if config.is_encoder_decoder:
-        found.append("an encoder beside its decoder")
-    if not isinstance(getattr(config, "num_attention_heads", None), int):
-        found.append(f"an architecture ({config.model_type}) without plain decoder attention")
-    if not isinstance(getattr(config, "max_position_embeddings", None), int):
-        found.append(f"an architecture ({config.model_type}) that names no longest context")
-    other = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if other:
-        found.append(f"layers of other kinds ({', '.join(sorted(other))})")
-    window = getattr(config, "sliding_window", None)
-    if window is not None and window < config.max_position_embeddings and _slides(config):
-        found.append(f"a sliding window of {window} tokens")
-    for field, plain in (("attn_logit_softcapping", None), ("final_logit_softcapping", None),
-                         ("logits_scaling", 1.0), ("logit_scale", 1.0), ("alibi", False)):  # fmt: skip
-        value = getattr(config, field, plain)
-        if value is not None and value != plain:
-            found.append(f"{field} = {value}")
-    return found
-
-
-def _slides(config: PreTrainedConfig) -> bool:
-    """Whether a layer really uses the window that the configuration names."""
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types is not None:
-        return "sliding_attention" in layer_types
-    return bool(getattr(config, "use_sliding_window", True))

@@ -55,6 +55,8 @@ class RecordedCosts:
     swap_token_ns: dict[str, float] = field(default_factory=dict)
     graph_rows: tuple[int, ...] = ()
     """of the graphs that the recorded decode steps ran as"""
+    tp: int = 1
+    """GPUs that the model was divided over"""
     most: dict[Key, dict[str, int]] = field(default_factory=dict)
     """the largest of each feature in :data:`LIMITED` that was recorded"""
     about: dict[str, Any] = field(default_factory=dict)
@@ -122,6 +124,7 @@ def recorded_costs(*folders: Path) -> RecordedCosts:
     about = {
         "kv_tokens": manifests[0].get("kv_capacity_tokens") or configs[0].get("kv_tokens"),
         "context_tokens": configs[0].get("context_tokens"),
+        "tp": manifests[0].get("tp", 1),
         "graph_rows": next((config["graph_rows"] for config in configs if config.get("graph_rows")), ()),
     }
     name = "+".join(str(folder) for folder in folders)
@@ -146,6 +149,7 @@ def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: byt
         host=host,
         swap_token_ns=_swaps(steps, device),
         graph_rows=tuple(about.get("graph_rows") or ()),
+        tp=about.get("tp") or 1,
         most=_most(steps),
         about=dict(about),
     )

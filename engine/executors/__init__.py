@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine.errors import ModelError
 from engine.executors.base import Executor, ExecutorWaste, PendingStep, SequenceState, StepResult
 from engine.executors.fused import FusedExecutor
 from engine.executors.memory import default_kv_tokens
 from engine.executors.padded import PaddedExecutor
 from engine.executors.paged import PagedExecutor
+from engine.features import beyond_plain_attention
 from engine.fused.architecture import missing_features
-from engine.models import LoadedModel, beyond_plain_attention
+from engine.models import LoadedModel
 from scheduler.config import SchedulerConfig
 from scheduler.errors import ConfigError
 from scheduler.graphs import graph_sizes
@@ -34,9 +36,16 @@ __all__ = [
 def build_executor(model: LoadedModel, config: SchedulerConfig) -> Executor:
     """The executor of ``config``'s layout, with the memory that ``config`` accounts for.
 
-    On a GPU models of a known architecture run fused, others through transformers' own modules. Raises
+    On a GPU models of a known architecture run fused, others through transformers' own modules; a model that is divided
+    over several ranks runs fused everywhere.
+
+    Raises :class:`~engine.errors.ModelError` for a divided model in the padded layout, and
     :class:`~scheduler.errors.ConfigError` for ``graph_rows`` where no executor with graphs runs the model.
     """
+    if model.group is not None and config.layout != "paged":
+        raise ModelError(
+            f"a model that is divided over {model.group.size} ranks runs in the paged layout, not in {config.layout}"
+        )
     if config.layout == "padded":
         return PaddedExecutor(model, max_running=config.max_running, overlap=config.overlap)
     if config.graph_rows and not _can_run_fused(model):
@@ -78,4 +87,5 @@ def _can_run_fused(model: LoadedModel) -> bool:
 def _runs_fused(model: LoadedModel) -> bool:
     """Whether the fused executor is the one for its paged layout."""
     config: Any = model.model.config
-    return _can_run_fused(model) and (model.device.type == "cuda" or bool(beyond_plain_attention(config)))
+    elsewhere = model.group is not None or bool(beyond_plain_attention(config))
+    return _can_run_fused(model) and (model.device.type == "cuda" or elsewhere)

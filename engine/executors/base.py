@@ -16,7 +16,9 @@ import torch
 
 from engine.attention import ATTENTION, StepAttention
 from engine.errors import ModelError
-from engine.models import LoadedModel, beyond_plain_attention
+from engine.features import beyond_plain_attention
+from engine.host_copies import HostCopies
+from engine.models import LoadedModel
 from engine.sampling import Draw, Sampler
 from engine.tensors import upload
 from scheduler.plan import Chunk, Layout, StepPlan, Swap
@@ -95,6 +97,10 @@ class DeviceTimer:
         else:
             self._events[1].record()
 
+    def done(self) -> bool:
+        """Whether the device has come to the stop."""
+        return self._events is None or bool(self._events[1].query())
+
     def elapsed_ns(self) -> int:
         """Nanoseconds from start to stop; waits for the device."""
         if self._events is None:
@@ -141,32 +147,6 @@ class Step:
         device_ns = self.timer.elapsed_ns()
         tokens = [] if self.sampled is None else self.sampled.tolist()
         return StepResult(dict(zip(self.batch.sampled_numbers, tokens, strict=True)), device_ns, self.waste)
-
-
-class HostCopies:
-    """KV of the sequences that were swapped out, by sequence number."""
-
-    def __init__(self) -> None:
-        self._held: dict[int, torch.Tensor] = {}
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def put(self, number: int, tensor: torch.Tensor) -> None:
-        """Keep ``tensor``. Raises ``RuntimeError`` where the sequence has been swapped out already."""
-        if number in self._held:
-            raise RuntimeError(f"sequence number {number} was swapped out twice")
-        self._held[number] = tensor
-
-    def take(self, number: int) -> torch.Tensor:
-        """Give it out for good. Raises ``RuntimeError`` where there is none."""
-        if number not in self._held:
-            raise RuntimeError(f"sequence number {number} is to be swapped in, but was never swapped out")
-        return self._held.pop(number)
-
-    def drop(self, number: int) -> None:
-        """Forget the sequence; one that is not known is ignored."""
-        self._held.pop(number, None)
 
 
 class ModelExecutor(ABC):

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
-import torch
 from torch import Tensor
 
-from engine.executors.base import Copy, DeviceTimer, HostCopies, PendingStep, SequenceState, StepResult
+from engine.executors.base import DeviceTimer, PendingStep, SequenceState, StepResult
 from engine.executors.paged import PrivateBlocks
-from engine.fused.decoder import Chunks, Decoder, KvCache, Rows, StepTensors
-from engine.fused.graphs import DecodeSteps, Memory, columns, temperature_bits
+from engine.fused.device import DecodeInputs, DeviceSettings, FusedDevice, MixedInputs, Moved, StepInputs, TableUpdate
+from engine.fused.graphs import columns, temperature_bits
+from engine.host_copies import HostCopies
 from engine.models import LoadedModel
-from engine.sampling import Draw, Sampler, row_key
-from engine.tensors import upload
+from engine.parallel.workers import Workers
+from engine.sampling import Draw, row_key
 from scheduler.kv import PoolKind
 from scheduler.plan import Chunk, Layout, StepPlan, Swap
+
+_start = attrgetter("start")
 
 
 @dataclass(eq=False)
@@ -30,8 +33,11 @@ class _Step:
     timer: DeviceTimer
     numbers: list[int]
     tokens: Tensor | None
+    workers: Workers | None
 
     def result(self) -> StepResult:
+        if self.workers is not None:
+            self.workers.wait_until(self.timer.done)
         device_ns = self.timer.elapsed_ns()
         tokens = [] if self.tokens is None else self.tokens.tolist()
         return StepResult(dict(zip(self.numbers, tokens, strict=True)), device_ns)
@@ -40,9 +46,15 @@ class _Step:
 class FusedExecutor:
     """Runs plans of the ``paged`` layout through :class:`~engine.fused.decoder.Decoder`.
 
+    This is the host's half: which sequence has which place and which blocks, and what that makes of a plan. The other
+    half, :class:`~engine.fused.device.FusedDevice`, runs it; of a model that is divided over several ranks, there is
+    one in each rank, and all are given the same.
+
     ``kv_tokens`` and ``block_tokens`` are the scheduler's; ``kv_pool`` says whether its plans carry block tables.
     ``graph_rows``: sizes that decode steps are filled up to; on a GPU each is captured as a CUDA graph when the
-    executor is made.
+    executor is made. A model that is divided has one executor at a time: a new one ends the use of the one before.
+
+    Raises :class:`~engine.errors.RankError` (also of :meth:`launch` and of its results) where another rank has failed.
     """
 
     layout: Layout = "paged"
@@ -63,31 +75,32 @@ class FusedExecutor:
         self.model = model
         self.device = model.device
         self.block_tokens = block_tokens
-        self.host_copies = HostCopies()
-        self.decoder = Decoder(model)
         blocks = kv_tokens // block_tokens
         self._private: PrivateBlocks | None = None
         if kv_pool != "paged":
             blocks += max_running + 1
             self._private = PrivateBlocks(blocks, block_tokens)
-        self.cache = KvCache(model, blocks, block_tokens)
-        width = -(-model.context_tokens // block_tokens) + 1
-        self._memory = Memory(
-            torch.zeros(max_running + 1, width, dtype=torch.int32, device=self.device),
-            torch.zeros(max_running + 1, dtype=torch.int64, device=self.device),
-        )
         #: of sequences that hold KV: their place, and those of their blocks that the device's table names
         self._places: dict[int, int] = {}
         self._tables: dict[int, list[int]] = {}
         self._free_places = list(range(max_running - 1, -1, -1))
-        self._decodes = DecodeSteps(
-            self.decoder,
-            self.cache,
-            self._memory,
+        settings = DeviceSettings(
+            blocks,
+            block_tokens,
+            max_running,
             min(max_running, max_rows or max_running),
-            model.context_tokens,
-            graph_rows,
+            tuple(graph_rows),
         )
+        self._workers = None if model.group is None else model.group.workers
+        if self._workers is None:
+            self._device = FusedDevice(model, settings)
+        else:
+            self._device = self._workers.build(lambda: FusedDevice(model, settings), settings)
+
+    @property
+    def host_copies(self) -> HostCopies:
+        """KV of the sequences that were swapped out (of this rank's heads)."""
+        return self._device.host_copies
 
     def execute(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> StepResult:
         """Run one step and wait for what it gives."""
@@ -95,33 +108,40 @@ class FusedExecutor:
 
     def launch(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> PendingStep:
         """Start one step; see :class:`~engine.executors.base.Executor`. It waits for nothing on the device."""
-        with torch.inference_mode():
-            timer = DeviceTimer(self.device)
-            timer.start()
-            copies = [self._swap_out(swap) for swap in plan.swapped_out]
-            for number in plan.released:
-                self.host_copies.drop(number)
-                self._leave(number)
-            copies += [self._swap_in(swap) for swap in plan.swapped_in]
-            for copy in copies:
-                copy()
-            chunks = plan.chunks
-            self._name_blocks(plan, chunks)
-            tokens: Tensor | None
-            if plan.kind == "decode":
-                numbers, tokens = self._decode(chunks, states)
-            else:
-                numbers, tokens = self._mixed(chunks, states)
-            # to pinned memory, so that nobody waits here
-            host = None if tokens is None else tokens.to("cpu", non_blocking=True, copy=True)
-            timer.stop()
-        return _Step(timer, numbers, host)
+        numbers, inputs = self._inputs(plan, states)
+        timer = DeviceTimer(self.device)
+        timer.start()
+        tokens = self._device.run(inputs) if self._workers is None else self._workers.run(self._device, inputs)
+        # to pinned memory, so that nobody waits here
+        host = None if tokens is None else tokens.to("cpu", non_blocking=True, copy=True)
+        timer.stop()
+        return _Step(timer, numbers, host, self._workers)
 
     # -- what a step is made of
 
-    def _decode(self, chunks: list[Chunk], states: Mapping[int, SequenceState]) -> tuple[list[int], Tensor]:
-        """Rows of one token each, all of which sample."""
+    def _inputs(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> tuple[list[int], StepInputs]:
+        """The sequence numbers that sample, in row order, and what the device is given."""
+        swapped_out = []
+        for swap in plan.swapped_out:
+            swapped_out.append(self._moved(swap))
+            self._leave(swap.number)
+        for number in plan.released:
+            self._leave(number)
+        swapped_in = [self._moved(swap) for swap in plan.swapped_in]
+        chunks = plan.chunks
+        table = self._named_blocks(plan, chunks)
+        rows: DecodeInputs | MixedInputs
+        if plan.kind == "decode":
+            numbers, rows = self._decode(chunks, states)
+        else:
+            numbers, rows = self._mixed(chunks, states)
+        return numbers, StepInputs(swapped_out, tuple(plan.released), swapped_in, table, rows)
+
+    def _decode(self, chunks: list[Chunk], states: Mapping[int, SequenceState]) -> tuple[list[int], DecodeInputs]:
+        """Rows of one token each, all of which sample. The longest come first: a GPU that begins with them ends
+        evenly."""
         size, rows, draws, filtered = self.block_tokens, [], [], False
+        chunks = sorted(chunks, key=_start, reverse=True)
         for sequence, start, _, _ in chunks:
             number = sequence.number
             state = states[number]
@@ -137,13 +157,9 @@ class FusedExecutor:
             ))  # fmt: skip
             draws.append(Draw(params, state.seed, start + 1))
             filtered = filtered or params.filters
-        tokens, logits = self._decodes.run(columns(rows))
-        if filtered:
-            tokens = Sampler(draws, logits.shape[-1], self.device)(logits)
-            self._memory.last[self._indices([row[1] for row in rows])] = tokens
-        return [chunk.sequence.number for chunk in chunks], tokens
+        return [chunk.sequence.number for chunk in chunks], DecodeInputs(columns(rows), draws if filtered else None)
 
-    def _mixed(self, chunks: list[Chunk], states: Mapping[int, SequenceState]) -> tuple[list[int], Tensor | None]:
+    def _mixed(self, chunks: list[Chunk], states: Mapping[int, SequenceState]) -> tuple[list[int], MixedInputs]:
         """Chunks of prompts, and rows that decode beside them."""
         prompts = [chunk for chunk in chunks if not self._is_row(chunk, states)]
         rows = [chunk for chunk in chunks if self._is_row(chunk, states)]
@@ -166,39 +182,25 @@ class FusedExecutor:
             if samples:
                 sampled.append(len(ids) - 1)
             offsets.append(len(ids))
-        places = [self._places[chunk.sequence.number] for chunk in prompts + rows]
-        tables = self._memory.tables[self._indices(places)]
-        packed = self._indices(ids)
-        if unknown:
-            at, source = self._indices([u[0] for u in unknown]), self._indices([u[1] for u in unknown])
-            packed[at] = self._memory.last[source]
-        ends = [chunk.start + 1 for chunk in rows]
-        split = len(prompts)
-        step = StepTensors(
-            packed,
-            self._indices(positions),
-            self._indices(slots),
-            Chunks(
-                offsets[split],
-                tables[:split],
-                upload([chunk.start for chunk in prompts], torch.int32, self.device),
-                upload(offsets[: split + 1], torch.int32, self.device),
-                max(chunk.tokens for chunk in prompts),
-            ) if prompts else None,
-            Rows(tables[split:], upload(ends, torch.int32, self.device)) if rows else None,
-        )  # fmt: skip
-        hidden = self.decoder.forward(step, self.cache)
-        if not sampled:
-            return [], None
         sampling = [chunk for chunk in prompts + rows if chunk.samples]
         draws = []
         for sequence, start, tokens, _ in sampling:
             state = states[sequence.number]
             draws.append(Draw(state.sampling, state.seed, start + tokens))
-        logits = self.decoder.logits(hidden[self._indices(sampled)])
-        chosen = Sampler(draws, logits.shape[-1], self.device)(logits)
-        self._memory.last[self._indices([self._places[chunk.sequence.number] for chunk in sampling])] = chosen
-        return [chunk.sequence.number for chunk in sampling], chosen
+        return [chunk.sequence.number for chunk in sampling], MixedInputs(
+            ids,
+            unknown,
+            positions,
+            slots,
+            places=[self._places[chunk.sequence.number] for chunk in prompts + rows],
+            starts=[chunk.start for chunk in prompts],
+            offsets=offsets[: len(prompts) + 1],
+            longest=max((chunk.tokens for chunk in prompts), default=0),
+            lengths=[chunk.start + 1 for chunk in rows],
+            sampled=sampled,
+            sampling_places=[self._places[chunk.sequence.number] for chunk in sampling],
+            draws=draws,
+        )
 
     @staticmethod
     def _is_row(chunk: Chunk, states: Mapping[int, SequenceState]) -> bool:
@@ -207,11 +209,9 @@ class FusedExecutor:
 
     # -- memory
 
-    def _name_blocks(self, plan: StepPlan, chunks: list[Chunk]) -> None:
-        """Give every sequence of the step a place, and tell the device's table of the blocks that it has got since."""
-        at_place: list[int] = []
-        at_index: list[int] = []
-        blocks: list[int] = []
+    def _named_blocks(self, plan: StepPlan, chunks: list[Chunk]) -> TableUpdate | None:
+        """Give every sequence of the step a place; the blocks that the device's table does not name yet."""
+        update = TableUpdate([], [], [])
         for sequence, start, tokens, _ in chunks:
             number = sequence.number
             if number not in self._places:
@@ -224,12 +224,10 @@ class FusedExecutor:
                 continue
             table = plan.block_table(sequence) if self._private is None else self._private.table(number, start + tokens)
             held += table[named:needed]
-            at_place += [self._places[number]] * (needed - named)
-            at_index += range(named, needed)
-            blocks += held[named:]
-        if blocks:
-            places, indices = self._indices(at_place), self._indices(at_index)
-            self._memory.tables[places, indices] = upload(blocks, torch.int32, self.device)
+            update.places.extend([self._places[number]] * (needed - named))
+            update.indices.extend(range(named, needed))
+            update.blocks.extend(held[named:])
+        return update if update.blocks else None
 
     def _slots(self, number: int, start: int, end: int) -> list[int]:
         size, table = self.block_tokens, self._tables[number]
@@ -244,40 +242,8 @@ class FusedExecutor:
         if self._private is not None:
             self._private.release(number)
 
-    def _swap_out(self, swap: Swap) -> Copy:
-        """Copy the KV to host memory, ``[2, layers, blocks, *block shape]``: keys, then values."""
-        blocks = self._swapped_blocks(swap)
-        self._leave(swap.number)
-        cache = self.cache
-        shape = (2, len(cache.keys), len(blocks), *cache.keys[0].shape[1:])
-        host = torch.empty(shape, dtype=self.model.dtype, pin_memory=self.device.type == "cuda")
-        self.host_copies.put(swap.number, host)
-
-        def copy() -> None:
-            for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
-                host[0, layer].copy_(keys.index_select(0, blocks), non_blocking=True)
-                host[1, layer].copy_(values.index_select(0, blocks), non_blocking=True)
-
-        return copy
-
-    def _swap_in(self, swap: Swap) -> Copy:
-        """Copy the KV back from host memory, into the blocks that the sequence has now."""
-        blocks = self._swapped_blocks(swap)
-        host = self.host_copies.take(swap.number)
-        cache = self.cache
-
-        def copy() -> None:
-            for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
-                keys.index_copy_(0, blocks, host[0, layer].to(self.device, non_blocking=True))
-                values.index_copy_(0, blocks, host[1, layer].to(self.device, non_blocking=True))
-
-        return copy
-
-    def _swapped_blocks(self, swap: Swap) -> Tensor:
-        """``int64[blocks]``: where the tokens to be moved lie on the device."""
+    def _moved(self, swap: Swap) -> Moved:
+        """Where the tokens to be moved lie on the device."""
         count = -(-swap.tokens // self.block_tokens)
         table = swap.blocks if self._private is None else self._private.table(swap.number, swap.tokens)
-        return self._indices(list(table[:count]))
-
-    def _indices(self, values: list[int]) -> Tensor:
-        return upload(values, torch.int64, self.device)
+        return Moved(swap.number, list(table[:count]))

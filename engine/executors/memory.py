@@ -13,9 +13,14 @@ GPU_FREE_SHARE = 0.85
 
 
 def default_kv_tokens(model: LoadedModel, max_running: int, block_tokens: int) -> int:
-    """KV tokens, in whole blocks: enough for ``max_running`` sequences of full context, or what memory allows."""
+    """KV tokens, in whole blocks: enough for ``max_running`` sequences of full context, or what memory allows.
+
+    Of a model that is divided, each GPU holds its heads of every token; the one with the least memory decides.
+    """
     if model.device.type == "cuda":
         free_bytes, _ = torch.cuda.mem_get_info(model.device)
+        if model.group is not None and model.group.workers is not None:
+            free_bytes = min(free_bytes, model.group.workers.free_bytes())
         budget = int(free_bytes * GPU_FREE_SHARE)
     else:
         budget = CPU_KV_BYTES

@@ -79,16 +79,31 @@ class Architecture:
 def missing_features(config: Any) -> list[str]:
     """What the fused decoder lacks for a model of this configuration; empty if nothing."""
     if config.model_type not in FAMILIES:
-        return [f"the architecture {config.model_type} (known: {', '.join(FAMILIES)})"]
+        return [f"the architecture {config.model_type}{_experts(config)} (known: {', '.join(FAMILIES)})"]
     missing = []
     activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
     if activation not in _ACTIVATIONS:
         missing.append(f"the activation {activation}")
+    missing += [f"rotary positions of kind {kind}" for kind in unfixed_rotary_kinds(config)]
+    return missing
+
+
+def _experts(config: Any) -> str:
+    """Words for a mixture of experts, which is what a newcomer's architecture most often has of its own."""
+    fields = ("num_experts", "num_local_experts", "n_routed_experts")
+    return " with its mixture of experts" if any(getattr(config, field, None) for field in fields) else ""
+
+
+def rotary_kinds(config: Any) -> list[str]:
+    """The kinds of rotary positions that layers of the model have, sorted."""
     parameters = getattr(config, "rope_parameters", None) or {}
     each = parameters.values() if parameters and all(isinstance(v, dict) for v in parameters.values()) else [parameters]
-    kinds = {(each_one or {}).get("rope_type", "default") for each_one in each}
-    missing += [f"rotary positions of kind {kind}" for kind in sorted(kinds - _FIXED_ROTARY)]
-    return missing
+    return sorted({(each_one or {}).get("rope_type", "default") for each_one in each})
+
+
+def unfixed_rotary_kinds(config: Any) -> list[str]:
+    """Those of them whose tables depend on how long a sequence is."""
+    return [kind for kind in rotary_kinds(config) if kind not in _FIXED_ROTARY]
 
 
 def read_architecture(model: Any) -> Architecture:

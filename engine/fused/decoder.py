@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from engine.fused.architecture import read_architecture
 from engine.fused.weights import merge_layer
-from engine.kernels import DecodeWorkspace, Kernels, kernels_for
+from engine.kernels import DecodeWorkspace, Heads, Kernels, kernels_for
 from engine.models import LoadedModel
 
 
@@ -60,7 +61,11 @@ class Decoder:
 
     def __init__(self, model: LoadedModel, kernels: Kernels | None = None) -> None:
         causal: Any = model.model
-        self.architecture = architecture = read_architecture(causal)
+        architecture = read_architecture(causal)
+        self.architecture = replace(architecture, heads=Heads(model.heads, model.kv_heads, architecture.heads.dim))
+        group = model.group
+        self._reduce: Callable[[Tensor], Tensor] = _whole if group is None else group.reduce
+        self._gather: Callable[[Tensor], Tensor] = _whole if group is None else group.gather
         self.kernels = kernels_for(model.device) if kernels is None else kernels
         body = causal.base_model
         self._layers = [merge_layer(layer, architecture.family) for layer in body.layers]
@@ -75,7 +80,8 @@ class Decoder:
         eps, offset = architecture.norm_eps, architecture.family.norm_offset
         few = step.chunks is None
         linear: Any = kernels.skinny_linear if few else kernels.linear
-        in_parts = {"parts": True} if few else {}
+        # the ranks add up whole results, or the parts would be summed twice over
+        in_parts = {"parts": True} if few and self._reduce is _whole else {}
         residual = kernels.embed(step.ids, self._embedding, architecture.embedding_scale)
         x = kernels.rms_norm(residual, self._layers[0].norms[0], eps, offset=offset)
         for index, weights in enumerate(self._layers):
@@ -83,7 +89,7 @@ class Decoder:
             after = self._final_norm if last else self._layers[index + 1].norms[0]
             qkv = linear(x, weights.qkv)
             attended = self._attend(index, qkv, step, cache)
-            update = linear(attended.flatten(1), weights.o, weights.o_bias, **in_parts)
+            update = self._reduce(linear(attended.flatten(1), weights.o, weights.o_bias, **in_parts))
             _, after_attention, before_mlp, after_mlp = weights.norms
             x = kernels.add_rms_norm(update, residual, before_mlp, eps, offset=offset, post_norm=after_attention)
             if few and weights.gate_up_bias is None:
@@ -91,7 +97,7 @@ class Decoder:
             else:
                 gate_up = linear(x, weights.gate_up, weights.gate_up_bias)
                 activated = kernels.gated(gate_up, architecture.activation)
-            update = linear(activated, weights.down, weights.down_bias, **in_parts)
+            update = self._reduce(linear(activated, weights.down, weights.down_bias, **in_parts))
             x = kernels.add_rms_norm(update, residual, after, eps, offset=offset, post_norm=after_mlp)
         return x
 
@@ -142,6 +148,11 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[rows, vocab]`` of rows that :meth:`forward` gave."""
-        logits = self.kernels.skinny_linear(hidden, self._head, self._head_bias)
+        logits = self._gather(self.kernels.skinny_linear(hidden, self._head, self._head_bias))
         cap = self.architecture.final_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """What a rank has is all there is."""
+    return tensor

@@ -85,7 +85,8 @@ class DecodeSteps:
                     self._run(size)
                 torch.cuda.current_stream().wait_stream(stream)
                 graph: Any = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=pool):
+                # other threads may use the GPU meanwhile: a group of ranks watches its collectives from one
+                with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                     self._logits[size] = self._run(size)
                 self._graphs[size] = graph
 

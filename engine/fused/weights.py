@@ -1,7 +1,7 @@
 """The weights of a transformers model, merged where one product does for several.
 
 What is merged is not held twice: the model's own parameters become views into the merged tensors, layer by layer, so
-that transformers can still run the model.
+that transformers can still run the model. At most one layer is there twice.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class LayerWeights:
 def merge_layer(layer: Any, family: Family) -> LayerWeights:
     """The weights of a decoder layer, merged in place."""
     attention, mlp = layer.self_attn, layer.mlp
+    _move(attention, mlp)
     q, k, v = ("q_proj", "k_proj", "v_proj")
     qkv, qkv_bias = _merged(attention, ("qkv_proj",) if hasattr(attention, "qkv_proj") else (q, k, v))
     gate_up, gate_up_bias = _merged(
@@ -58,6 +59,25 @@ def merge_layer(layer: Any, family: Family) -> LayerWeights:
         down_bias=_bias(mlp.down_proj),
         norms=(before_attention, after_attention, before_mlp, after_mlp),
     )
+
+
+def _move(attention: Any, mlp: Any) -> None:
+    """On a GPU, move what stays as it is in a layer that is about to be merged for the first time.
+
+    A checkpoint is read into one piece of memory. If those matrices stayed where they are, the holes between them would
+    be too small for the next layer's merged ones, and some gigabytes of a 7B model's would be lost for KV. A layer that
+    moves as a whole leaves a hole into which the next one fits.
+    """
+    separate = hasattr(attention, "q_proj") and _memory(attention.q_proj) != _memory(attention.k_proj)
+    if attention.o_proj.weight.is_cuda and separate:
+        for module in (attention.o_proj, mlp.down_proj):
+            module.weight.data = module.weight.data.clone()
+
+
+def _memory(module: Any) -> int:
+    """Where the memory begins that a module's weight lies in."""
+    begin: int = module.weight.untyped_storage().data_ptr()
+    return begin
 
 
 def _merged(owner: nn.Module, names: tuple[str, ...]) -> tuple[Tensor, Tensor | None]:

@@ -11,27 +11,51 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from engine.kernels.dependent_launch import launch_options, release, wait
+from engine.kernels.hopper import has_copy_engine, launch_options, release, wait
 from engine.kernels.interface import DecodeWorkspace
 
 _TILE = 64
 
 
 @triton.jit
-def tile_of(
-    pages, table, n, end, kv_head, kv_heads, D: tl.constexpr, d, BLOCK_TOKENS: tl.constexpr, TILE: tl.constexpr
-):
-    """Offsets ``[TILE, D]`` of the tokens ``n`` in a layer's cache. No block is looked up past ``end``."""
-    if BLOCK_TOKENS >= TILE:
-        block = tl.load(table + tl.min(n, 0) // BLOCK_TOKENS).to(tl.int64)
-        start = (block * kv_heads + kv_head) * BLOCK_TOKENS
-        offsets = (start + n % BLOCK_TOKENS)[:, None] * D + d[None, :]
+def load_tile(
+    pages, table, n0, first, end, kv_head, kv_heads, D: tl.constexpr, d, BLOCK_TOKENS: tl.constexpr,
+    TILE: tl.constexpr, BULK: tl.constexpr,
+):  # fmt: skip
+    """The keys or values ``[TILE, D]`` of the tokens from ``n0`` on. No block is looked up past ``end``.
+
+    Tokens before ``first`` and from ``end`` on are zeros, but with ``BULK`` (``pages`` describes ``[tokens, D]`` of the
+    pool to the copy engine) they are whatever the block holds.
+    """
+    if BULK:
+        block = tl.load(table + n0 // BLOCK_TOKENS)
+        tile = pages.load([(block * kv_heads + kv_head) * BLOCK_TOKENS + n0 % BLOCK_TOKENS, 0])
     else:
-        blocks = tl.load(table + n // BLOCK_TOKENS, mask=n < end, other=0).to(tl.int64)
-        starts = (blocks * kv_heads + kv_head) * BLOCK_TOKENS + n % BLOCK_TOKENS
-        offsets = starts[:, None] * D + d[None, :]
-    return offsets
+        n = n0 + tl.arange(0, TILE)
+        if BLOCK_TOKENS >= TILE:
+            block = tl.load(table + n0 // BLOCK_TOKENS).to(tl.int64)
+            start = (block * kv_heads + kv_head) * BLOCK_TOKENS
+            offsets = (start + n % BLOCK_TOKENS)[:, None] * D + d[None, :]
+        else:
+            blocks = tl.load(table + n // BLOCK_TOKENS, mask=n < end, other=0).to(tl.int64)
+            starts = (blocks * kv_heads + kv_head) * BLOCK_TOKENS + n % BLOCK_TOKENS
+            offsets = starts[:, None] * D + d[None, :]
+        tile = tl.load(pages + offsets, mask=((n >= first) & (n < end))[:, None] & (d[None, :] < D), other=0.0)
+    return tile
+
+
+def tiles_of(pages: Tensor, tile: int) -> Any:
+    """``pages`` ``[blocks, HKV, block_tokens, D]`` as the copy engine is told of it, in tiles of ``tile`` tokens."""
+    return TensorDescriptor.from_tensor(pages.view(-1, pages.shape[-1]), [tile, pages.shape[-1]])
+
+
+def can_bulk(pages: Tensor, tile: int) -> bool:
+    """Whether the copy engine (sm_90 and later) can fetch tiles of ``tile`` tokens: each in one block, D in full."""
+    block_tokens, dim = pages.shape[2:]
+    whole = block_tokens % tile == 0 and dim == triton.next_power_of_2(dim) and dim >= 16
+    return whole and has_copy_engine(pages.device)
 
 
 @triton.jit
@@ -71,10 +95,8 @@ def _decode_kernel(
         for n0 in tl.range(start, end, TILE, num_stages=STAGES):
             n = n0 + tl.arange(0, TILE)
             seen = (n < end) & (n >= first)
-            offsets = tile_of(keys, table, n, end, kv_head, kv_heads, D, d, BLOCK_TOKENS, TILE)
-            mask = seen[:, None] & (d[None, :] < D)
-            k = tl.load(keys + offsets, mask=mask, other=0.0)
-            v = tl.load(values + offsets, mask=mask, other=0.0)
+            k = load_tile(keys, table, n0, first, end, kv_head, kv_heads, D, d, BLOCK_TOKENS, TILE, False)
+            v = load_tile(values, table, n0, first, end, kv_head, kv_heads, D, d, BLOCK_TOKENS, TILE, False)
             scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
             if SOFTCAP:
                 scores = softcap * (1.0 - 2.0 / (1.0 + tl.exp(2.0 * scores / softcap)))
@@ -141,13 +163,14 @@ def decode_attention(
     )  # fmt: skip
     if splits > 1 and (workspace is None or workspace.splits < splits or workspace.rows < rows):
         raise ValueError(f"{rows} rows in {splits} parts need a workspace of that size")
+    tile = _TILE if dim <= 128 else 32
     kernel: Any = _decode_kernel
     kernel[(kv_heads, rows, splits)](
         query, keys, values, block_tables, lengths, out, *parts,
         scale, softcap or 1.0, window or 0, block_tables.stride(0), kv_heads,
         GROUP=heads // kv_heads, ROWS=max(16, triton.next_power_of_2(heads // kv_heads)),
         D=dim, PADDED=max(16, triton.next_power_of_2(dim)), BLOCK_TOKENS=block_tokens,
-        TILE=_TILE if dim <= 128 else 32, SPLITS=splits, SOFTCAP=softcap is not None, WINDOW=window is not None,
+        TILE=tile, SPLITS=splits, SOFTCAP=softcap is not None, WINDOW=window is not None,
         STAGES=3 if dim <= 128 else 2, num_warps=4,
         **launch_options(rows, query.device),
     )  # fmt: skip

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.kernels.dependent_launch import launch_options, release, wait
+from engine.kernels.hopper import launch_options, release, wait
 
 
 @triton.jit(do_not_specialize=["tokens"])

@@ -9,20 +9,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.kernels.decode_attention import tile_of
+from engine.kernels.decode_attention import can_bulk, load_tile, tiles_of
 
 
 @triton.jit
 def _fold(
     q, keys, values, table, n0, end, positions, first_seen, acc, best, total, d, kv_head, kv_heads, scale, softcap,
     D: tl.constexpr, BLOCK_TOKENS: tl.constexpr, TILE: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr,
+    BULK: tl.constexpr,
 ):  # fmt: skip
     """One tile of keys and values taken into the running softmax."""
     n = n0 + tl.arange(0, TILE)
-    offsets = tile_of(keys, table, n, end, kv_head, kv_heads, D, d, BLOCK_TOKENS, TILE)
-    mask = (n[:, None] < end) & (d[None, :] < D)
-    k = tl.load(keys + offsets, mask=mask, other=0.0)
-    v = tl.load(values + offsets, mask=mask, other=0.0)
+    k = load_tile(keys, table, n0, 0, end, kv_head, kv_heads, D, d, BLOCK_TOKENS, TILE, BULK)
+    v = load_tile(values, table, n0, 0, end, kv_head, kv_heads, D, d, BLOCK_TOKENS, TILE, BULK)
+    if BULK and MASKED:
+        v = tl.where(n[:, None] < end, v, 0.0)
     scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
     if SOFTCAP:
         scores = softcap * (1.0 - 2.0 / (1.0 + tl.exp(2.0 * scores / softcap)))
@@ -44,7 +45,7 @@ def _fold(
 def _prefill_kernel(
     query, keys, values, tables, starts, offsets, out, scale, softcap, window, table_stride, heads, kv_heads,
     D: tl.constexpr, PADDED: tl.constexpr, BLOCK_TOKENS: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
-    SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, STAGES: tl.constexpr,
+    SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, STAGES: tl.constexpr, BULK: tl.constexpr,
 ):  # fmt: skip
     # the longest rows of tiles first
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -78,12 +79,12 @@ def _prefill_kernel(
             for n0 in tl.range(low, clear, TILE, num_stages=STAGES):
                 acc, best, total = _fold(
                     q, keys, values, table, n0, end, positions, first_seen, acc, best, total, d, kv_head, kv_heads,
-                    scale, softcap, D, BLOCK_TOKENS, TILE, SOFTCAP, False,
+                    scale, softcap, D, BLOCK_TOKENS, TILE, SOFTCAP, False, BULK,
                 )  # fmt: skip
         for n0 in tl.range(clear, end, TILE, num_stages=STAGES):
             acc, best, total = _fold(
                 q, keys, values, table, n0, end, positions, first_seen, acc, best, total, d, kv_head, kv_heads,
-                scale, softcap, D, BLOCK_TOKENS, TILE, SOFTCAP, True,
+                scale, softcap, D, BLOCK_TOKENS, TILE, SOFTCAP, True, BULK,
             )  # fmt: skip
         tl.store(out + places, (acc / total[:, None]).to(out.dtype.element_ty), mask=real)
 
@@ -106,14 +107,18 @@ def prefill_attention(
     kv_heads, block_tokens = keys.shape[1], keys.shape[2]
     out = torch.empty_like(query)
     wide = query.dtype == torch.float32 or dim > 128
-    rows = 32 if wide else 128 if longest_chunk >= 128 else 64
     tile = 32 if wide else 64
+    bulk = can_bulk(keys, tile)
+    # rows of a tile, warps, stages
+    rows, warps, stages = (32, 4, 2) if wide else (64, 4, 2 if bulk else 3)
+    if longest_chunk > 1024 and not wide:
+        rows, warps, stages = (128, 4 if bulk else 8, 3)
     kernel: Any = _prefill_kernel
     kernel[(triton.cdiv(longest_chunk, rows), heads, len(starts))](
-        query, keys, values, block_tables, starts, offsets, out,
-        scale, softcap or 1.0, window or 0, block_tables.stride(0), heads, kv_heads,
+        query, tiles_of(keys, tile) if bulk else keys, tiles_of(values, tile) if bulk else values, block_tables,
+        starts, offsets, out, scale, softcap or 1.0, window or 0, block_tables.stride(0), heads, kv_heads,
         D=dim, PADDED=max(16, triton.next_power_of_2(dim)), BLOCK_TOKENS=block_tokens, ROWS=rows, TILE=tile,
         SOFTCAP=softcap is not None, WINDOW=window is not None,
-        num_warps=8 if rows == 128 else 4, STAGES=2 if wide else 3,
+        num_warps=warps, STAGES=stages, BULK=bulk,
     )  # fmt: skip
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -10,6 +11,21 @@ import triton.language as tl
 from torch import Tensor
 
 _PIECE = 4096
+
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+
+    @triton.jit
+    def fast_log2(x):
+        """The binary logarithm."""
+        return tl.log2(x)
+
+else:
+
+    @triton.jit
+    def fast_log2(x):
+        """The binary logarithm, to some 22 bits: one instruction."""
+        return tl.inline_asm_elementwise("lg2.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
 
 
 @triton.jit
@@ -22,16 +38,14 @@ def _mixed(words):
 
 @triton.jit
 def _gumbel(token, key):
-    """:func:`engine.sampling.gumbel_noise` of a row's key."""
+    """:func:`engine.sampling.gumbel_noise` of a row's key, but for some 1e-5."""
     words = _mixed((token.to(tl.uint32) * tl.full((1,), 0x1E3779B1, tl.uint32)) ^ key)
     words = _mixed(words + key)
-    uniform = tl.minimum((words.to(tl.float32) + 0.5) * 2.3283064365386963e-10, 0.99999994)
-    # log1p of -uniform, to full precision where that is small
-    rest = 1.0 - uniform
-    exact = rest == 1.0
-    logarithm = tl.log(rest) * uniform / tl.where(exact, 1.0, 1.0 - rest)
-    exponential = tl.where(exact, uniform, -logarithm)
-    return -tl.log(exponential)
+    u = tl.minimum((words.to(tl.float32) + 0.5) * 2.3283064365386963e-10, 0.99999994)
+    # -log1p(-u): a series where u is small, since there the largest noise comes from
+    series = 1.0 + u * (1 / 2 + u * (1 / 3 + u * (1 / 4 + u * (1 / 5 + u * (1 / 6)))))
+    exponential = tl.where(u < 0.0625, u * series, -0.6931471805599453 * fast_log2(1.0 - u))
+    return -0.6931471805599453 * fast_log2(exponential)
 
 
 @triton.jit

@@ -64,7 +64,7 @@ def write_profile(path: Path, folders: Iterable[Path]) -> Profile:
     manifests = [read_manifest(place) for place in places]
     first = manifests[0]
     for place, manifest in zip(places, manifests, strict=True):
-        for what in ("hardware", "model", "dtype"):
+        for what in ("hardware", "model", "dtype", "tp"):
             if manifest.get(what) != first.get(what):
                 raise CostError(
                     f"{place} was recorded on another {what} ({manifest.get(what)}) than {places[0]} "
@@ -127,6 +127,7 @@ def _about(manifests: list[dict[str, Any]], steps: pd.DataFrame) -> dict[str, An
         "hardware": first.get("hardware"),
         "model": first.get("model"),
         "dtype": first.get("dtype"),
+        "tp": first.get("tp", 1),
         "layouts": sorted(steps["layout"].unique().tolist()),
         "kv_tokens": max((tokens for tokens in capacities if tokens), default=None),
         **{name: configs[0].get(name) for name in _SETTINGS},

@@ -30,9 +30,7 @@ def test_a_recording_has_every_kind_of_step_and_replays(tmp_path: Path) -> None:
     decodes = steps[steps["kind"] == "decode"]
     assert set(decodes["graph_rows"]) <= {1, 2, 4, 8}
     assert {1, 2} <= set(decodes["graph_rows"])
-    prompts = steps[steps["kind"] == "prefill"]["new_tokens"]
-    assert prompts.min() == 16
-    assert prompts.max() == 64
+    assert {16, 32, 64} <= set(steps[steps["kind"] == "prefill"]["new_tokens"])
     assert replay_folder(tmp_path / "run") is True
     manifest = load_run(tmp_path / "run").manifest
     assert manifest["kv_capacity_tokens"] == 1024

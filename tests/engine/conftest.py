@@ -7,53 +7,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tiny_models import Reference
 from transformers import Glm4Config, LlamaConfig, OPTConfig, PreTrainedConfig, Qwen2Config
 from transformers.models.auto import AutoModelForCausalLM
 
 from engine.attention import ATTENTION
-from engine.models import LoadedModel, load_model, loaded
+from engine.models import load_model, loaded
 
 # small products gain nothing from threads, and lose much where other processes want the cores
 torch.set_num_threads(1)
 
 VOCAB = 512
-#: below this distance between the best two logits, two correct float32 computations may choose differently
-TIE = 1e-3
-
-
-class Reference:
-    """A model, and the same weights under transformers' own attention."""
-
-    def __init__(self, ours: LoadedModel, theirs: LoadedModel) -> None:
-        self.ours = ours
-        self.theirs = theirs
-        self._known: dict[tuple[tuple[int, ...], int], list[int]] = {}
-
-    def greedy(self, prompt: list[int], tokens: int) -> list[int]:
-        """Tokens of transformers' ``generate``, up to the first near-tie."""
-        key = (tuple(prompt), tokens)
-        if key not in self._known:
-            self._known[key] = self._generate(prompt, tokens)
-        return self._known[key]
-
-    def _generate(self, prompt: list[int], tokens: int) -> list[int]:
-        model = self.theirs.model
-        output = model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
-            max_new_tokens=tokens,
-            min_new_tokens=tokens,
-            do_sample=False,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-        chosen: list[int] = []
-        for token, logits in zip(output.sequences[0, len(prompt) :].tolist(), output.logits, strict=True):
-            best, second = logits[0].float().topk(2).values.tolist()
-            if best - second < TIE:
-                break
-            chosen.append(token)
-        return chosen
 
 
 def _configs() -> dict[str, PreTrainedConfig]:

@@ -10,9 +10,11 @@ import torch
 from transformers import Gemma2Config, MistralConfig, Qwen2Config, T5Config
 from transformers.models.auto import AutoModelForCausalLM
 
+from engine import models
 from engine.errors import ModelError
 from engine.executors import PagedExecutor
-from engine.models import beyond_plain_attention, config_of_shape, load_model, refuse_unsupported
+from engine.features import beyond_plain_attention, refuse_unsupported
+from engine.models import config_of_shape, load_model
 from scheduler.model_shapes import MODEL_SHAPES, UnknownShapeError, model_shape
 
 
@@ -82,6 +84,22 @@ def test_what_is_no_model_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         load_model(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_weights_that_do_not_fit_are_told_with_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    config = config_of_shape(model_shape("qwen-7b"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (9_000_000_000, 24_000_000_000))
+    with pytest.raises(ModelError) as caught, models._room_for_weights(
+        "big", config, torch.bfloat16, torch.device("cuda:1")
+    ):  # fmt: skip
+        build()
+    weights, device, advice = str(caught.value).replace(", and", ";").split("; ")
+    assert weights == "the weights of model 'big' take 15.4 GB in bfloat16"
+    assert device == "of the 24.0 GB of cuda:1 9.0 GB were free"
+    assert "several GPUs" in advice
 
 
 def test_unknown_device_and_dtype_are_named() -> None:

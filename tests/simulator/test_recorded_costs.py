@@ -121,6 +121,11 @@ def test_two_runs_are_fitted_together(tmp_path: Path, rows: list[dict[str, Any]]
     assert costs.name == f"{paged}+{padded}"
 
 
+def test_over_how_many_gpus_they_were_recorded_is_known(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    assert recorded_costs(write(tmp_path / "one", rows)).tp == 1
+    assert recorded_costs(write(tmp_path / "two", rows, {"tp": 2, "config": {}})).tp == 2
+
+
 def test_a_half_written_last_row_is_left_out(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     folder = write(tmp_path, rows)
     with (folder / "steps.csv").open("a") as file:

@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_greedy_tokens import assert_greedy, output_tokens, prompts_of
+from tiny_models import assert_greedy, output_tokens, prompts_of, served
 from transformers import Gemma2Config, OPTConfig
 from transformers.models.auto import AutoModelForCausalLM
 
 from engine.errors import ModelError
 from engine.executors import FusedExecutor, PaddedExecutor, PagedExecutor, build_executor
 from engine.fused.graphs import DecodeSteps
-from engine.loop import EngineLoop, TokenOutput
 from engine.models import LoadedModel, loaded
 from scheduler.config import ConfigError, SchedulerConfig
 from scheduler.graphs import graph_sizes
@@ -35,38 +34,6 @@ def fused(model: LoadedModel, config: SchedulerConfig) -> FusedExecutor:
         model, kv_tokens=config.capacity_tokens, max_running=config.max_running, max_rows=config.rows,
         block_tokens=config.block_tokens, kv_pool=config.pool, graph_rows=config.graph_rows,
     )  # fmt: skip
-
-
-def served(
-    model: LoadedModel,
-    executor: Any,
-    prompts: list[list[int]],
-    sampling: SamplingParams | None = None,
-    abort: str | None = None,
-    **settings: Any,
-) -> tuple[dict[str, list[int]], Scheduler]:
-    config = SchedulerConfig.from_dict({
-        "kv_tokens": 4096, "context_tokens": model.context_tokens, "graph_rows": graph_sizes(16), **settings
-    })  # fmt: skip
-    scheduler = Scheduler(config)
-    tokens: dict[str, list[int]] = {str(place): [] for place in range(len(prompts))}
-
-    def hear(output: TokenOutput) -> None:
-        if output.token_id is not None:
-            tokens[output.request_id].append(output.token_id)
-            if output.request_id == abort and len(tokens[abort]) == 3:
-                loop.abort(abort)
-
-    loop = EngineLoop(scheduler, executor(model, config), listener=hear)
-    loop.run(
-        Request(
-            str(place), 0, len(prompt), output_tokens(place), output_tokens(place), prompt_token_ids=tuple(prompt),
-            sampling=sampling or SamplingParams(),
-        )
-        for place, prompt in enumerate(prompts)
-    )  # fmt: skip
-    assert scheduler.idle
-    return tokens, scheduler
 
 
 def on_device(both: Any) -> LoadedModel:
@@ -94,6 +61,7 @@ def test_greedy_tokens_are_transformers(reference: Any, family: str, settings: d
     both = reference(family)
     prompts = prompts_of(512)
     prompts[3][:4] = prompts[4][:4]
+    settings = {"graph_rows": graph_sizes(16), **settings}
     tokens, scheduler = served(on_device(both), fused, prompts, overlap=overlap, **settings)
     assert_greedy(both, tokens, prompts)
     if settings.get("kv_tokens") == 96:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tiny_models import LENGTHS, assert_greedy, output_tokens, prompts_of
 
 from engine.executors import build_executor
 from engine.loop import EngineLoop, TokenOutput
@@ -14,18 +14,6 @@ from engine.models import LoadedModel
 from scheduler.config import SchedulerConfig
 from scheduler.request import Request
 from scheduler.scheduler import Scheduler
-
-LENGTHS = (3, 17, 17, 5, 33, 48, 5, 20)
-
-
-def output_tokens(place: int) -> int:
-    """Different for every request, so that batches thin out."""
-    return 6 + place * 5 % 9
-
-
-def prompts_of(vocab: int, lengths: tuple[int, ...] = LENGTHS) -> list[list[int]]:
-    source = random.Random(3)
-    return [[source.randrange(10, vocab) for _ in range(length)] for length in lengths]
 
 
 def serve(
@@ -54,16 +42,6 @@ def serve(
     )
     assert scheduler.idle
     return tokens, scheduler
-
-
-def assert_greedy(reference: Any, tokens: dict[str, list[int]], prompts: list[list[int]]) -> None:
-    compared = 0
-    for place, prompt in enumerate(prompts):
-        expected = reference.greedy(prompt, output_tokens(place))
-        assert tokens[str(place)][: len(expected)] == expected
-        assert len(tokens[str(place)]) == output_tokens(place)
-        compared += len(expected)
-    assert compared > sum(map(output_tokens, range(len(prompts)))) // 2, "too many near-ties to say much"
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama", "glm4", "opt"])

@@ -159,7 +159,15 @@ def test_the_first_of_equal_logits_is_taken() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 5, 16, 20])
-@pytest.mark.parametrize("tiles", [Tiles(32, 32, 1, 4, 2), Tiles(16, 32, 2, 4, 2), Tiles(64, 16, 4, 4, 3)])
+@pytest.mark.parametrize(
+    "tiles",
+    [
+        Tiles(16, 32, 32, 1, 4, 2),
+        Tiles(32, 16, 32, 2, 4, 2),
+        Tiles(16, 16, 32, 4, 4, 2, bulk=True),
+        Tiles(32, 64, 64, 1, 4, 2, bulk=True),
+    ],
+)
 def test_skinny_products(rows: int, tiles: Tiles) -> None:
     x, weight, bias = normal(rows, 128), normal(72, 128, seed=1), normal(72, seed=2)
     found = product(x, weight, tiles)
@@ -179,7 +187,7 @@ def test_skinny_products(rows: int, tiles: Tiles) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("rows", [1, 16, 17, 33])
+@pytest.mark.parametrize("rows", [1, 16, 17, 33, 100, 129])
 @pytest.mark.parametrize(("columns", "depth"), [(896, 4864), (1000, 896), (4096, 4096)])
 def test_whatever_tiles_are_the_fastest_the_product_is_right(rows: int, columns: int, depth: int) -> None:
     x = normal(rows, depth).bfloat16()

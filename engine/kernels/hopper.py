@@ -1,7 +1,8 @@
-"""Programmatic dependent launch (from sm_90 on): a kernel may start while the one before it ends.
+"""What GPUs have from sm_90 on: programmatic dependent launch, and an engine that copies tiles.
 
-A kernel that is launched so waits (:func:`wait`) before it touches anything that another kernel writes. Until then it
-may fetch weights (:func:`prefetch`). It pays where kernels are short: in decode steps of few rows.
+A kernel that is launched dependently may start while the one before it ends. It waits (:func:`wait`) before it touches
+anything that another kernel writes. Until then it may fetch weights (:func:`prefetch`). It pays where kernels are
+short: in decode steps of few rows.
 """
 
 from __future__ import annotations
@@ -54,11 +55,12 @@ else:
 
 def launch_options(rows: int, device: torch.device) -> dict[str, Any]:
     """Arguments of a kernel's launch: its constant ``DEPENDENT``, and how the driver is told."""
-    if rows > MOST_ROWS or device.type != "cuda" or not _is_able(device):
+    if rows > MOST_ROWS or device.type != "cuda" or not has_copy_engine(device):
         return {"DEPENDENT": False}
     return {"DEPENDENT": True, "launch_pdl": True}
 
 
 @cache
-def _is_able(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) >= (9, 0)
+def has_copy_engine(device: torch.device) -> bool:
+    """Whether ``device`` fetches tiles by itself. Triton's interpreter, on a CPU, does as if."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)

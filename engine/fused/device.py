@@ -1,0 +1,192 @@
+"""The device's half of the fused executor: what it is given for a step, in plain numbers, and how it runs that.
+
+Everything that the host decides is in :class:`StepInputs`, so that the same step can be run by several processes, each
+on its share of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from engine.fused.decoder import Chunks, Decoder, KvCache, Rows, StepTensors
+from engine.fused.graphs import PLACE, DecodeSteps, Memory
+from engine.host_copies import HostCopies
+from engine.models import LoadedModel
+from engine.sampling import Draw, Sampler
+from engine.tensors import upload
+
+
+class DeviceSettings(NamedTuple):
+    """The memory of a :class:`FusedDevice`: KV blocks, places for sequences that hold some, rows of a decode step.
+
+    ``graph_rows``: sizes that decode steps are filled up to.
+    """
+
+    blocks: int
+    block_tokens: int
+    places: int
+    most_rows: int
+    graph_rows: tuple[int, ...]
+
+
+class Moved(NamedTuple):
+    """KV that goes to host memory or comes from there: a sequence number, and its blocks on the device."""
+
+    number: int
+    blocks: list[int]
+
+
+class TableUpdate(NamedTuple):
+    """Blocks that sequences have got: ``tables[places[i], indices[i]] = blocks[i]``."""
+
+    places: list[int]
+    indices: list[int]
+    blocks: list[int]
+
+
+class DecodeInputs(NamedTuple):
+    """Rows of one token, all of which sample: ``int64[COLUMNS, rows]``, see :data:`~engine.fused.graphs.ID` and after.
+
+    ``draws`` are given where a row is sampled from a part of the vocabulary only.
+    """
+
+    numbers: npt.NDArray[np.int64]
+    draws: list[Draw] | None
+
+
+class MixedInputs(NamedTuple):
+    """Chunks of prompts and, behind them, rows of one token; packed.
+
+    A token that is on the device only has an entry in ``unknown``: where it is among ``ids``, and the place of its
+    sequence. ``places`` are those of all chunks, then rows. ``starts`` and ``offsets`` (one more) belong to the chunks,
+    ``lengths`` to the rows. ``sampled`` are indices of packed tokens, ``sampling_places`` whose they are.
+    """
+
+    ids: list[int]
+    unknown: list[tuple[int, int]]
+    positions: list[int]
+    slots: list[int]
+    places: list[int]
+    starts: list[int]
+    offsets: list[int]
+    longest: int
+    lengths: list[int]
+    sampled: list[int]
+    sampling_places: list[int]
+    draws: list[Draw]
+
+
+class StepInputs(NamedTuple):
+    """All that a step does on the device, in this order."""
+
+    swapped_out: list[Moved]
+    released: tuple[int, ...]
+    swapped_in: list[Moved]
+    table: TableUpdate | None
+    rows: DecodeInputs | MixedInputs
+
+
+class FusedDevice:
+    """A model (or one rank's share of it), its KV and its graphs on one device.
+
+    Raises :class:`~engine.errors.ModelError` for a model that the decoder cannot compute.
+    """
+
+    def __init__(self, model: LoadedModel, settings: DeviceSettings) -> None:
+        self.device, self.dtype = model.device, model.dtype
+        self.host_copies = HostCopies()
+        self.decoder = Decoder(model)
+        self.cache = KvCache(model, settings.blocks, settings.block_tokens)
+        width = -(-model.context_tokens // settings.block_tokens) + 1
+        self._memory = Memory(
+            torch.zeros(settings.places + 1, width, dtype=torch.int32, device=self.device),
+            torch.zeros(settings.places + 1, dtype=torch.int64, device=self.device),
+        )
+        self._decodes = DecodeSteps(
+            self.decoder, self.cache, self._memory, settings.most_rows, model.context_tokens, settings.graph_rows
+        )
+
+    def run(self, inputs: StepInputs) -> Tensor | None:
+        """Start a step; nothing is waited for. The sampled tokens ``int64[sampling rows]``, good until the next step.
+
+        Raises ``RuntimeError`` where KV is swapped out twice, or in without having been swapped out.
+        """
+        with torch.inference_mode():
+            for moved in inputs.swapped_out:
+                self._swap_out(moved)
+            for number in inputs.released:
+                self.host_copies.drop(number)
+            for moved in inputs.swapped_in:
+                self._swap_in(moved)
+            if inputs.table is not None:
+                places, indices, blocks = inputs.table
+                update = upload(blocks, torch.int32, self.device)
+                self._memory.tables[self._indices(places), self._indices(indices)] = update
+            rows = inputs.rows
+            return self._decode(rows) if isinstance(rows, DecodeInputs) else self._mixed(rows)
+
+    def close(self) -> None:
+        """Let go of the graphs; no step can be run any more."""
+        del self._decodes
+
+    def _decode(self, inputs: DecodeInputs) -> Tensor:
+        tokens, logits = self._decodes.run(inputs.numbers)
+        if inputs.draws is not None:
+            tokens = Sampler(inputs.draws, logits.shape[-1], self.device)(logits)
+            self._memory.last[self._indices(inputs.numbers[PLACE].tolist())] = tokens
+        return tokens
+
+    def _mixed(self, inputs: MixedInputs) -> Tensor | None:
+        packed = self._indices(inputs.ids)
+        if inputs.unknown:
+            at, source = zip(*inputs.unknown, strict=True)
+            packed[self._indices(at)] = self._memory.last[self._indices(source)]
+        tables = self._memory.tables[self._indices(inputs.places)]
+        split = len(inputs.starts)
+        step = StepTensors(
+            packed,
+            self._indices(inputs.positions),
+            self._indices(inputs.slots),
+            Chunks(
+                inputs.offsets[-1],
+                tables[:split],
+                upload(inputs.starts, torch.int32, self.device),
+                upload(inputs.offsets, torch.int32, self.device),
+                inputs.longest,
+            ) if split else None,
+            Rows(tables[split:], upload(inputs.lengths, torch.int32, self.device)) if inputs.lengths else None,
+        )  # fmt: skip
+        hidden = self.decoder.forward(step, self.cache)
+        if not inputs.sampled:
+            return None
+        logits = self.decoder.logits(hidden[self._indices(inputs.sampled)])
+        chosen = Sampler(inputs.draws, logits.shape[-1], self.device)(logits)
+        self._memory.last[self._indices(inputs.sampling_places)] = chosen
+        return chosen
+
+    def _swap_out(self, moved: Moved) -> None:
+        """Copy the KV to host memory, ``[2, layers, blocks, *block shape]``: keys, then values."""
+        cache, blocks = self.cache, self._indices(moved.blocks)
+        shape = (2, len(cache.keys), len(blocks), *cache.keys[0].shape[1:])
+        host = torch.empty(shape, dtype=self.dtype, pin_memory=self.device.type == "cuda")
+        self.host_copies.put(moved.number, host)
+        for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
+            host[0, layer].copy_(keys.index_select(0, blocks), non_blocking=True)
+            host[1, layer].copy_(values.index_select(0, blocks), non_blocking=True)
+
+    def _swap_in(self, moved: Moved) -> None:
+        """Copy the KV back from host memory, into the blocks that the sequence has now."""
+        cache, blocks = self.cache, self._indices(moved.blocks)
+        host = self.host_copies.take(moved.number)
+        for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
+            keys.index_copy_(0, blocks, host[0, layer].to(self.device, non_blocking=True))
+            values.index_copy_(0, blocks, host[1, layer].to(self.device, non_blocking=True))
+
+    def _indices(self, values: Sequence[int]) -> Tensor:
+        return upload(values, torch.int64, self.device)
