@@ -309,7 +309,7 @@ def test_the_whole_of_a_family_is_felt(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def forgetful(model: LoadedModel, config: SchedulerConfig) -> FusedExecutor:
         executor = fused(model, config)
-        object.__setattr__(executor.decoder.architecture, "windows", (None,) * model.layers)
+        object.__setattr__(executor._device.decoder.architecture, "windows", (None,) * model.layers)
         return executor
 
     tokens, _ = served(reference.ours, forgetful, prompts, **TIGHT)
