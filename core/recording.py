@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 #: the shortest prompt, and the shortest mean context of a sweep; each next one is four times as long
 SHORTEST_PROMPT, SHORTEST_CONTEXT = 16, 64
 #: KV memory for one row, where the device has more
-MOST_TOKENS_A_ROW = 1024
+MOST_TOKENS_A_ROW = 4096
 #: decode steps that are wanted of each number of rows
 STEPS_EACH = 6
-#: swaps that are wanted, and the steps to wait for them at most
+#: swaps that are wanted, and the steps to wait for them at most, once the memory is full
 SWAPS, SWAP_STEPS = 12, 200
 #: of the memory, what prompts fill at most where nothing is to be swapped
 FILL = 0.8
@@ -204,6 +204,12 @@ class Recording:
         if config.layout == "paged" and len(self.scale.contexts) > 1:
             parts.append(("rows among which one is long", 1, self._uneven_sweep))
         parts.append(("swaps", 1, self._swaps))
+        # what a fast device has time for: contexts between those, which say how straight the fits are
+        parts += [
+            (f"rows of about {2 * context:,} tokens", 0.5, self._sweep_of(2 * context))
+            for context in self.scale.contexts
+            if 3 * context <= self.scale.context_tokens
+        ]
         end_s = self._clock() + self.scale.budget_s
         try:
             for place, (name, weight, part) in enumerate(parts):
@@ -317,7 +323,8 @@ class Recording:
         self._submit(lengths, None)
         before, steps = self._watch.swaps, self._watch.steps
         aborted = 0
-        while self._watch.swaps - before < SWAPS and self._watch.steps - steps < SWAP_STEPS + len(lengths):
+        most_steps = SWAP_STEPS + len(lengths) + 2 * kv_tokens // scale.config.max_prefill_tokens
+        while self._watch.swaps - before < SWAPS and self._watch.steps - steps < most_steps:
             swaps = self._watch.swaps - before
             if swaps > 2 * aborted and len(self._watch.live) > 2:
                 self._abort([next(iter(self._watch.live))])
