@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.arguments import UsageError, parse_arguments
+from core.arguments import DEFAULT_BUDGET_S, UsageError, parse_arguments
 from core.reproduce.experiment import Experiment, Options
 from core.reproduce.registry import chosen, run_experiments, write_findings
 from core.runs import (
@@ -23,6 +23,7 @@ from core.runs import (
     experiment_folders,
     open_folder,
     read_costs,
+    recording_session,
     replay_folder,
     twin_requests,
     write_experiment,
@@ -46,6 +47,7 @@ from scheduler.policies import ALIASES, POLICIES
 from scheduler.request import Request
 from scheduler.scheduler import Scheduler
 from scheduler.user_policies.named_orders import ORDERS, URGENCIES
+from simulator import profiles
 from simulator.costs import CostError, CostModel
 from simulator.gpus import GPUS
 from simulator.optimum import MissingSolverError
@@ -102,7 +104,12 @@ def show_list(what: str) -> int:
         + [("FILE", "a trace of your own: arrival_s,input_tokens,output_tokens[,max_tokens][,tenant][,...]")],
         "models": [("(none)", "the embedded SmolLM2-135M-Instruct"), ("FOLDER or NAME", "a Hugging Face model")]
         + [(f"shape:{s.name}", f"random weights, {s.parameters / 1e9:.2f} B") for s in MODEL_SHAPES.values()],
-        "costs": [("RUN", "a recorded run folder"), ("roofline:GPU:MODEL", "a projection; see --list gpus, models")],
+        "costs": [("RUN", "a recorded run folder"), ("roofline:GPU:MODEL", "a projection; see --list gpus, models")]
+        + [
+            (name, profiles.title(profiles.read_profile(profiles.profile_path(name)).about))
+            for name in profiles.profile_names()
+        ]
+        + [("FILE.csv.xz", "a profile of your own; see --profile")],
         "gpus": [(gpu.name, f"{gpu.title}; {gpu.measured}") for gpu in GPUS.values()],
     }
     width = max(len(name) for name, _ in lists[what])
@@ -143,9 +150,12 @@ def order_lines() -> list[tuple[str, str]]:
 def simulated(args: argparse.Namespace, command: str) -> int:
     """``--mode sim``: play the workload in the simulator."""
     if not args.costs:
-        raise UsageError("--mode sim needs --costs: a recorded run folder, or roofline:GPU:MODEL (see --list gpus)")
+        raise UsageError(
+            "--mode sim needs --costs: a recorded run folder, a profile, or roofline:GPU:MODEL (see --list costs, gpus)"
+        )
     session = Session(_with_workload(args, "seed"), command)
     costs = read_costs(args.costs)
+    terminal.print_costs(costs, quiet=args.quiet)
     cases = _cases(args, default_layout="paged")
     configs = [session.config(case, costs.kv_tokens, costs.context_tokens, costs) for case in cases]
     requests = session.requests()
@@ -167,7 +177,9 @@ def simulated(args: argparse.Namespace, command: str) -> int:
 
 
 def real(args: argparse.Namespace, command: str) -> int:
-    """``--mode real``: play the workload on the engine."""
+    """``--mode real``: play the workload on the engine, or record what its steps cost."""
+    if args.record_costs:
+        return _record(args, command)
     session = Session(_with_workload(args, "seed"), command)
     cases = _cases(args, default_layout="paged")
     requests = _ready(session, cases)
@@ -190,6 +202,32 @@ def real(args: argparse.Namespace, command: str) -> int:
     return max(_finish(args, command, folder, runs, []), FAILED if failed else OK)
 
 
+def _record(args: argparse.Namespace, command: str) -> int:
+    """``--record-costs``: what each kind of step costs on the layouts, a run folder each."""
+    session = recording_session(args, command)
+    cases = _cases(args, default_layout="paged")
+    budget_s = (args.budget_s or DEFAULT_BUDGET_S) / len(cases)
+    for case in cases:
+        Scheduler(session.config(case, None, None))
+    if args.dry_run:
+        for case in cases:
+            print(f"would record {case.layout} steps in {budget_s:g} s, at most {session.max_running} running")
+        return OK
+    folder = open_folder(args, f"costs-{session.model().name.replace('/', '-').replace(':', '-')}")
+    runs: list[Run] = []
+    interrupted = False
+    for case in cases:
+        place = folder if len(cases) == 1 else folder / f"costs-{case.layout}"
+        run, notes, interrupted = session.record(case, place, budget_s)
+        runs.append(run)
+        if not args.quiet:
+            print(*(f"{case.layout}: {note}" for note in notes), sep="\n")
+        if interrupted:
+            break
+    _finish(args, command, folder, runs, [])
+    return INTERRUPTED if interrupted else OK
+
+
 def validate(args: argparse.Namespace, command: str) -> int:
     """``--mode validate``: on the engine and in the simulator, and the error between them."""
     return _validate(_with_workload(args, "seed"), command, _cases(args, default_layout="paged"))
@@ -209,6 +247,8 @@ def _validate(args: argparse.Namespace, command: str, cases: list[Case]) -> int:
     name = session.workload.name
     folder = open_folder(args, name if args.mode == name else f"{args.mode}-{name}")
     costs: dict[str, CostModel] = {}
+    if args.costs:
+        terminal.print_costs(read_costs(args.costs), quiet=args.quiet)
     for layout in dict.fromkeys(case.layout for case in cases):
         costs[layout] = read_costs(args.costs) if args.costs else _record_costs(session, layout, cases, folder)
     runs: list[Run] = []
@@ -253,6 +293,10 @@ def report(args: argparse.Namespace, command: str) -> int:
     if not args.runs:
         raise UsageError("--mode report needs a run folder, or two to compare")
     folders = [folder for given in args.runs for folder in experiment_folders(given)]
+    if args.profile is not None:
+        profiles.write_profile(args.profile, folders)
+        terminal.print_costs(profiles.profile_costs(args.profile, str(args.profile)), quiet=args.quiet)
+        print(f"profile: {args.profile}, {args.profile.stat().st_size / 1024:.0f} KiB")
     runs = [load_run(folder) for folder in folders]
     out = args.out or args.runs[0] / REPORT_FILE
     if len(args.runs) == 2 and len(runs) == 2:

@@ -36,7 +36,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from core.runs import git_commit  # noqa: E402
-from engine.executors import build_executor, plan_memory, start_executor  # noqa: E402
+from engine.executors import build_executor, default_graph_rows, plan_memory, start_executor  # noqa: E402
 from engine.loop import EngineLoop  # noqa: E402
 from engine.models import LoadedModel, load_model  # noqa: E402
 from engine.parallel.loading import load_divided_model  # noqa: E402
@@ -120,6 +120,7 @@ def serve(model: LoadedModel, running: int, gpu: dict[str, Any]) -> dict[str, An
     config = SchedulerConfig(
         policy="fcfs", layout="paged", max_running=running, max_prefill_tokens=MOST_PREFILL_TOKENS, overlap=True,
         block_tokens=64, context_tokens=CONTEXT_TOKENS,
+        graph_rows=default_graph_rows(model, "paged", running),
     )  # fmt: skip
     memory = plan_memory(model, config)
     config = replace(config, kv_tokens=min(memory.kv_tokens, running * 1024))
@@ -245,7 +246,7 @@ def first_token(shape: str) -> None:
     model = load_model(f"shape:{shape}")
     config = SchedulerConfig(
         policy="fcfs", layout="paged", max_running=16, max_prefill_tokens=MOST_PREFILL_TOKENS, overlap=True,
-        block_tokens=64, context_tokens=CONTEXT_TOKENS,
+        block_tokens=64, context_tokens=CONTEXT_TOKENS, graph_rows=default_graph_rows(model, "paged", 16),
     )  # fmt: skip
     memory = plan_memory(model, config)
     executor, config, _ = start_executor(model, replace(config, kv_tokens=memory.kv_tokens), memory)

@@ -39,6 +39,9 @@ POOLS: tuple[PoolKind, ...] = get_args(PoolKind)
 #: the most sequences holding KV where neither the command nor the workload says; vLLM's default
 DEFAULT_MAX_RUNNING = 256
 
+#: seconds of a recording of costs where nobody says
+DEFAULT_BUDGET_S = 60.0
+
 #: flags that set fields of :class:`~scheduler.config.SchedulerConfig` and decide nothing about who goes when
 _COMMON_SETTINGS = ("max_prefill_tokens", "kv_pool", "block_tokens", "max_rows")
 
@@ -53,20 +56,28 @@ _OWN_SETTINGS = ("bucket", "bucket_order", "bins", "min_rows", "quantum", "min_b
 PLAIN = {f.name: f.default for f in fields(SchedulerConfig) if f.name in (*_PARTS, *_OWN_SETTINGS)}
 
 _PLAYED = {"workload", "trace_format", "requests", "rate", "arrivals", "time_scale", "seed", "strict"}
-_SCHEDULED = {*PLAIN, *_COMMON_SETTINGS, "max_running", "kv_tokens"}
+_SCHEDULED = {*PLAIN, *_COMMON_SETTINGS, "max_running", "kv_tokens", "graph_rows"}
 _ENGINE = {"model", "device", "dtype", "temperature", "gpu_memory_utilization"}
+_RECORDING = {"record_costs", "budget_s"}
 _OUTPUT = {"slo", "out", "name", "config", "dry_run", "quiet"}
 
 #: the flags that mean something in a mode; any other that is given is a mistake, since it would be ignored
 FLAGS_OF_MODE = {
     "tour": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT,
-    "real": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | {"policy", "layout", "stop_on_eos", "tp"},
+    "real": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | {"policy", "layout", "stop_on_eos", "tp", *_RECORDING},
     "sim": _PLAYED | _SCHEDULED | _OUTPUT | {"policy", "layout", "costs"},
     "validate": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | {"policy", "layout", "stop_on_eos", "costs", "tp"},
-    "report": {"runs", "out", "config", "quiet"},
+    "report": {"runs", "profile", "out", "config", "quiet"},
     "gate": {"baseline", "update_baseline", "config", "quiet"},
     "reproduce": {"experiments", "jobs", "seed", "out", "name", "config", "quiet"},
 }
+
+
+#: what a recording of costs leaves open: the rest of a real run is its plan's to say
+RECORDING_FLAGS = _ENGINE | _RECORDING | {
+    "tp", "layout", "max_running", "max_prefill_tokens", "kv_tokens", "block_tokens", "graph_rows", "seed", "out",
+    "name", "config", "dry_run", "quiet",
+}  # fmt: skip
 
 
 class UsageError(ValueError):
@@ -151,6 +162,16 @@ def _bucket(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
+def _graph_rows(text: str) -> tuple[int, ...]:
+    try:
+        sizes = () if text == "none" else tuple(int(size) for size in text.split(","))
+        return SchedulerConfig(graph_rows=sizes).graph_rows
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 'none' nor numbers of rows, such as 1,2,4,8") from None
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
@@ -225,6 +246,9 @@ def build_parser() -> ArgumentParser:
     group.add_argument("--kv-tokens", type=positive, metavar="N", help="KV memory (default: the model's or the GPU's)")
     group.add_argument("--block-tokens", type=positive, default=16, metavar="N", help="KV block size (default 16)")
 
+    group.add_argument("--graph-rows", type=_graph_rows, metavar="N,N,...|none",
+                       help="graphs that decode steps run as (default: the engine's, or as recorded)")  # fmt: skip
+
     group = parser.add_argument_group("the engine")
     group.add_argument("--model", metavar="NAME", help="folder, Hugging Face name, shape:NAME (default: embedded)")
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: a GPU where there is one)")
@@ -232,11 +256,18 @@ def build_parser() -> ArgumentParser:
                        help="of the GPU's memory that may be in use (default 0.9)")  # fmt: skip
     group.add_argument("--dtype", metavar="NAME", help="float32 | bfloat16 | float16 (default: the device's)")
 
+    group.add_argument(
+        "--record-costs", action="store_true", help="record what steps cost, instead of a workload (real)"
+    )
+    group.add_argument("--budget-s", type=number(float, 0, exclusive=True), metavar="S",
+                       help=f"time of the recording, the model loaded (default {DEFAULT_BUDGET_S:g})")  # fmt: skip
     group.add_argument("--tp", "--tensor-parallel-size", type=positive, default=1, metavar="N",
                        help="GPUs that the model is divided over (default 1; paged layout)")  # fmt: skip
 
     group = parser.add_argument_group("the simulated hardware")
-    group.add_argument("--costs", metavar="RUN|roofline:GPU:MODEL", help="a recorded run folder, or a roofline")
+    group.add_argument("--costs", metavar="RUN|PROFILE|roofline:GPU:MODEL",
+                       help="a recorded run folder, a profile, or a roofline (--list costs)")  # fmt: skip
+    group.add_argument("--profile", type=Path, metavar="FILE.csv.xz", help="make a profile of recorded runs (report)")
 
     group = parser.add_argument_group("published results (--mode reproduce)")
     group.add_argument("--experiments", type=_names, metavar="NAME[,NAME]", help="which ones (default: all)")
@@ -265,14 +296,25 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     for name, value in vars(args).items():
         if name not in ("mode", "list", *FLAGS_OF_MODE[args.mode]) and value not in (parser.get_default(name), []):
             raise UsageError(_without_effect(args, name))
+        if args.record_costs and name not in ("mode", *RECORDING_FLAGS) and value not in (parser.get_default(name), []):
+            raise UsageError(
+                f"{_flag(name)} has no effect with --record-costs, whose plan decides it; leave it out (it takes: "
+                f"{', '.join(sorted(map(_flag, RECORDING_FLAGS - {'record_costs'})))})"
+            )
+    if args.budget_s is not None and not args.record_costs:
+        raise UsageError("--budget-s is the time of a recording; give --record-costs as well, or leave it out")
     return args
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _without_effect(args: argparse.Namespace, name: str) -> str:
     modes = ", ".join(mode for mode, flags in FLAGS_OF_MODE.items() if name in flags)
     if name == "runs":
         return f"unexpected argument {str(args.runs[0])!r}: run folders are for --mode {modes}"
-    return f"--{name.replace('_', '-')} has no effect on --mode {args.mode}; leave it out (it is for: {modes})"
+    return f"{_flag(name)} has no effect on --mode {args.mode}; leave it out (it is for: {modes})"
 
 
 def _config_flags(path: Path) -> list[str]:

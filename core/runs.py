@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import gc
 import json
 import os
 import platform
@@ -10,11 +12,11 @@ import random
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,7 @@ import numpy.typing as npt
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from core.arguments import DEFAULT_MAX_RUNNING, PLAIN, UsageError, scheduler_config, takes
+from core.recording import Recording, recording_config, run_pilot, scale_of
 from reports.overhead import TimedJournaledScheduler, TimedScheduler
 from reports.rows import RunFolderError
 from reports.run import Run
@@ -33,6 +36,7 @@ from reports.summary import WallClock
 from scheduler.buckets import equal_mass_buckets, equal_mass_edges
 from scheduler.composition import compose
 from scheduler.config import SchedulerConfig
+from scheduler.graphs import resized
 from scheduler.journal import Replay, replay
 from scheduler.observer import Observer
 from scheduler.plan import Layout, StepOutcome, StepPlan
@@ -43,15 +47,18 @@ from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
 from scheduler.user_policies import is_policy_file, open_user_policy
 from simulator.costs import CostError, CostModel, prefill_token_ns
+from simulator.profiles import is_profile_file, profile_costs, profile_names, profile_path
+from simulator.profiles import title as profile_title
 from simulator.recorded import RecordedCosts, recorded_costs
 from simulator.replica import simulate
 from simulator.roofline import RooflineCosts, roofline
 from workloads.load import load_workload
 from workloads.prompts import PromptWriter
-from workloads.workload import Workload
+from workloads.workload import Row, Workload
 
 if TYPE_CHECKING:
-    from engine.executors import MemoryPlan
+    from engine.executors import Executor, MemoryPlan
+    from engine.loop import EngineLoop, StepScheduler
     from engine.models import LoadedModel
 
 JOURNAL_FILE = "replay.jsonl"
@@ -95,7 +102,7 @@ class Measured:
 class Counting:
     """An observer that passes everything on and counts the requests that ended on a progress bar."""
 
-    def __init__(self, observer: Observer, progress: Progress, requests: int, title: str) -> None:
+    def __init__(self, observer: Observer, progress: Progress, requests: int | None, title: str) -> None:
         self._observer = observer
         self._progress = progress
         self._task = progress.add_task(title, total=requests)
@@ -114,8 +121,8 @@ class Counting:
 class Session:
     """What the runs of one command have in common: the workload, the objectives, the manifest."""
 
-    def __init__(self, args: argparse.Namespace, command: str) -> None:
-        self.workload = _workload(args, args.seed)
+    def __init__(self, args: argparse.Namespace, command: str, workload: Workload | None = None) -> None:
+        self.workload = _workload(args, args.seed) if workload is None else workload
         self.args = with_edges(args, self.workload)
         self.command = command
         self.slo = Slo.parse(args.slo) if args.slo else None
@@ -140,7 +147,8 @@ class Session:
     ) -> SchedulerConfig:
         """The scheduler's settings for ``case``, with the memory and context that the model or hardware has.
 
-        ``costs`` say what a prefill takes. ``plain`` leaves out the settings that were asked for a policy.
+        ``costs`` say what a prefill takes, and whether decode steps run as graphs. ``plain`` leaves out the settings
+        that were asked for a policy.
         """
         if self.args.tp > 1 and case.layout != "paged":
             raise UsageError(f"--tp {self.args.tp} needs the paged layout; leave out --layout {case.layout}")
@@ -155,7 +163,18 @@ class Session:
         args = argparse.Namespace(**{**vars(self.args), **PLAIN}) if plain else self.args
         if takes(case.policy, "bins") or (args.oracle or "").startswith("noisy"):
             limits["length_quantiles"] = quantile_table(row.output_tokens for row in self.workload.rows)
-        return scheduler_config(args, case.policy, case.layout, **limits)
+        config = scheduler_config(args, case.policy, case.layout, **limits)
+        recorded = costs.graph_rows if isinstance(costs, RecordedCosts) else ()
+        return self._with_graphs(config, resized(recorded, _most_rows(config)))
+
+    def _with_graphs(self, config: SchedulerConfig, sizes: tuple[int, ...]) -> SchedulerConfig:
+        """``config`` with graphs of ``sizes``, or of those that were asked for."""
+        asked: tuple[int, ...] | None = self.args.graph_rows
+        if asked and "paged" not in (self.args.layout or ["paged"]):
+            return replace(config, graph_rows=asked)  # which is refused, with the reason
+        if config.layout != "paged":
+            return config
+        return replace(config, graph_rows=sizes if asked is None else asked)
 
     def check(self, config: SchedulerConfig, requests: list[Request]) -> None:
         """Refuse what could not be served: a lone or (``--strict``) any such request, a KV memory that is too small."""
@@ -218,10 +237,15 @@ class Session:
         return self._model
 
     def real_config(self, case: Case, costs: CostModel | None = None, plain: bool = False) -> SchedulerConfig:
-        """The settings for ``case`` on the engine, with the KV memory that the model's device has."""
-        context_tokens = self.model().context_tokens
-        limits = self.config(case, None, context_tokens, costs, plain)
-        return self.config(case, self.memory(limits).kv_tokens, context_tokens, costs, plain)
+        """The settings for ``case`` on the engine, with the KV memory and the graphs that the model's device has."""
+        from engine.executors import default_graph_rows
+
+        model = self.model()
+        limits = self.config(case, None, model.context_tokens, costs, plain)
+        graph_rows = default_graph_rows(model, limits.layout, _most_rows(limits))
+        kv_tokens = self.memory(self._with_graphs(limits, graph_rows)).kv_tokens
+        config = self.config(case, kv_tokens, model.context_tokens, costs, plain)
+        return self._with_graphs(config, graph_rows)
 
     def memory(self, config: SchedulerConfig) -> MemoryPlan:
         """How the device's memory is shared out under the limits of ``config``; found once for equal ones."""
@@ -231,7 +255,7 @@ class Session:
         if share is not None and model.device.type != "cuda":
             raise UsageError(f"--gpu-memory-utilization has no effect on a model on the {model.device}; leave it out")
         limits = (config.layout, config.pool, config.max_running, config.rows, config.max_prefill_tokens,
-                  config.chunk_tokens, config.block_tokens)  # fmt: skip
+                  config.chunk_tokens, config.block_tokens, config.graph_rows)  # fmt: skip
         if limits not in self._memory:
             self._memory[limits] = plan_memory(
                 model, config, utilization=DEFAULT_UTILIZATION if share is None else share,
@@ -268,36 +292,102 @@ class Session:
 
         What there is when the device fails is kept as a run that was interrupted is.
         """
-        from engine.errors import DeviceError
         from engine.executors import start_executor
-        from engine.loop import EngineLoop
 
         model, memory = self.model(), self.memory(config)
         if case.layout not in self._warm:
             _warm_up(model, config, memory)
             self._warm.add(case.layout)
         executor, config, memory = start_executor(model, config, memory)
+        run, loop, interrupted = self._run(
+            case, folder, config, {"memory": memory.as_dict()}, len(requests), lambda loop: loop.run(requests),
+            partial(self._loop, executor=executor, memory=memory),
+        )  # fmt: skip
+        with (folder / JOURNAL_FILE).open(encoding="utf-8") as journal:
+            replayed = replay(journal)
+        return Measured(run, replayed, interrupted, config, loop.broken, loop.errors, loop.last_error)
+
+    def record(self, case: Case, folder: Path, budget_s: float) -> tuple[Run, list[str], bool]:
+        """Record what steps cost on ``case``'s layout into ``folder``, in about ``budget_s`` seconds.
+
+        Returns the run, a line on each part of the recording, and whether it was interrupted. The manifest has the KV
+        memory that the device has (``kv_capacity_tokens``), which is more than the recording fills.
+
+        Raises :class:`~engine.errors.DeviceError` when the device fails; what was recorded is in the folder.
+        """
+        from engine.errors import DeviceError
+
+        model = self.model()
+        config = self.real_config(case, plain=True)
+        memory = self.memory(config)
+        # as much as there is, however few sequences are to run
+        config = recording_config(replace(config, kv_tokens=self.args.kv_tokens or memory.room_tokens))
+        pilot = run_pilot(self._loop, config, model.vocab, budget_s)
+        gc.collect()  # an executor's memory on the device goes with it
+        scale = scale_of(config, pilot, budget_s)
+        temperature = self.workload.temperature if self.args.temperature is None else self.args.temperature
+        recording = Recording(scale, model.vocab, temperature=temperature, seed=self.args.seed)
         notes = {
+            "kv_capacity_tokens": config.capacity_tokens,
+            "recording": {"budget_s": budget_s, **pilot._asdict()},
+            "memory": memory.as_dict(),
+        }
+        run, loop, interrupted = self._run(
+            case, folder, scale.config, notes, None, recording.play, self._loop, recording.watching
+        )
+        if loop.broken is not None:
+            raise DeviceError(loop.broken)
+        return run, recording.notes, interrupted
+
+    def _loop(
+        self, scheduler: StepScheduler, executor: Executor | None = None, memory: MemoryPlan | None = None
+    ) -> EngineLoop:
+        """A loop of ``scheduler`` and ``executor``, by default one of the scheduler's settings."""
+        from engine.executors import build_executor
+        from engine.loop import EngineLoop
+
+        model = self.model()
+        return EngineLoop(
+            scheduler, executor or build_executor(model, scheduler.config), tokenizer=model.tokenizer,
+            end_token_ids=model.eos_token_ids, memory=memory,
+        )  # fmt: skip
+
+    def _run(
+        self,
+        case: Case,
+        folder: Path,
+        config: SchedulerConfig,
+        notes: dict[str, Any],
+        requests: int | None,
+        play: Callable[[EngineLoop], None],
+        make_loop: Callable[[StepScheduler], EngineLoop],
+        watching: Callable[[Observer], Observer] = lambda observer: observer,
+    ) -> tuple[Run, EngineLoop, bool]:
+        """``play`` on a loop into ``folder``: the run, the loop, and whether it was interrupted.
+
+        The scheduler tells ``watching(observer)`` of what happens, which passes it on.
+        """
+        from engine.errors import DeviceError
+
+        model = self.model()
+        about = {
             "model": model.name,
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
             "tp": self.args.tp,
-            "memory": memory.as_dict(),
         }
-        manifest = self._manifest("real", case, config, notes)
+        manifest = self._manifest("real", case, config, about | notes)
         interrupted = False
         started_s = time.monotonic()
         with (
             RunWriter(folder, manifest) as writer,
             (folder / JOURNAL_FILE).open("w", buffering=1, encoding="utf-8") as journal,
-            self._bar(writer, len(requests), f"running {case}") as observer,
+            self._bar(writer, requests, f"running {case}") as observer,
         ):
-            scheduler = TimedJournaledScheduler(config, journal, observer)
-            loop = EngineLoop(
-                scheduler, executor, tokenizer=model.tokenizer, end_token_ids=model.eos_token_ids, memory=memory
-            )
+            scheduler = TimedJournaledScheduler(config, journal, watching(observer))
+            loop = make_loop(scheduler)
             try:
-                loop.run(requests)
+                play(loop)
             except KeyboardInterrupt:
                 interrupted = True
             except DeviceError:
@@ -306,9 +396,7 @@ class Session:
             wall = WallClock(manifest["started_at"], time.monotonic() - started_s, scheduler.spent_ns)
             counters, digest = scheduler.counters, scheduler.digest.hexdigest()
             run = writer.close(counters, digest, slo=self.slo, costs=_own_costs(folder), wall=wall)
-        with (folder / JOURNAL_FILE).open(encoding="utf-8") as journal:
-            replayed = replay(journal)
-        return Measured(run, replayed, interrupted, config, loop.broken, loop.errors, loop.last_error)
+        return run, loop, interrupted
 
     def calibrations(
         self, layout: Layout, cases: Iterable[Case], requests: list[Request]
@@ -357,10 +445,21 @@ class Session:
         return hardware(range(first, first + self.args.tp))
 
     @contextmanager
-    def _bar(self, writer: RunWriter, requests: int, title: str) -> Iterator[Observer]:
+    def _bar(self, writer: RunWriter, requests: int | None, title: str) -> Iterator[Observer]:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, disable=self.args.quiet or not os.isatty(2), transient=True) as progress:
             yield Counting(writer, progress, requests, title)
+
+
+def _most_rows(config: SchedulerConfig) -> int:
+    """Rows that a decode step can have."""
+    return min(config.max_running, config.rows)
+
+
+def recording_session(args: argparse.Namespace, command: str) -> Session:
+    """The session of a recording of costs, whose requests are no workload's."""
+    plan = Workload("recording", (Row(0, 1, 1, 1),), "requests of random tokens, as the plan of a recording needs them")
+    return Session(args, command, plan)
 
 
 def with_edges(args: argparse.Namespace, workload: Workload) -> argparse.Namespace:
@@ -408,10 +507,19 @@ def read_costs(spec: str) -> CostModel:
         if len(parts) != 3:
             raise CostError(f"costs {spec!r}: a roofline is roofline:GPU:MODEL, such as roofline:a100-40gb:qwen-7b")
         return roofline(parts[1], parts[2])
-    folder = Path(spec)
-    if not folder.exists():
-        raise CostError(f"costs {spec!r}: neither a run folder nor roofline:GPU:MODEL")
-    return recorded_costs(folder)
+    place = Path(spec)
+    if is_profile_file(place):
+        return profile_costs(place, spec)
+    if place.exists():
+        return recorded_costs(*experiment_folders(place))
+    names = profile_names()
+    if spec in names:
+        return profile_costs(profile_path(spec), spec)
+    near = difflib.get_close_matches(spec, names, n=1, cutoff=0.4)
+    raise CostError(
+        f"costs {spec!r}: neither a run folder nor roofline:GPU:MODEL, and no profile "
+        f"(profiles: {', '.join(names) or 'none'}){f'; did you mean {near[0]}?' if near else ''}"
+    )
 
 
 def _cost_notes(costs: CostModel, config: SchedulerConfig) -> dict[str, Any]:
@@ -421,9 +529,11 @@ def _cost_notes(costs: CostModel, config: SchedulerConfig) -> dict[str, Any]:
     if isinstance(costs, RecordedCosts):
         notes: dict[str, Any] = {
             "tp": costs.tp,
-            "fit_error": {f"{layout} {kind}": round(f.error, 4) for (layout, kind), f in costs.device.items()},
+            "fit_error": {f"{layout} {kind}": round(error, 4) for (layout, kind), error in costs.errors.items()},
             "sha256": {"costs": costs.sha256},
         }
+        if "hardware" in costs.about:
+            notes["costs_of"] = profile_title(costs.about)
         composed = compose(config)
         if composed.phase == "mixed" and (config.layout, "mixed") not in costs.device:
             notes["mixed_steps"] = "costed from prefill and decode steps: too few mixed ones were recorded"

@@ -14,7 +14,7 @@ from typing import Any, TypedDict, Unpack, overload
 import torch
 
 from engine.errors import DeviceError, GenerationError
-from engine.executors import DEFAULT_UTILIZATION, plan_memory, start_executor
+from engine.executors import DEFAULT_UTILIZATION, default_graph_rows, plan_memory, start_executor
 from engine.loop import EngineLoop, TokenOutput
 from engine.models import LoadedModel
 from engine.parallel.loading import load_divided_model
@@ -141,6 +141,8 @@ class InferenceEngine:
             raise ConfigError(f"tp {tp} needs the paged layout; layout is {layout!r}")
         self.model: LoadedModel = load_divided_model(model_path, tp, dtype=dtype, device=device)
         given.setdefault("context_tokens", self.model.context_tokens)
+        most_rows = min(max_running, given.get("max_rows") or max_running)
+        given.setdefault("graph_rows", default_graph_rows(self.model, layout, most_rows))
         limits = Scheduler(SchedulerConfig.from_dict(given)).config
         memory = plan_memory(self.model, limits, utilization=gpu_memory_utilization, kv_tokens=kv_tokens)
         limits = Scheduler(SchedulerConfig.from_dict({**given, "kv_tokens": memory.kv_tokens})).config

@@ -192,6 +192,13 @@ def _verdict(series: Sequence[Series], agreements: Sequence[Agreement]) -> str:
         kind, word = _verdict_kind(summary)
         who = "" if len(names) == len(series) else f"{', '.join(names)}: "
         boxes[kind].append(_paragraph(word, who + text))
+    guesses: dict[str, list[str]] = {}
+    for one in series:
+        for text in one.run.summary.get("beyond_recorded") or ():
+            guesses.setdefault(text, []).append(one.label)
+    for text, names in guesses.items():
+        who = "" if len(names) == len(series) else f"{', '.join(names)}: "
+        boxes["note"].append(_paragraph("Guessed costs.", f"{who}{text}."))
     parts = [f'<div class="verdict {kind}">{"".join(texts)}</div>' for kind, texts in boxes.items() if texts]
     return "\n".join(parts)
 

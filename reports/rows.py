@@ -49,6 +49,7 @@ _OLDER_STEPS: Older = {
     "decode_rows": lambda table: table["rows"].where(table["kind"] == "decode", 0),
     "decode_context_tokens": lambda table: table["context_tokens"].where(table["kind"] == "decode", 0),
     "swapped_tokens": lambda table: table["rows"] * 0,
+    "graph_rows": lambda table: table["rows"] * 0,
     "overlap": lambda table: table["rows"] * 0,
 }
 _KINDS: dict[str, Kind] = {"prefill": "prefill", "decode": "decode", "mixed": "mixed"}

@@ -17,6 +17,7 @@ from scheduler.user_policies.files import PYTHON
 #: settings of :class:`~scheduler.config.SchedulerConfig` by what they are about
 _LIMITS = (
     "max_running", "max_rows", "max_prefill_tokens", "kv_tokens", "block_tokens", "context_tokens", "starvation_s",
+    "graph_rows",
 )  # fmt: skip
 _PARTS = (
     "batching", "phase", "chunk_tokens", "admission", "aging", "aging_s", "aging_weight", "victim", "preemption",
@@ -122,6 +123,9 @@ def readable(settings: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     ]
     if limits["max_rows"] is not None:
         lines.append(("Rows of a step", f"at most {limits['max_rows']:,}"))
+    if limits.get("graph_rows"):
+        sizes = limits["graph_rows"]
+        lines.append(("Graphs of decode steps", f"{len(sizes)}, of {sizes[0]:,} to {sizes[-1]:,} rows"))
     lines.append(("Prompt tokens of a step", f"at most {limits['max_prefill_tokens']:,}"))
     if limits["context_tokens"] < _NO_LIMIT:
         lines.append(("Context", f"{limits['context_tokens']:,} tokens"))

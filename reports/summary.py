@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from reports.beyond import beyond_recorded
 from reports.bounds import bounds_block
 from reports.histogram import Histogram
 from reports.load import LoadStability, assess_load, unknown_load
@@ -158,6 +159,7 @@ def summarise(
     }
     throughput_per_s = summary["output_tokens_per_s"]
     summary["bounds"] = bounds_block(finished(requests), config, costs, throughput_per_s, absent, simulated=simulated)
+    summary["beyond_recorded"] = beyond_recorded(steps, costs)
     summary["kv"]["prefix_hit"] = summary["prefix"]["hit_ratio"]
     if summary["scheduler"] is None:
         absent["scheduler"] = "the manifest does not hold the scheduler's settings"
@@ -244,11 +246,12 @@ def _padding_waste(
         else:
             if in_time is None:
                 absent["padding_waste.time"] = "no step was run"
-    absent["padding_waste.graph"] = "steps were not run as graphs of fixed sizes"
+    if not counters.graph_rows:
+        absent["padding_waste.graph"] = "steps were not run as graphs of fixed sizes"
     return {
         "prefill": waste(counters.linear_useful_prefill, counters.linear_computed_prefill, "prefill"),
         "decode": waste(counters.attention_useful_decode, counters.attention_computed_decode, "decode"),
-        "graph": None,
+        "graph": 1 - counters.graph_rows_used / counters.graph_rows if counters.graph_rows else None,
         "time": in_time,
     }
 

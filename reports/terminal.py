@@ -18,6 +18,9 @@ from reports.reproduction import Findings
 from reports.run import Run, look_up
 from reports.settings import asked
 from reports.summary import verdict
+from simulator.costs import CostModel
+from simulator.profiles import title
+from simulator.recorded import RecordedCosts
 
 #: width of what goes into a file or a pipe
 _PLAIN_WIDTH = 120
@@ -88,12 +91,23 @@ def print_run(run: Run, *, quiet: bool = False, console: Console | None = None) 
             text = interval_text(tuple(interval), figure.unit) if interval else ""
             figures.add_row(figure.title, _value(run, path), text)
     out.print(figures)
+    for warning in run.summary.get("beyond_recorded") or ():
+        out.print(f"Costs are guessed for {warning}", style="yellow")
     settings = asked(run.summary.get("scheduler"))
     if settings:
         out.print(f"Scheduler: {', '.join(settings)}")
     out.print(_verdict(run))
     if run.folder is not None:
         out.print(f"Run folder: {run.folder}", soft_wrap=True)
+
+
+def print_costs(costs: CostModel, *, quiet: bool = False, console: Console | None = None) -> None:
+    """What recorded costs are of, and what they are off by on steps that were left out of the fits."""
+    if not isinstance(costs, RecordedCosts):
+        return
+    errors = ", ".join(f"{layout} {kind} {100 * error:.1f} %" for (layout, kind), error in costs.errors.items())
+    of = f"{title(costs.about)}; " if "hardware" in costs.about else ""
+    terminal(quiet, console).print(f"Costs {costs.name}: {of}mean error on steps left out: {errors}", soft_wrap=True)
 
 
 def print_runs(runs: Sequence[Run], *, quiet: bool = False, console: Console | None = None) -> None:

@@ -105,6 +105,9 @@ def counters_from_rows(requests: pd.DataFrame, steps: pd.DataFrame) -> RunCounte
             setattr(counters, f"{unit}_{part}", int(getattr(amounts, unit).sum()))
     counters.decode_rows = int(sums.decode_rows.sum())
     counters.decode_rows_computed = int(sums.decode_rows_computed.sum())
+    as_graphs = column(steps, "graph_rows") > 0
+    counters.graph_rows = int((sums.repeat * column(steps, "graph_rows")).sum())
+    counters.graph_rows_used = int(sums.decode_rows[as_graphs].sum())
     counters.swapped_tokens = int(column(steps, "swapped_tokens").sum())
     outcomes = requests["outcome"]
     for outcome in ("finished", "rejected", "aborted"):
@@ -147,7 +150,7 @@ def time_waste(steps: pd.DataFrame, costs: CostModel) -> float | None:
 
 #: what is the same in all steps of a stretch, and what grows with each
 _FIXED = ("padded", "kind", "rows", "rows_computed", "new_tokens", "new_tokens_computed", "sampled_rows", "decode_rows",
-          "swapped_tokens")  # fmt: skip
+          "swapped_tokens", "graph_rows")  # fmt: skip
 _GROWING = ("context_tokens", "kv_columns_computed", "kv_tokens_read", "longest_context", "decode_context_tokens")
 _KINDS: tuple[Kind, ...] = ("prefill", "decode", "mixed")
 _COST_COLUMNS = ("repeat", *_FIXED[2:], *_GROWING)
@@ -185,4 +188,5 @@ def _columns(group: dict[str, IntArray], offset: IntArray, *, padding: bool) -> 
         decode_rows=int(group["decode_rows"][0]),
         swapped_tokens=int(group["swapped_tokens"][0]),
         decode_context_tokens=group["decode_context_tokens"] + rows * offset,
+        graph_rows=int(group["graph_rows"][0]) if padding else 0,
     )

@@ -24,6 +24,8 @@ class SchedulerConfig:
     ``policy`` is a name or a file of the user's own, see :mod:`scheduler.user_policies`.
     ``kv_tokens`` is the KV memory, ``context_tokens`` the longest sequence that the model takes. ``kv_pool`` defaults
     to the layout's: paged for ``paged``, contiguous for ``padded``. ``starvation_s`` is only reported on.
+    ``graph_rows``: the sizes, increasing, of the graphs that decode steps run as on ``paged``
+    (:mod:`scheduler.graphs`); none where steps run as they are.
     """
 
     policy: str = "fcfs"
@@ -36,6 +38,7 @@ class SchedulerConfig:
     block_tokens: int = 16
     context_tokens: int = 1 << 30
     starvation_s: float = 60.0
+    graph_rows: tuple[int, ...] = ()
     # parts that go with any policy
     batching: str | None = None
     phase: str | None = None
@@ -80,6 +83,11 @@ class SchedulerConfig:
             quantiles = self.length_quantiles
             if not quantiles or quantiles[0] < 1 or any(a > b for a, b in pairwise(quantiles)):
                 raise ConfigError("length_quantiles must be lengths >= 1 that never fall, at least one")
+        sizes = self.graph_rows
+        if sizes and (sizes[0] < 1 or any(a >= b for a, b in pairwise(sizes))):
+            raise ConfigError("graph_rows must be numbers of rows >= 1, each larger than the one before")
+        if sizes and self.layout != "paged":
+            raise ConfigError(f"graph_rows are for the paged layout: steps on {self.layout} do not run as graphs")
         if self.kv_tokens < self.block_tokens and self.pool == "paged":
             raise ConfigError(f"kv_tokens is {self.kv_tokens}, less than one block of {self.block_tokens} tokens")
 
@@ -129,7 +137,5 @@ class SchedulerConfig:
         for key in values:
             if key not in valid:
                 raise ConfigError(unknown_name("scheduler setting", key, valid))
-        quantiles = values.get("length_quantiles")
-        if isinstance(quantiles, list):  # as JSON has it
-            values = {**values, "length_quantiles": tuple(quantiles)}
-        return cls(**values)
+        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}  # as JSON has tuples
+        return cls(**{**values, **lists})

@@ -15,6 +15,7 @@ class RunCounters:
     the steps: held by a token, reserved, free, and free but of no use to the request that is next; the
     ``kv_*_token_ns`` weigh them by each step's time. The decode rows of a mixed step count as decode, its chunks as
     prefill. ``wasted_rows`` were computed for sequences that had ended; they are counted as useful elsewhere.
+    ``graph_rows`` were computed by decode steps that ran as graphs of fixed sizes, for ``graph_rows_used`` sequences.
     """
 
     submitted: int = 0
@@ -34,6 +35,8 @@ class RunCounters:
     attention_computed_decode: int = 0
     decode_rows: int = 0
     decode_rows_computed: int = 0
+    graph_rows: int = 0
+    graph_rows_used: int = 0
     wasted_rows: int = 0
     preemptions: int = 0
     recomputed_tokens: int = 0
@@ -71,6 +74,9 @@ class RunCounters:
             self.attention_computed_decode += steps * features.kv_columns_computed + rows_computed * growth
             self.decode_rows += steps * features.rows
             self.decode_rows_computed += steps * features.rows_computed
+            if features.graph_rows:
+                self.graph_rows += steps * features.graph_rows
+                self.graph_rows_used += steps * features.rows
             return
         rows, context = features.decode_rows, features.decode_context_tokens
         if features.kind == "mixed":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Sizes
 from dataclasses import dataclass, field
 
 from scheduler.cohorts import MASK64, Cohort
+from scheduler.graphs import graph_rows_for
 from scheduler.kv import KvPool
 from scheduler.plan import Chunk, DigestEntry, Layout, StepFeatures
 from scheduler.sequence import Sequence
@@ -41,15 +43,24 @@ class Draft:
 
 
 def measure(
-    draft: Draft, layout: Layout, pool: KvPool, batch_rows: int, swapped_tokens: int, steps: int
+    draft: Draft,
+    layout: Layout,
+    pool: KvPool,
+    batch_rows: int,
+    swapped_tokens: int,
+    steps: int,
+    graph_sizes: Sizes[int] = (),
 ) -> tuple[StepFeatures, DigestEntry]:
-    """Features and digest of a draft's (first) step. ``batch_rows``: rows that a closed batch began with."""
+    """Features and digest of a draft's (first) step.
+
+    ``batch_rows``: rows that a closed batch began with. ``graph_sizes``: of the graphs that decode steps run as.
+    """
     if not draft.chunks:
-        return _decode(draft, layout, pool, batch_rows, swapped_tokens, steps)
+        return _decode(draft, layout, pool, batch_rows, swapped_tokens, steps, graph_sizes)
     prefill, entry = _prefill(draft.chunks, layout, pool, swapped_tokens)
     if not draft.decodes:
         return prefill, entry
-    decode, other = _decode(draft, layout, pool, 0, 0, 1)
+    decode, other = _decode(draft, layout, pool, 0, 0, 1, ())
     features = StepFeatures(
         layout=layout,
         kind="mixed",
@@ -111,7 +122,13 @@ def _prefill(chunks: list[Chunk], layout: Layout, pool: KvPool, swapped: int) ->
 
 
 def _decode(
-    draft: Draft, layout: Layout, pool: KvPool, batch_rows: int, swapped: int, steps: int
+    draft: Draft,
+    layout: Layout,
+    pool: KvPool,
+    batch_rows: int,
+    swapped: int,
+    steps: int,
+    graph_sizes: Sizes[int],
 ) -> tuple[StepFeatures, DigestEntry]:
     cohorts, rows = draft.cohorts, draft.rows
     if len(cohorts) == 1 and not rows:
@@ -126,7 +143,8 @@ def _decode(
         ids = (sum(cohort.ids for cohort in cohorts) + sum(s.hash64 for s in rows)) & MASK64
         starts = (sum(cohort.starts for cohort in cohorts) + sum(s.hash64 * (s.known - 1) for s in rows)) & MASK64
     padded = layout == "padded"
-    computed = max(count, batch_rows) if padded else count
+    graph_rows = graph_rows_for(count, graph_sizes)
+    computed = max(count, batch_rows) if padded else graph_rows or count
     features = StepFeatures(
         layout=layout,
         kind="decode",
@@ -135,7 +153,8 @@ def _decode(
         new_tokens=count,
         new_tokens_computed=computed,
         context_tokens=tokens,
-        kv_columns_computed=computed * longest if padded else tokens,
+        # a row that fills up a graph looks at one column
+        kv_columns_computed=computed * longest if padded else tokens + computed - count,
         kv_tokens_read=tokens,
         longest_context=longest,
         blocks_touched=blocks if pool.grows else count,
@@ -143,5 +162,6 @@ def _decode(
         decode_rows=count,
         decode_context_tokens=tokens,
         swapped_tokens=swapped,
+        graph_rows=graph_rows,
     )
     return features, DigestEntry("decode", count, ids, starts, ids, steps)

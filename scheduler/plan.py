@@ -58,7 +58,8 @@ class StepFeatures(NamedTuple):
     rows: int
     """sequences in the step"""
     rows_computed: int
-    """rows that the layout computes; more than ``rows`` for the dead rows of a closed padded batch"""
+    """rows that are computed; more than ``rows`` for the dead rows of a closed padded batch, and for those that fill
+    up a graph"""
     new_tokens: int
     """useful linear slots"""
     new_tokens_computed: int
@@ -81,6 +82,8 @@ class StepFeatures(NamedTuple):
     """their part of ``context_tokens``"""
     swapped_tokens: int = 0
     """tokens whose KV is moved to or from host memory before the (first) step"""
+    graph_rows: int = 0
+    """rows of the graph that the step runs as; 0 where it runs as none"""
 
 
 class StepColumns(NamedTuple):
@@ -101,6 +104,7 @@ class StepColumns(NamedTuple):
     decode_rows: int = 0
     swapped_tokens: int = 0
     decode_context_tokens: int | npt.NDArray[np.int64] = 0
+    graph_rows: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -170,14 +174,16 @@ class StepPlan:
         if self.repeat == 1:
             return StepColumns(f.layout, f.kind, 1, f.rows, f.rows_computed, f.new_tokens, f.new_tokens_computed,
                                f.context_tokens, f.kv_columns_computed, f.kv_tokens_read, f.longest_context,
-                               f.sampled_rows, f.decode_rows, f.swapped_tokens, f.decode_context_tokens)  # fmt: skip
+                               f.sampled_rows, f.decode_rows, f.swapped_tokens, f.decode_context_tokens,
+                               f.graph_rows)  # fmt: skip
         step = _STEPS[start:stop] if stop <= len(_STEPS) else np.arange(start, stop, dtype=np.int64)
         tokens = f.kv_tokens_read + f.rows * step
-        padded = f.layout == "padded"
-        columns = f.kv_columns_computed + f.rows_computed * step if padded else tokens
+        # the rows that fill up a graph stay as they are
+        growing = f.rows_computed if f.layout == "padded" else f.rows
+        columns = f.kv_columns_computed + growing * step
         return StepColumns(f.layout, f.kind, stop - start, f.rows, f.rows_computed, f.new_tokens,
                            f.new_tokens_computed, tokens, columns, tokens, f.longest_context + step,
-                           f.sampled_rows, f.decode_rows, 0, tokens)  # fmt: skip
+                           f.sampled_rows, f.decode_rows, 0, tokens, f.graph_rows)  # fmt: skip
 
 
 class DigestEntry(NamedTuple):

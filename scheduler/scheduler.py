@@ -221,8 +221,9 @@ class Scheduler:
             self.counters.swapped_in += len(swapped_in)
             self.counters.swapped_tokens += tokens_in
         batch_rows = 0 if state.batch is None else state.batch.rows
-        features, entry = measure(draft, self.config.layout, self.pool, batch_rows, swapped, steps)
-        slot_free = state.holding < self.config.max_running and state.batch is None
+        config = self.config
+        features, entry = measure(draft, config.layout, self.pool, batch_rows, swapped, steps, config.graph_rows)
+        slot_free = state.holding < config.max_running and state.batch is None
         plan = StepPlan(
             index=self._plans,
             now_ns=state.now_ns,

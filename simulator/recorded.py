@@ -9,82 +9,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.optimize import nnls
 
 from scheduler.plan import Layout, StepColumns
-from simulator.bounds import ROUNDING_NS, Floors, StepFloor
+from simulator.bounds import Floors
 from simulator.costs import CostError, PerStep
-
-#: what a step's time is made of, besides a constant: slots of the matrix products, and KV columns of attention
-TERMS = ("new_tokens_computed", "kv_columns_computed", "rows_computed")
-
-#: fewer recorded steps of a kind than this do not make a fit
-FEWEST_STEPS = 3
+from simulator.fits import COST_COLUMNS, FEWEST_STEPS, MixedCost, StepCost, fit
 
 Key = tuple[str, str]
 
-#: columns that files from before there were mixed steps, swaps and overlap do not have: nothing of it happened
-NEW_COLUMNS = ("decode_rows", "decode_context_tokens", "swapped_tokens", "overlap")
-
-
-@dataclass(frozen=True)
-class LinearCost:
-    """``constant + sum(weight x feature)`` nanoseconds, no term negative; ``error`` is the mean of |error| / mean."""
-
-    constant: float
-    weights: dict[str, float]
-    steps: int
-    error: float
-
-    def total(self, features: Any) -> Any:
-        """Of anything that has the terms as its attributes or keys of numbers or arrays; not rounded."""
-        total: Any = self.constant
-        for term, weight in self.weights.items():
-            total = total + weight * getattr(features, term)
-        return total
-
-    def floor(self, kind: str) -> StepFloor:
-        """What no step can be faster than; a decode step computes one token a row."""
-        rows = self.weights.get("rows_computed", 0.0) if kind == "decode" else 0.0
-        token_ns = self.weights.get("new_tokens_computed", 0.0) + rows
-        return StepFloor(max(0.0, self.constant - ROUNDING_NS), token_ns, self.weights.get("kv_columns_computed", 0.0))
-
-
-class Part(NamedTuple):
-    """The prompts or the decode rows of mixed steps, by the terms of a cost."""
-
-    new_tokens_computed: Any
-    kv_columns_computed: Any
-    rows_computed: Any
-
-
-@dataclass(frozen=True)
-class MixedCost:
-    """A mixed step put together from the costs of both kinds of step that it is made of, where none was recorded.
-
-    The larger of both constants, once: both read the weights and are launched and sampled as one step. To that, what
-    the prompts' slots cost in a prefill, and what the decode rows' slots cost in a decode step.
-    """
-
-    prefill: LinearCost
-    decode: LinearCost
-
-    def total(self, columns: Any) -> Any:
-        """See :meth:`LinearCost.total`."""
-        rows, context = columns.decode_rows, columns.decode_context_tokens
-        prompts = Part(
-            columns.new_tokens_computed - rows, columns.kv_columns_computed - context, columns.rows_computed - rows
-        )
-        constants = self.prefill.constant + self.decode.constant
-        once = max(self.prefill.constant, self.decode.constant)
-        return self.prefill.total(prompts) + self.decode.total(Part(rows, context, rows)) - constants + once
+#: columns that files from before there were mixed steps, swaps, overlap and graphs lack: nothing of it happened
+NEW_COLUMNS = ("decode_rows", "decode_context_tokens", "swapped_tokens", "overlap", "graph_rows")
+#: features that a fit goes on from where more is asked for than was recorded, by kind of step
+LIMITED = {
+    "prefill": ("new_tokens_computed", "longest_context"),
+    "decode": ("rows_computed", "longest_context"),
+    "mixed": ("new_tokens_computed", "decode_rows", "longest_context"),
+}
+#: columns of a recorded step that every file has
+_ALWAYS = tuple(name for name in COST_COLUMNS if name not in NEW_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -100,11 +50,23 @@ class RecordedCosts:
     context_tokens: int | None
     sha256: str
     """of the recordings"""
-    device: dict[Key, LinearCost]
-    host: dict[Key, LinearCost]
+    device: dict[Key, StepCost]
+    host: dict[Key, StepCost]
     swap_token_ns: dict[str, float] = field(default_factory=dict)
+    graph_rows: tuple[int, ...] = ()
+    """of the graphs that the recorded decode steps ran as"""
     tp: int = 1
     """GPUs that the model was divided over"""
+    most: dict[Key, dict[str, int]] = field(default_factory=dict)
+    """the largest of each feature in :data:`LIMITED` that was recorded"""
+    about: dict[str, Any] = field(default_factory=dict)
+    """what was recorded: of a profile its header"""
+
+    @property
+    def errors(self) -> dict[Key, float]:
+        """What the predicted device time is off by, as a share of the mean, on steps that were left out of the fit; on
+        those of the fit where there were too few to leave any out."""
+        return {key: cost.error if cost.held_out is None else cost.held_out for key, cost in self.device.items()}
 
     def device_ns(self, columns: StepColumns) -> PerStep:
         swap_ns = self.swap_token_ns.get(columns.layout, 0.0) * columns.swapped_tokens
@@ -119,9 +81,9 @@ class RecordedCosts:
         self.require(layout)
         floors: Floors = {}
         for kind in sorted(kind for recorded, kind in self.device if recorded == layout):
-            device = self.device[layout, kind].floor(kind)
-            host = self.host[layout, kind].floor(kind) if (layout, kind) in self.host else StepFloor(0.0, 0.0, 0.0)
-            floors[kind] = (device, host) if overlap else (device.plus(host),)
+            device = self.device[layout, kind].floors()
+            host = self.host[layout, kind].floors()[:1] if (layout, kind) in self.host else ()
+            floors[kind] = (*device, *host) if overlap else tuple(d.plus(h) for d in device for h in host) or device
         return floors
 
     def require(self, layout: Layout) -> None:
@@ -133,13 +95,13 @@ class RecordedCosts:
             for fits in (self.device, self.host):
                 self._fit(fits, layout, kind)
 
-    def _cost(self, fits: dict[Key, LinearCost], columns: StepColumns) -> LinearCost | MixedCost:
+    def _cost(self, fits: dict[Key, StepCost], columns: StepColumns) -> StepCost | MixedCost:
         layout, kind = columns.layout, columns.kind
         if kind != "mixed" or (layout, kind) in fits:
             return self._fit(fits, layout, kind)
         return MixedCost(self._fit(fits, layout, "prefill"), self._fit(fits, layout, "decode"))
 
-    def _fit(self, fits: dict[Key, LinearCost], layout: str, kind: str) -> LinearCost:
+    def _fit(self, fits: dict[Key, StepCost], layout: str, kind: str) -> StepCost:
         if (layout, kind) in fits:
             return fits[layout, kind]
         recorded = ", ".join(f"{layout} {kind}" for layout, kind in self.device)
@@ -156,45 +118,78 @@ class RecordedCosts:
 
 def recorded_costs(*folders: Path) -> RecordedCosts:
     """Fit the runs in ``folders`` together. What cannot be read or fitted is a :class:`CostError`, in one line."""
-    frames = [_read_steps(folder) for folder in folders]
-    manifest = _read_manifest(folders[0])
-    config = manifest.get("config", {})
-    steps = pd.concat(frames)
+    frames = [read_recorded(folder) for folder in folders]
+    manifests = [read_manifest(folder) for folder in folders]
+    configs = [manifest.get("config", {}) for manifest in manifests]
+    about = {
+        "kv_tokens": manifests[0].get("kv_capacity_tokens") or configs[0].get("kv_tokens"),
+        "context_tokens": configs[0].get("context_tokens"),
+        "tp": manifests[0].get("tp", 1),
+        "graph_rows": next((config["graph_rows"] for config in configs if config.get("graph_rows")), ()),
+    }
+    name = "+".join(str(folder) for folder in folders)
+    return costs_of(name, about, pd.concat(frames), b"".join((folder / "steps.csv").read_bytes() for folder in folders))
+
+
+def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: bytes) -> RecordedCosts:
+    """Fit ``steps``, as :func:`read_recorded` gives them.
+
+    ``about`` has the hardware's ``kv_tokens``, its model's ``context_tokens`` and the ``graph_rows`` that decode steps
+    ran as, and whatever else is to be told of them; ``data`` is what the steps were read from.
+    """
     device, host = _fits(steps, "device_ns", "swapped_tokens"), _fits(steps, "host_ns", "overlap")
     if not device:
-        raise CostError(f"{folders[0]}: fewer than {FEWEST_STEPS} steps of any kind were recorded; record a longer run")
-    name = "+".join(str(folder) for folder in folders)
-    sha256 = hashlib.sha256(b"".join((folder / "steps.csv").read_bytes() for folder in folders)).hexdigest()
-    return RecordedCosts(name, config.get("kv_tokens"), config.get("context_tokens"), sha256, device, host,
-                         _swaps(steps, device), manifest.get("tp", 1))  # fmt: skip
+        raise CostError(f"{name}: fewer than {FEWEST_STEPS} steps of any kind were recorded; record a longer run")
+    return RecordedCosts(
+        name=name,
+        kv_tokens=about.get("kv_tokens"),
+        context_tokens=about.get("context_tokens"),
+        sha256=hashlib.sha256(data).hexdigest(),
+        device=device,
+        host=host,
+        swap_token_ns=_swaps(steps, device),
+        graph_rows=tuple(about.get("graph_rows") or ()),
+        tp=about.get("tp") or 1,
+        most=_most(steps),
+        about=dict(about),
+    )
 
 
-def _fits(steps: pd.DataFrame, target: str, disturbed_by: str) -> dict[Key, LinearCost]:
+def _most(steps: pd.DataFrame) -> dict[Key, dict[str, int]]:
+    return {
+        (str(layout), str(kind)): {name: int(group[name].max()) for name in LIMITED[str(kind)]}
+        for (layout, kind), group in steps.groupby(["layout", "kind"])
+        if kind in LIMITED
+    }
+
+
+def _fits(steps: pd.DataFrame, target: str, disturbed_by: str) -> dict[Key, StepCost]:
     """A fit for each layout and kind of which there are steps enough, without those where ``disturbed_by`` is not 0."""
     return {
-        (str(layout), str(kind)): _fit(group, target)
+        (str(layout), str(kind)): fit(str(kind), group, group[target].to_numpy(np.float64))
         for (layout, kind), group in steps[steps[disturbed_by] == 0].groupby(["layout", "kind"])
         if len(group) >= FEWEST_STEPS
     }
 
 
-def _swaps(steps: pd.DataFrame, fits: dict[Key, LinearCost]) -> dict[str, float]:
+def _swaps(steps: pd.DataFrame, fits: dict[Key, StepCost]) -> dict[str, float]:
     """Nanoseconds to move a token, by layout: least squares through 0 of what steps took beyond their fit, >= 0."""
     found: dict[str, float] = {}
     for layout, swapping in steps[steps["swapped_tokens"] > 0].groupby("layout"):
         tokens, beyond = [], []
         for kind, group in swapping.groupby("kind"):
-            fit = fits.get((str(layout), str(kind)))
-            if fit is not None:
+            cost = fits.get((str(layout), str(kind)))
+            if cost is not None:
                 tokens.append(group["swapped_tokens"].to_numpy(float))
-                beyond.append(group["device_ns"].to_numpy(float) - fit.total(group))
+                beyond.append(group["device_ns"].to_numpy(float) - cost.totals(group))
         if tokens:
             moved, extra = np.concatenate(tokens), np.concatenate(beyond)
             found[str(layout)] = max(0.0, float(moved @ extra / (moved @ moved)))
     return found
 
 
-def _read_steps(folder: Path) -> pd.DataFrame:
+def read_recorded(folder: Path) -> pd.DataFrame:
+    """The steps of a recorded run, with every column that a fit reads; :class:`CostError` for what is none."""
     path = folder / "steps.csv"
     if not path.is_file():
         raise CostError(f"{folder} is no run folder: it has no steps.csv")
@@ -202,23 +197,24 @@ def _read_steps(folder: Path) -> pd.DataFrame:
         steps = pd.read_csv(path, on_bad_lines="skip")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise CostError(f"{path} cannot be read: {error}") from error
-    missing = [c for c in ("layout", "kind", "repeat", "device_ns", "host_ns", *TERMS) if c not in steps.columns]
+    missing = [c for c in ("layout", "kind", "repeat", "device_ns", "host_ns", *_ALWAYS) if c not in steps.columns]
     if missing:
         raise CostError(f"{path} lacks the column {missing[0]} (found: {', '.join(steps.columns)})")
     for column in NEW_COLUMNS:
         if column not in steps.columns:
             steps[column] = 0
-    for column in ("repeat", "device_ns", "host_ns", *TERMS, *NEW_COLUMNS):
+    for column in ("repeat", "device_ns", "host_ns", *_ALWAYS, *NEW_COLUMNS):
         numbers = pd.to_numeric(steps[column], errors="coerce")
         wrong = steps.loc[numbers.isna() & steps[column].notna(), column]
         if len(wrong):
             raise CostError(f"{path}: {column} is {wrong.iloc[0]!r}; must be a number")
     if (steps["repeat"] > 1).any():
         raise CostError(f"{path} was simulated, not recorded: costs must come from a run of the engine")
-    return steps.dropna(subset=["device_ns", "host_ns", *TERMS, *NEW_COLUMNS])
+    return steps.dropna(subset=["device_ns", "host_ns", *_ALWAYS, *NEW_COLUMNS])
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a recorded run; :class:`CostError` for what is none."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
     except (OSError, ValueError) as error:
@@ -228,17 +224,6 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if manifest.get("world") == "sim":
         raise CostError(f"{folder} was simulated, not recorded: costs must come from a run of the engine")
     return manifest
-
-
-def _fit(steps: pd.DataFrame, target: str) -> LinearCost:
-    """Non-negative least squares: a step can cost nothing less for doing more."""
-    measured = steps[target].to_numpy(float)
-    terms = np.column_stack([np.ones(len(steps)), *(steps[term].to_numpy(float) for term in TERMS)])
-    scale = np.maximum(terms.max(axis=0), 1.0)
-    weights, _ = nnls(terms / scale, measured)
-    weights = weights / scale
-    error = float(np.abs(terms @ weights - measured).mean() / max(measured.mean(), 1.0))
-    return LinearCost(float(weights[0]), dict(zip(TERMS, map(float, weights[1:]), strict=True)), len(steps), error)
 
 
 def _rounded(total: Any) -> PerStep:

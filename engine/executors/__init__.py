@@ -26,6 +26,8 @@ from engine.fused.architecture import missing_features
 from engine.models import LoadedModel
 from scheduler.config import SchedulerConfig
 from scheduler.errors import ConfigError
+from scheduler.graphs import graph_sizes
+from scheduler.plan import Layout
 
 __all__ = [
     "DEFAULT_UTILIZATION",
@@ -40,6 +42,7 @@ __all__ = [
     "Started",
     "StepResult",
     "build_executor",
+    "default_graph_rows",
     "plan_memory",
     "start_executor",
 ]
@@ -124,7 +127,8 @@ def build_executor(model: LoadedModel, config: SchedulerConfig) -> Executor:
     On a GPU models of a known architecture run fused, others through transformers' own modules; a model that is divided
     over several ranks runs fused everywhere.
 
-    Raises :class:`~engine.errors.ModelError` for a divided model in the padded layout.
+    Raises :class:`~engine.errors.ModelError` for a divided model in the padded layout, and
+    :class:`~scheduler.errors.ConfigError` for ``graph_rows`` where no executor with graphs runs the model.
     """
     if model.group is not None and config.layout != "paged":
         raise ModelError(
@@ -132,6 +136,8 @@ def build_executor(model: LoadedModel, config: SchedulerConfig) -> Executor:
         )
     if config.layout == "padded":
         return PaddedExecutor(model, max_running=config.max_running, overlap=config.overlap)
+    if config.graph_rows and not _can_run_fused(model):
+        raise ConfigError(f"graph_rows: {model.name!r} is not run by the executor that has graphs; leave them out")
     if _runs_fused(model, config):
         return FusedExecutor(
             model,
@@ -140,6 +146,7 @@ def build_executor(model: LoadedModel, config: SchedulerConfig) -> Executor:
             max_rows=config.rows,
             block_tokens=config.block_tokens,
             kv_pool=config.pool,
+            graph_rows=config.graph_rows,
         )
     return PagedExecutor(
         model,
@@ -151,13 +158,21 @@ def build_executor(model: LoadedModel, config: SchedulerConfig) -> Executor:
     )
 
 
+def default_graph_rows(model: LoadedModel, layout: Layout, most_rows: int) -> tuple[int, ...]:
+    """The sizes of the graphs that decode steps of at most ``most_rows`` rows run as, for a scheduler's config.
+
+    None but on a GPU, and there for models that run fused.
+    """
+    graphs = layout == "paged" and model.device.type == "cuda" and _can_run_fused(model)
+    return graph_sizes(most_rows) if graphs else ()
+
+
+def _can_run_fused(model: LoadedModel) -> bool:
+    config: Any = model.model.config
+    return not missing_features(config)
+
+
 def _runs_fused(model: LoadedModel, config: SchedulerConfig) -> bool:
     """Whether :class:`FusedExecutor` is the executor of ``config``."""
-    transformers_config: Any = model.model.config
-    return (
-        config.layout == "paged"
-        and not missing_features(transformers_config)
-        and (
-            model.device.type == "cuda" or model.group is not None or bool(beyond_plain_attention(transformers_config))
-        )
-    )
+    elsewhere = bool(config.graph_rows) or model.group is not None or bool(beyond_plain_attention(model.model.config))
+    return config.layout == "paged" and _can_run_fused(model) and (model.device.type == "cuda" or elsewhere)

@@ -7,22 +7,14 @@ the next step reads it, and a copy goes to the host meanwhile.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
 import torch
 from torch import Tensor
 
-from engine.executors.base import (
-    Booking,
-    DeviceTimer,
-    ExecutorWaste,
-    PendingStep,
-    SequenceState,
-    StepResult,
-    halves,
-)
+from engine.executors.base import Booking, DeviceTimer, PendingStep, SequenceState, StepResult, halves
 from engine.executors.paged import PrivateBlocks
 from engine.faults import free_unused, is_out_of_memory
 from engine.fused.decoder import Decoder, KvCache
@@ -43,7 +35,7 @@ from engine.models import LoadedModel
 from engine.parallel.workers import Workers
 from engine.sampling import Draw, row_key
 from scheduler.kv import PoolKind
-from scheduler.plan import Chunk, Layout, StepPlan, Swap
+from scheduler.plan import Chunk, Kind, Layout, StepPlan, Swap
 
 _start = attrgetter("start")
 
@@ -55,7 +47,6 @@ class _Step:
     timer: DeviceTimer
     numbers: list[int]
     tokens: Tensor | None
-    waste: ExecutorWaste
     workers: Workers | None
 
     def result(self) -> StepResult:
@@ -63,7 +54,7 @@ class _Step:
             self.workers.wait_until(self.timer.done)
         device_ns = self.timer.elapsed_ns()
         tokens = [] if self.tokens is None else self.tokens.tolist()
-        return StepResult(dict(zip(self.numbers, tokens, strict=True)), device_ns, self.waste)
+        return StepResult(dict(zip(self.numbers, tokens, strict=True)), device_ns)
 
 
 class FusedExecutor:
@@ -74,8 +65,8 @@ class FusedExecutor:
     one in each rank, and all are given the same.
 
     ``kv_tokens`` and ``block_tokens`` are the scheduler's; ``kv_pool`` says whether its plans carry block tables.
-    ``graphs``: decode steps are captured as CUDA graphs when the executor is made (default: on a GPU). A model that is
-    divided has one executor at a time: a new one ends the use of the one before.
+    ``graph_rows``: sizes that decode steps are filled up to; on a GPU each is captured as a CUDA graph when the
+    executor is made. A model that is divided has one executor at a time: a new one ends the use of the one before.
 
     Raises :class:`~engine.errors.RankError` (also of :meth:`launch` and of its results) where another rank has failed.
     """
@@ -93,7 +84,7 @@ class FusedExecutor:
         max_rows: int | None = None,
         block_tokens: int = 16,
         kv_pool: PoolKind = "paged",
-        graphs: bool | None = None,
+        graph_rows: Sequence[int] = (),
     ) -> None:
         self.model = model
         self.device = model.device
@@ -113,7 +104,7 @@ class FusedExecutor:
             block_tokens,
             max_running,
             min(max_running, max_rows or max_running),
-            self.device.type == "cuda" if graphs is None else graphs,
+            tuple(graph_rows),
         )
         self._workers = None if model.group is None else model.group.workers
         if self._workers is None:
@@ -158,19 +149,18 @@ class FusedExecutor:
             timer.start()
             if self._workers is not None:
                 moves = self._moves(plan)
-                numbers, rows = self._rows(plan.chunks, states)
+                numbers, rows = self._rows(plan.kind, plan.chunks, states)
                 tokens = self._workers.run(self._device, StepInputs(moves, rows))
-                waste = self._waste(rows)
             else:
                 if self._booking is None or not again:
                     self._booking = Booking(plan, plan, deque(self._device.moves(self._moves(plan))))
                 self._booking.move()
                 compute = self._in_pieces if again else self._compute
-                numbers, tokens, waste = compute(plan.chunks, states)
+                numbers, tokens = compute(plan.kind, plan.chunks, states)
             # to pinned memory, so that nobody waits here
             host = None if tokens is None else tokens.to("cpu", non_blocking=True, copy=True)
             timer.stop()
-        return _Step(timer, numbers, host, waste, self._workers)
+        return _Step(timer, numbers, host, self._workers)
 
     # -- what a step is made of
 
@@ -185,32 +175,27 @@ class FusedExecutor:
         swapped_in = [self._moved(swap) for swap in plan.swapped_in]
         return Moves(swapped_out, tuple(plan.released), swapped_in, self._named_blocks(plan, plan.chunks))
 
-    def _rows(self, chunks: list[Chunk], states: Mapping[int, SequenceState]) -> tuple[list[int], RowInputs]:
+    def _rows(
+        self, kind: Kind, chunks: list[Chunk], states: Mapping[int, SequenceState]
+    ) -> tuple[list[int], RowInputs]:
         """The sequence numbers that sample, in row order, and what the device is given for ``chunks``."""
-        if all(chunk.tokens == 1 and chunk.samples for chunk in chunks):
+        if kind == "decode":
             return self._decode(chunks, states)
         return self._mixed(chunks, states)
 
-    def _waste(self, rows: RowInputs) -> ExecutorWaste:
-        """What is computed for nothing."""
-        if not isinstance(rows, DecodeInputs):
-            return ExecutorWaste()
-        count = rows.numbers.shape[1]
-        return ExecutorWaste(self._device.size_for(count) - count, 0)
-
     def _compute(
-        self, chunks: list[Chunk], states: Mapping[int, SequenceState]
-    ) -> tuple[list[int], Tensor | None, ExecutorWaste]:
-        """The sequence numbers that sample, their tokens, and what was computed for nothing."""
-        numbers, rows = self._rows(chunks, states)
-        return numbers, self._device.compute(rows), self._waste(rows)
+        self, kind: Kind, chunks: list[Chunk], states: Mapping[int, SequenceState]
+    ) -> tuple[list[int], Tensor | None]:
+        """The sequence numbers that sample, and their tokens."""
+        numbers, rows = self._rows(kind, chunks, states)
+        return numbers, self._device.compute(rows)
 
     def _in_pieces(
-        self, chunks: list[Chunk], states: Mapping[int, SequenceState]
-    ) -> tuple[list[int], Tensor | None, ExecutorWaste]:
+        self, kind: Kind, chunks: list[Chunk], states: Mapping[int, SequenceState]
+    ) -> tuple[list[int], Tensor | None]:
         """:meth:`_compute` in as few pieces as memory allows."""
         try:
-            return self._compute(chunks, states)
+            return self._compute(kind, chunks, states)
         except RuntimeError as error:
             parts = halves(chunks)
             if parts is None or not is_out_of_memory(error):
@@ -219,14 +204,12 @@ class FusedExecutor:
         free_unused(self.device)
         numbers: list[int] = []
         tokens: list[Tensor] = []
-        waste = ExecutorWaste()
         for part in parts:
-            some, sampled, extra = self._in_pieces(part, states)
+            some, sampled = self._in_pieces(kind, part, states)
             numbers += some
             # a step's tokens are good until the next one
             tokens += [] if sampled is None else [sampled.clone()]
-            waste = ExecutorWaste(waste.linear_slots + extra.linear_slots, waste.attention_slots)
-        return numbers, torch.cat(tokens) if tokens else None, waste
+        return numbers, torch.cat(tokens) if tokens else None
 
     def _decode(self, chunks: list[Chunk], states: Mapping[int, SequenceState]) -> tuple[list[int], DecodeInputs]:
         """Rows of one token each, all of which sample. The longest come first: a GPU that begins with them ends

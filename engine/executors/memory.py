@@ -69,6 +69,11 @@ class MemoryPlan:
         """Bytes that are left for KV; fewer than none where the rest does not fit."""
         return self.usable_bytes - self.weights_bytes - self.step_bytes - self.graphs_bytes - self.other_bytes
 
+    @property
+    def room_tokens(self) -> int:
+        """Tokens of KV that there is room for, however few of them ``max_running`` sequences can use."""
+        return max(self.kv_tokens, self.left_bytes // self.kv_bytes_per_token if self.total_bytes else 0)
+
     def as_dict(self) -> dict[str, Any]:
         """All numbers, for a manifest."""
         return {

@@ -64,7 +64,7 @@ def _measured(model: LoadedModel, config: SchedulerConfig, used: int) -> Needs:
     device = model.device
     executor = FusedExecutor(
         model, kv_tokens=config.block_tokens, max_running=config.max_running, max_rows=config.rows,
-        block_tokens=config.block_tokens, graphs=False,
+        block_tokens=config.block_tokens,
     )  # fmt: skip
     # what weights took before they were merged
     free_unused(device)
@@ -73,18 +73,19 @@ def _measured(model: LoadedModel, config: SchedulerConfig, used: int) -> Needs:
     one_block = config.block_tokens * model.kv_bytes_per_token
     # what the steps needed is still the allocator's
     step_bytes = max(0, used_bytes(device)[0] - used - one_block)
-    graphs_bytes = _graphs_bytes(executor.decodes, model)
+    graphs_bytes = _graphs_bytes(executor.decodes, model, config.graph_rows)
     del executor
     free_unused(device)
     return Needs(step_bytes, graphs_bytes, max(0, used - weights_bytes(model)), measured=True)
 
 
-def _graphs_bytes(decodes: DecodeSteps, model: LoadedModel) -> int:
-    """What all graphs take, from the two largest and the smallest."""
+def _graphs_bytes(decodes: DecodeSteps, model: LoadedModel, sizes: SequenceOf[int]) -> int:
+    """What graphs of all ``sizes`` take, from the two largest and the smallest."""
+    if not sizes:
+        return 0
     device = model.device
     free_unused(device)
     marks = [used_bytes(device)[0]]
-    sizes = decodes.sizes
     sample = sorted({sizes[-1], sizes[max(0, len(sizes) - 2)], sizes[0]}, reverse=True)
     for size in sample:
         decodes.capture(size)

@@ -24,13 +24,16 @@ from engine.tensors import upload
 
 
 class DeviceSettings(NamedTuple):
-    """The memory of a :class:`FusedDevice`: KV blocks, places for sequences that hold some, rows of a decode step."""
+    """The memory of a :class:`FusedDevice`: KV blocks, places for sequences that hold some, rows of a decode step.
+
+    ``graph_rows``: sizes that decode steps are filled up to.
+    """
 
     blocks: int
     block_tokens: int
     places: int
     most_rows: int
-    graphs: bool
+    graph_rows: tuple[int, ...]
 
 
 class Moved(NamedTuple):
@@ -116,12 +119,8 @@ class FusedDevice:
             torch.zeros(settings.places + 1, dtype=torch.int64, device=self.device),
         )
         self.decodes = DecodeSteps(
-            self.decoder, self.cache, self._memory, settings.most_rows, model.context_tokens, settings.graphs
+            self.decoder, self.cache, self._memory, settings.most_rows, model.context_tokens, settings.graph_rows
         )
-
-    def size_for(self, rows: int) -> int:
-        """The rows that a decode step of ``rows`` rows computes."""
-        return self.decodes.size_for(rows)
 
     def run(self, inputs: StepInputs) -> Tensor | None:
         """Start a step; nothing is waited for. The sampled tokens ``int64[sampling rows]``, good until the next step.

@@ -13,16 +13,12 @@ from torch import Tensor
 
 from engine.fused.decoder import Decoder, KvCache, Rows, StepTensors
 from engine.kernels import DecodeWorkspace, decode_splits
+from scheduler.graphs import graph_rows_for
+from scheduler.graphs import graph_sizes as default_sizes
 
 #: columns of the numbers that a decode step is given, one row for each row of the step
 ID, PLACE, POSITION, SLOT, LENGTH, TEMPERATURE, KEY = range(7)
 COLUMNS = 7
-
-
-def bucket_sizes(most: int) -> list[int]:
-    """Numbers of rows that there is a graph for, up to ``most``: dense where rows are few."""
-    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, 1025, 32)]
-    return [*(size for size in sizes if size < most), most]
 
 
 def temperature_bits(temperature: float) -> int:
@@ -42,27 +38,39 @@ class Memory(NamedTuple):
 
 
 class DecodeSteps:
-    """Decode steps of up to ``most_rows`` rows: captured graphs on a GPU, plain calls elsewhere."""
+    """Decode steps of up to ``most_rows`` rows: each as the next larger of ``graph_sizes``, or as it is.
+
+    On a GPU the sizes are captured as graphs; elsewhere they are plain calls of so many rows.
+    """
 
     def __init__(
-        self, decoder: Decoder, cache: KvCache, memory: Memory, most_rows: int, context_tokens: int, graphs: bool
+        self,
+        decoder: Decoder,
+        cache: KvCache,
+        memory: Memory,
+        most_rows: int,
+        context_tokens: int,
+        graph_sizes: Sequence[int],
     ) -> None:
         self._decoder, self._cache, self._memory = decoder, cache, memory
         device = memory.last.device
         heads = decoder.architecture.heads
-        self.sizes = bucket_sizes(most_rows)
+        self._graph_sizes = tuple(graph_sizes)
+        most_rows = max([most_rows, *self._graph_sizes])
+        #: numbers of rows that attention is split for
+        self.sizes = self._graph_sizes or default_sizes(most_rows)
         processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
         self._splits = {size: decode_splits(size, heads.key_value, context_tokens, processors) for size in self.sizes}
         room = max(size * self._splits[size] for size in self.sizes)
         most_splits = max(self._splits.values())
         self._workspace = DecodeWorkspace(max(-(-room // most_splits), most_rows), heads, most_splits, device)
-        self._numbers = torch.zeros(COLUMNS, self.sizes[-1], dtype=torch.int64, device=device)
-        self._tokens = torch.zeros(self.sizes[-1], dtype=torch.int64, device=device)
+        self._numbers = torch.zeros(COLUMNS, most_rows, dtype=torch.int64, device=device)
+        self._tokens = torch.zeros(most_rows, dtype=torch.int64, device=device)
         self._logits: dict[int, Tensor] = {}
         self._graphs: dict[int, Any] = {}
         #: the memory pool of the graphs, and the stream on which a step is run before it is captured
         self._capturing: tuple[Any, Any] | None = None
-        if graphs:
+        if self._graph_sizes and device.type == "cuda":
             # the largest first, so that the others fit into its memory
             for size in reversed(self.sizes):
                 self.capture(size)
@@ -88,7 +96,7 @@ class DecodeSteps:
 
     def size_for(self, rows: int) -> int:
         """The rows that are computed for ``rows`` rows."""
-        return next(size for size in self.sizes if size >= rows) if self._graphs else rows
+        return graph_rows_for(rows, self._graph_sizes) or rows
 
     def run(self, numbers: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """One step of ``numbers`` ``int64[COLUMNS, rows]``: the sampled tokens ``int64[rows]``, and the logits.
@@ -105,7 +113,7 @@ class DecodeSteps:
         if self._numbers.is_cuda:
             given = given.pin_memory()
         self._numbers[:, :size].copy_(given, non_blocking=True)
-        if self._graphs:
+        if size in self._graphs:
             self._graphs[size].replay()
             logits = self._logits[size]
         else:

@@ -87,7 +87,7 @@ PROMPT_LENGTHS = (3, 17, 33, 48)
 def fused(model: LoadedModel, config: SchedulerConfig) -> FusedExecutor:
     return FusedExecutor(
         model, kv_tokens=config.capacity_tokens, max_running=config.max_running, max_rows=config.rows,
-        block_tokens=config.block_tokens, kv_pool=config.pool,
+        block_tokens=config.block_tokens, kv_pool=config.pool, graph_rows=config.graph_rows,
     )  # fmt: skip
 
 
@@ -309,7 +309,7 @@ def test_the_whole_of_a_family_is_felt(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def forgetful(model: LoadedModel, config: SchedulerConfig) -> FusedExecutor:
         executor = fused(model, config)
-        object.__setattr__(executor.decoder.architecture, "windows", (None,) * model.layers)
+        object.__setattr__(executor._device.decoder.architecture, "windows", (None,) * model.layers)
         return executor
 
     tokens, _ = served(reference.ours, forgetful, prompts, **TIGHT)

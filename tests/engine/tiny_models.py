@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoConfig
 from transformers.models.auto import AutoModelForCausalLM
 
 from engine.attention import ATTENTION
+from engine.executors import default_graph_rows
 from engine.fused.decoder import Chunks, Decoder, KvCache, Rows, StepTensors
 from engine.loop import EngineLoop, TokenOutput
 from engine.models import LoadedModel, loaded
@@ -223,6 +225,8 @@ def served(
 ) -> tuple[dict[str, list[int]], Scheduler]:
     """Tokens of every prompt, served together; ``executor`` makes one of a model and the scheduler's settings."""
     config = SchedulerConfig.from_dict({"kv_tokens": 4096, "context_tokens": model.context_tokens, **settings})
+    if "graph_rows" not in settings:
+        config = replace(config, graph_rows=default_graph_rows(model, config.layout, config.max_running))
     scheduler = Scheduler(config)
     tokens: dict[str, list[int]] = {str(place): [] for place in range(len(prompts))}
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from handmade_runs import HandMade, every_part, four_requests
+from handmade_runs import HandMade, every_part, four_requests, step
 
 from reports.rows import read_steps
 from reports.waste import counters_from_rows, digest_from_rows, time_waste
@@ -43,6 +43,32 @@ def test_counters_of_mixed_steps_are_those_of_the_scheduler(tmp_path: Path) -> N
     for name in RunCounters.__dataclass_fields__:
         if not name.startswith(in_no_row):
             assert getattr(rebuilt, name) == getattr(made.counters, name), name
+
+
+def test_rows_that_fill_up_graphs_are_counted_and_are_waste_in_time(tmp_path: Path) -> None:
+    made = HandMade(tmp_path / "run")
+    plan, outcome = step(0, 0, [10, 20], layout="paged", rows=5, longest=20, shorter=3)
+    plain = plan.features
+    plan.features = plain._replace(
+        graph_rows=8, rows_computed=8, new_tokens_computed=8, kv_columns_computed=plain.kv_columns_computed + 3
+    )
+    made.ran(plan, outcome)
+    made.step(1, 20, [30], layout="paged", rows=2, longest=9)
+    run = made.close(report=False)
+    assert run.summary["padding_waste"]["graph"] == 1 - 10 / 16
+    assert run.summary["batch_occupancy"] == 12 / 18
+    rebuilt = counters_from_rows(run.requests, run.steps)
+    assert (rebuilt.graph_rows, rebuilt.graph_rows_used) == (16, 10)
+    # 97 and then 102 columns of 5 rows, 18 of 2: a nanosecond a row and two a column
+    useful = 5 + 2 * 97 + 5 + 2 * 102 + 2 + 2 * 18
+    assert time_waste(run.steps, Linear()) == pytest.approx(1 - useful / (useful + 2 * (3 + 2 * 3)))
+
+
+def test_tables_from_before_graphs_are_read(tmp_path: Path) -> None:
+    run = four_requests(tmp_path / "run").close(report=False)
+    path = tmp_path / "run" / "steps.csv"
+    run.steps.drop(columns="graph_rows").to_csv(path, index=False)
+    assert read_steps(path.parent)[list(run.steps)].equals(run.steps)
 
 
 def test_mixed_steps_and_swaps_reach_the_cost_model_as_they_were(tmp_path: Path) -> None:

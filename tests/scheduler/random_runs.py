@@ -141,9 +141,10 @@ def _draw_any_config(rng: Random, policy: str) -> SchedulerConfig:
     own = {name: pick(values) for name, values in POLICY_SETTINGS[policy].items()}
     mixed = drawn.get("phase") == "mixed"
     paged = mixed or "prefix_cache" in drawn or "preemption" in drawn
+    layout: Layout = "paged" if paged else pick(("paged", "padded"))
     return SchedulerConfig(
         policy=policy,
-        layout="paged" if paged else pick(("paged", "padded")),
+        layout=layout,
         kv_pool=None if paged else pick((None, None, "paged", "contiguous", "buddy")),
         max_running=pick((2, 3, 4, 6, 8) if mixed else (1, 2, 3, 4, 6, 8)),
         max_rows=pick((None, None, 2, 5) if mixed else (None, None, 1, 2, 5)),
@@ -154,6 +155,7 @@ def _draw_any_config(rng: Random, policy: str) -> SchedulerConfig:
         starvation_s=pick((2e-6, 1e-5, 60.0)),
         prefill_token_ns=pick((50_000, 1_000_000, 5_000_000)),
         length_quantiles=pick(((1, 2, 5, 7, 12, 12, 16, 20, 26), (3, 3, 9), tuple(range(1, 30)))),
+        graph_rows=pick(((), (), (1, 2, 4, 8), (3,), (2, 5))) if layout == "paged" else (),
         **(own | drawn),
     )
 

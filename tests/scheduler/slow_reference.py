@@ -501,15 +501,18 @@ class Reference:
         tokens = [n for _, _, n in pieces]
         ends = [start + n for _, start, n in pieces]
         pairs = pairs_of(pieces)
+        graphs = [size for size in self.config.graph_rows if size >= rows and kind == "decode"]
+        rows_computed = min(graphs, default=rows_computed)
+        filled = rows_computed - rows if graphs else 0
         return StepFeatures(
             layout=self.config.layout,
             kind=kind,  # type: ignore[arg-type]
             rows=rows,
             rows_computed=rows_computed,
             new_tokens=sum(tokens),
-            new_tokens_computed=rows_computed * max(tokens) if padded else sum(tokens),
+            new_tokens_computed=rows_computed * max(tokens) if padded else sum(tokens) + filled,
             context_tokens=pairs,
-            kv_columns_computed=rows_computed * max(tokens) * max(ends) if padded else pairs,
+            kv_columns_computed=rows_computed * max(tokens) * max(ends) if padded else pairs + filled,
             kv_tokens_read=sum(ends),
             longest_context=max(ends),
             blocks_touched=sum(self.memory.need(end) for end in ends) if self.memory.grows else rows,
@@ -517,6 +520,7 @@ class Reference:
             decode_rows=len(decoding),
             decode_context_tokens=pairs_of(decoding),
             swapped_tokens=self.moved_tokens,
+            graph_rows=min(graphs, default=0),
         )
 
     def unusable(self) -> int:

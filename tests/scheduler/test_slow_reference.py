@@ -86,6 +86,7 @@ REACHED = {
     "prefix_hit_tokens": 0.05,
     "kv_unusable_sum": 0.02,
     "kv_reused": 0.5,
+    "graph_rows": 0.2,
     "aborted": 0.2,
     "rejected": 0.05,
 }

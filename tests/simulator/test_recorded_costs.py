@@ -196,11 +196,15 @@ def test_a_mixed_step_is_put_together_from_prefill_and_decode_where_none_was_rec
     tmp_path: Path, rows: list[dict[str, Any]]
 ) -> None:
     costs = recorded_costs(write(tmp_path, rows))
-    (_, token, pair), (constant, row, column) = KNOWN["paged", "prefill"], KNOWN["paged", "decode"]
+    (constant, token, pair), (decode_constant, row, column) = KNOWN["paged", "prefill"], KNOWN["paged", "decode"]
     step = columns_of(mixed_step(200, 7, 3000))
-    # the larger constant once, 200 tokens and their pairs as in a prefill, 7 rows and their columns as in a decode
-    expected = constant + 200 * token + 20_100 * pair + 7 * row + 3000 * column
+    # 207 tokens as in a prefill, the prompt's pairs as there, the rows' columns as in a decode
+    expected = constant + 207 * token + 20_100 * pair + 3000 * column
     assert costs.device_ns(step) == pytest.approx(expected, rel=1e-5)
+    small = columns_of(mixed_step(20, 7, 3000))
+    # 27 tokens take less than the seven rows alone
+    expected = decode_constant + 7 * row + 210 * pair + 3000 * column
+    assert costs.device_ns(small) == pytest.approx(expected, rel=1e-5)
     assert costs.host_ns(step) == pytest.approx(HOST_NS, rel=1e-6)
 
 

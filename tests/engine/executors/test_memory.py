@@ -17,9 +17,10 @@ from engine.executors import FusedExecutor, build_executor, plan_memory, start_e
 from engine.executors.memory import Needs, estimated_needs, share_out, used_bytes, weights_bytes
 from engine.executors.probe import largest_steps, measured_needs
 from engine.faults import free_unused
-from engine.fused.graphs import DecodeSteps, bucket_sizes
+from engine.fused.graphs import DecodeSteps
 from engine.models import LoadedModel, load_model, loaded
 from scheduler.config import ConfigError, SchedulerConfig
+from scheduler.graphs import graph_sizes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GIB = 1 << 30
@@ -110,9 +111,7 @@ def test_shared_weights_count_once(small: LoadedModel) -> None:
 
 def test_a_second_executor_has_the_weights_of_the_first(small: LoadedModel) -> None:
     size = weights_bytes(small)
-    first, second = (
-        FusedExecutor(small, kv_tokens=64, max_running=2, graphs=False).decoder._layers[1].qkv for _ in range(2)
-    )
+    first, second = (FusedExecutor(small, kv_tokens=64, max_running=2).decoder._layers[1].qkv for _ in range(2))
     assert first.data_ptr() == second.data_ptr()
     assert first.shape == second.shape
     assert weights_bytes(small) == size
@@ -190,7 +189,7 @@ def test_the_largest_steps_run_over_one_block(
     small: LoadedModel, settings: dict[str, Any], tokens: tuple[int, ...]
 ) -> None:
     config = replace(CONFIG, **settings)
-    executor = FusedExecutor(small, kv_tokens=16, max_running=config.max_running, max_rows=config.rows, graphs=False)
+    executor = FusedExecutor(small, kv_tokens=16, max_running=config.max_running, max_rows=config.rows)
     for step, expected in zip(largest_steps(small, config), tokens, strict=True):
         assert sum(chunk.tokens for chunk in step.plan.chunks) == expected
         assert len(executor.execute(step.plan, step.states).tokens) == len(step.plan.chunks)
@@ -223,8 +222,8 @@ def test_what_steps_and_graphs_leave_behind_is_what_they_need(
     small: LoadedModel, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
     gpu = Gpu(small, monkeypatch, step=9_000_000)
-    needs = measured_needs(small, replace(CONFIG, max_running=rows, max_prefill_tokens=64))
-    sizes = bucket_sizes(rows)
+    sizes = graph_sizes(rows)
+    needs = measured_needs(small, replace(CONFIG, max_running=rows, max_prefill_tokens=64, graph_rows=sizes))
     assert needs.step == 9_000_000 - 16 * 256
     assert needs.other == 7 << 20
     # three graphs stand for all
@@ -251,7 +250,12 @@ def test_the_pool_fills_the_gpu_to_within_five_percent(max_rows: int) -> None:
     """Beside the pool the largest steps run, and what is in use then is the share that was to be used."""
     model = load_model("shape:smollm2-135m", device="cuda")
     config = SchedulerConfig(
-        max_running=4096, max_rows=max_rows, max_prefill_tokens=4096, block_tokens=16, overlap=True
+        max_running=4096,
+        max_rows=max_rows,
+        max_prefill_tokens=4096,
+        block_tokens=16,
+        overlap=True,
+        graph_rows=graph_sizes(max_rows),
     )
     memory = plan_memory(model, config)
     print(memory)

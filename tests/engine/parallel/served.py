@@ -12,6 +12,7 @@ from engine.executors import FusedExecutor
 from engine.loop import EngineLoop, TokenOutput
 from engine.models import LoadedModel
 from scheduler.config import SchedulerConfig
+from scheduler.graphs import graph_sizes
 from scheduler.request import Request, SamplingParams
 from scheduler.scheduler import Scheduler
 
@@ -42,11 +43,12 @@ def serve(
 ) -> tuple[list[list[int]], Scheduler, dict[str, str]]:
     """Tokens by prompt, the scheduler, and how each request ended."""
     config = SchedulerConfig.from_dict(
-        {"kv_pool": "paged", "kv_tokens": 1024, "context_tokens": model.context_tokens, "max_running": 6, **settings}
-    )
+        {"kv_pool": "paged", "kv_tokens": 1024, "context_tokens": model.context_tokens, "max_running": 6,
+         "graph_rows": graph_sizes(6), **settings}
+    )  # fmt: skip
     executor = FusedExecutor(
         model, kv_tokens=config.capacity_tokens, max_running=config.max_running, max_rows=config.rows,
-        block_tokens=config.block_tokens, kv_pool=config.pool,
+        block_tokens=config.block_tokens, kv_pool=config.pool, graph_rows=config.graph_rows,
     )  # fmt: skip
     scheduler = Scheduler(config)
     tokens: list[list[int]] = [[] for _ in LENGTHS]

@@ -1,0 +1,396 @@
+"""A run whose steps are the recording that costs are fitted to: it meets the features of a step, evenly and fast.
+
+The loop and the scheduler are the usual ones, on requests of random token ids. What is unusual is who hands them in:
+not a workload with its times, but a plan that waits for the steps it wants, and aborts requests to have fewer rows. No
+step overlaps another, so that the host's time shows.
+
+How much is recorded follows from what the device can do in ``budget_s`` seconds. A pilot finds the prompt tokens that
+it computes in a second, and the time that a decode row takes. The run's KV memory is what a tenth of the time fills, at
+most what the device has. The time goes to the parts of the plan by their weights. A part takes as many rows as 40% of
+its time can prefill, and another 40% can step once for each number of rows; it takes more steps of each as long as
+there is time. Whatever the time, each part is begun.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from scheduler.config import SchedulerConfig
+from scheduler.graphs import graph_sizes
+from scheduler.observer import Observer
+from scheduler.plan import StepFeatures, StepOutcome, StepPlan
+from scheduler.request import Request, SamplingParams
+from scheduler.scheduler import Scheduler
+from scheduler.sequence import Sequence as SchedulerSequence
+
+if TYPE_CHECKING:
+    from engine.loop import EngineLoop
+
+#: the shortest prompt, and the shortest mean context of a sweep; each next one is four times as long
+SHORTEST_PROMPT, SHORTEST_CONTEXT = 16, 64
+#: KV memory for one row, where the device has more
+MOST_TOKENS_A_ROW = 4096
+#: decode steps that are wanted of each number of rows
+STEPS_EACH = 6
+#: swaps that are wanted, and the steps to wait for them at most, once the memory is full
+SWAPS, SWAP_STEPS = 12, 200
+#: of the memory, what prompts fill at most where nothing is to be swapped
+FILL = 0.8
+
+
+class Watch:
+    """An observer that passes everything on, and remembers the last step and who has not ended."""
+
+    def __init__(self, observer: Observer | None = None) -> None:
+        self._observer = observer
+        self.steps = 0
+        self.swaps = 0
+        self.last: StepFeatures | None = None
+        self.last_device_ns = 0
+        self.decode_ns = self.decode_rows = 0
+        self.live: dict[str, None] = {}
+
+    def stepped(self, plan: StepPlan, steps: int, outcome: StepOutcome) -> None:
+        self.steps += steps
+        self.swaps += len(plan.swapped_out) + len(plan.swapped_in)
+        self.last, self.last_device_ns = plan.features, outcome.device_ns
+        if plan.kind == "decode":
+            self.decode_ns += outcome.device_ns
+            self.decode_rows += plan.features.rows
+        if self._observer is not None:
+            self._observer.stepped(plan, steps, outcome)
+
+    def gaps(self, gap_ns: npt.NDArray[np.int64], weight: int) -> None:
+        if self._observer is not None:
+            self._observer.gaps(gap_ns, weight)
+
+    def ended(self, sequence: SchedulerSequence) -> None:
+        self.live.pop(sequence.id, None)
+        if self._observer is not None:
+            self._observer.ended(sequence)
+
+
+class Pilot(NamedTuple):
+    """What a device can do: prompt tokens a second, the longest prompt that was tried, seconds for a decode row."""
+
+    tokens_per_s: float
+    longest_prompt: int
+    decode_row_s: float
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a recording is."""
+
+    config: SchedulerConfig
+    """of the run, with its KV memory"""
+    pilot: Pilot
+    budget_s: float
+    context_tokens: int
+    """the longest context"""
+
+    @property
+    def contexts(self) -> list[int]:
+        """Mean contexts of the sweeps over numbers of rows."""
+        found = [SHORTEST_CONTEXT]
+        while found[-1] * 4 * 1.5 <= self.context_tokens:
+            found.append(found[-1] * 4)
+        return found
+
+
+def recording_config(config: SchedulerConfig) -> SchedulerConfig:
+    """The settings that a recording is made under: all kinds of step of the layout, and swaps, in one run."""
+    mixed = {"phase": "mixed", "chunk_tokens": config.max_prefill_tokens} if config.layout == "paged" else {}
+    return SchedulerConfig.from_dict({**config.as_dict(), "kv_pool": "paged", "preemption": "swap", **mixed})
+
+
+def scale_of(config: SchedulerConfig, pilot: Pilot, budget_s: float) -> Scale:
+    """The scale of a recording under ``config``, whose KV memory is the device's."""
+    block, longest = config.block_tokens, pilot.longest_prompt
+    wanted = max(int(0.1 * budget_s * pilot.tokens_per_s), 2 * longest, 4 * SHORTEST_CONTEXT)
+    wanted = min(wanted, max(MOST_TOKENS_A_ROW * config.max_running, 2 * config.context_tokens))
+    # a few percent of the time are for swaps, which need rows that fill the memory
+    wanted = min(wanted, int(0.45 * swap_rows(config, pilot, budget_s) * config.context_tokens))
+    kv_tokens = max(block, min(config.kv_tokens, wanted) // block * block)
+    context = min(config.context_tokens, int(FILL * kv_tokens))
+    if config.layout == "padded":
+        # every slot of a dense cache is as long as the longest, and there are two of them while it grows
+        context = min(context, max(SHORTEST_CONTEXT, config.kv_tokens // config.max_running // 3))
+    return Scale(replace(config, kv_tokens=kv_tokens), pilot, budget_s, context)
+
+
+def swap_rows(config: SchedulerConfig, pilot: Pilot, budget_s: float) -> int:
+    """Rows among which swaps are recorded: as many as 5% of the time can step 50 times, at least 4."""
+    return min(config.max_running, max(4, int(0.05 * budget_s / (50 * pilot.decode_row_s))))
+
+
+def run_pilot(
+    make_loop: Callable[[Scheduler], EngineLoop], config: SchedulerConfig, vocab: int, budget_s: float
+) -> Pilot:
+    """Run a few rows and ever longer prompts: what a device meets for the first time is slow, and these are not kept.
+
+    It ends at the longest prompt of a step, or at one that takes 3% of the time.
+    """
+    watch = Watch()
+    longest = min(config.max_prefill_tokens, config.context_tokens - 1)
+    needed = (longest + 32 * config.max_running) // config.block_tokens * config.block_tokens
+    memory = max(config.block_tokens, min(config.kv_tokens, needed))
+    scheduler = Scheduler(replace(config, kv_tokens=memory, graph_rows=()), watch)
+    loop = make_loop(scheduler)
+    for attempt in range(2):
+        watch.decode_ns = watch.decode_rows = 0
+        loop.run(
+            _request(f"row {row}.{attempt}", 8 + row, row + 2, Random(row), vocab, 0.0, loop.now_ns())
+            for row in range(min(config.max_running, 16))
+        )
+    size, rate = min(SHORTEST_PROMPT, longest), 1.0
+    while True:
+        for attempt in range(2):
+            loop.run([_request(f"{size}.{attempt}", size, 1, Random(size), vocab, 0.0, loop.now_ns())])
+        seconds = max(watch.last_device_ns, 1) / 1e9
+        rate = size / seconds
+        if size == longest or seconds > 0.03 * budget_s:
+            return Pilot(rate, size, watch.decode_ns / max(watch.decode_rows, 1) / 1e9)
+        size = min(2 * size, longest)
+
+
+class Recording:
+    """Drives a loop through the plan. ``notes``: what was recorded, a line each, and what there was no time for."""
+
+    def __init__(
+        self,
+        scale: Scale,
+        vocab: int,
+        *,
+        temperature: float,
+        seed: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.scale = scale
+        self._watch = Watch()
+        self.notes: list[str] = []
+        self._vocab = vocab
+        self._temperature = temperature
+        self._rng = Random(seed)
+        self._clock = clock
+        self._made = 0
+        self._deadline_s = 0.0
+        self._part_s = 0.0
+
+    def watching(self, observer: Observer) -> Observer:
+        """What the scheduler of the loop is to tell: it passes everything on to ``observer``."""
+        self._watch = Watch(observer)
+        return self._watch
+
+    def play(self, loop: EngineLoop) -> None:
+        """Run the whole plan; on ``KeyboardInterrupt`` everything is aborted, as :meth:`EngineLoop.run` does.
+
+        The loop's scheduler has an observer from :meth:`watching`.
+        """
+        self._loop, watch = loop, self._watch
+        config = self.scale.config
+        parts: list[tuple[str, float, Callable[[], None]]] = [
+            ("prompts", 2, self._prompts),
+            ("prompts behind long contexts", 2, self._behind_contexts),
+            *((f"rows of about {context:,} tokens", 2, self._sweep_of(context)) for context in self.scale.contexts),
+        ]
+        if config.layout == "paged" and len(self.scale.contexts) > 1:
+            parts.append(("rows among which one is long", 1, self._uneven_sweep))
+        parts.append(("swaps", 1, self._swaps))
+        # what a fast device has time for: contexts between those, which say how straight the fits are
+        parts += [
+            (f"rows of about {2 * context:,} tokens", 0.5, self._sweep_of(2 * context))
+            for context in self.scale.contexts
+            if 3 * context <= self.scale.context_tokens
+        ]
+        end_s = self._clock() + self.scale.budget_s
+        try:
+            for place, (name, weight, part) in enumerate(parts):
+                before = watch.steps
+                left = sum(weight for _, weight, _ in parts[place:])
+                now_s = self._clock()
+                self._part_s = max(0.0, end_s - now_s) * weight / left
+                self._deadline_s = now_s + self._part_s
+                part()
+                self._drain()
+                self.notes.append(f"{name}: {watch.steps - before} steps in {self._clock() - now_s:.1f} s")
+        except KeyboardInterrupt:
+            loop.abort_all()
+            raise
+
+    # -- the parts
+
+    def _prompts(self) -> None:
+        """Prefill steps of 16 tokens to the most of a step, as one chunk and as several."""
+        most = self.scale.pilot.longest_prompt
+        doubled = [*(1 << power for power in range(4, 20) if 1 << power < most), most]
+        between = [3 * size // 4 for size in doubled[1:]]
+        wanted = [(size, chunks) for sizes in (doubled, between) for chunks in (1, 4, 16) for size in sizes]
+        wanted = [(size, chunks) for size, chunks in wanted if chunks == 1 or size // chunks >= 4]
+        for place, (size, chunks) in enumerate(wanted * 2):
+            if place >= len(doubled) and self._late:
+                return
+            self._submit([size // chunks] * min(chunks, self.scale.config.rows), 1)
+            self._drain()
+
+    def _behind_contexts(self) -> None:
+        """Chunks of long prompts, the last one of each a short one."""
+        most = self.scale.config.max_prefill_tokens
+        longest = self.scale.context_tokens - 2
+        for share in (8, 4, 2, 1):
+            for tail in sorted({SHORTEST_PROMPT, *(max(SHORTEST_PROMPT, most // part) for part in (16, 4, 2))}):
+                chunks = max(1, (longest // share - tail) // most)
+                if chunks * most + tail > longest:
+                    continue
+                # two, so that the end of one and the beginning of the other are one step
+                for count in (1, 2):
+                    if self._late or count * (chunks * most + tail) > FILL * self.scale.config.kv_tokens:
+                        break
+                    self._submit([chunks * most + tail] * count, 1)
+                    self._drain()
+
+    def _sweep_of(self, context: int) -> Callable[[], None]:
+        return lambda: self._sweep(context, ())
+
+    def _uneven_sweep(self) -> None:
+        longest = int(0.6 * self.scale.context_tokens)
+        affordable = int(0.3 * self._part_s * self.scale.pilot.tokens_per_s)
+        self._sweep(SHORTEST_CONTEXT, (max(SHORTEST_CONTEXT, min(longest, affordable)),), most_rows=64)
+
+    def _sweep(self, context: int, longer: Sequence[int], most_rows: int = 1 << 20) -> None:
+        """Rows of about ``context`` tokens, and some ``longer`` ones, decode together; then fewer and fewer of them."""
+        scale, rng = self.scale, self._rng
+        tokens = min(FILL * scale.config.kv_tokens - sum(longer), 0.4 * self._part_s * scale.pilot.tokens_per_s)
+        rows = max(1, min(most_rows, scale.config.max_running, int(tokens / context) + len(longer)))
+        affordable = next(size for size in reversed((1, *graph_sizes(rows))) if self._affords(size, context))
+        rows = max(affordable, len(longer) + 1, min(2, scale.config.max_running))
+        lengths = [max(1, int(context * (0.5 + place / rows))) for place in range(rows - len(longer))]
+        rng.shuffle(lengths)
+        kept = self._submit([*longer, *lengths], None)[: len(longer)]
+        self._settle()
+        mixed = 0
+        for size in reversed(graph_sizes(max(1, self._rows))):
+            leaving = [name for name in self._watch.live if name not in kept]
+            rng.shuffle(leaving)
+            self._abort(leaving[: max(0, len(self._watch.live) - size)])
+            for _ in range(1 if self._late else STEPS_EACH):
+                if not self._loop.step():
+                    return
+            if not mixed or (size % 2 == 0 and not self._late):
+                mixed += self._beside_decodes(mixed)
+
+    def _affords(self, rows: int, context: int) -> bool:
+        """Whether 40% of the part's time has steps of ``rows`` rows while they come in, and of each size after that."""
+        steps = rows * context / self.scale.config.max_prefill_tokens * rows + sum(graph_sizes(rows))
+        return rows == 1 or steps * self.scale.pilot.decode_row_s <= 0.4 * self._part_s
+
+    def _beside_decodes(self, number: int) -> bool:
+        """A prompt arrives while rows decode; each time one of another length. Whether there was a place for it."""
+        sizes = [16 << 2 * power for power in range(8)]
+        most = min(self.scale.pilot.longest_prompt, max(16, int(self._part_s * self.scale.pilot.tokens_per_s / 60)))
+        sizes = [size for size in sizes if size < most] + [most]
+        free = self._loop.scheduler.config.max_running - len(self._watch.live)
+        if free < 1:
+            return False
+        (name,) = self._submit([sizes[number % len(sizes)]], 1)
+        for _ in range(4):
+            if name not in self._watch.live:
+                break
+            self._loop.step()
+        self._abort([name])
+        return True
+
+    def _swaps(self) -> None:
+        """Rows fill the memory and grow; whoever is moved out comes back when others have left."""
+        scale = self.scale
+        kv_tokens = scale.config.kv_tokens
+        rows = swap_rows(scale.config, scale.pilot, scale.budget_s)
+        mean = max(2 * scale.config.block_tokens, 256, int(1.3 * kv_tokens / rows))
+        most = scale.context_tokens * 3 // 4
+        lengths: list[int] = []
+        while sum(lengths) < kv_tokens and len(lengths) < rows:
+            lengths.append(max(1, min(int(mean * (0.5, 1.25, 0.75, 1.5)[len(lengths) % 4]), most)))
+        if sum(lengths) < kv_tokens or len(lengths) < 2:
+            self.notes.append(f"no swaps: {rows} rows do not fill the memory")
+            return
+        self._submit(lengths, None)
+        before, steps = self._watch.swaps, self._watch.steps
+        aborted = 0
+        most_steps = SWAP_STEPS + len(lengths) + 2 * kv_tokens // scale.config.max_prefill_tokens
+        while self._watch.swaps - before < SWAPS and self._watch.steps - steps < most_steps:
+            swaps = self._watch.swaps - before
+            if swaps > 2 * aborted and len(self._watch.live) > 2:
+                self._abort([next(iter(self._watch.live))])
+                aborted += 1
+            if not self._loop.step() or (self._late and (swaps or self._clock() > self._deadline_s + self._part_s)):
+                return
+
+    # -- what they are made of
+
+    @property
+    def _late(self) -> bool:
+        return self._clock() > self._deadline_s
+
+    @property
+    def _rows(self) -> int:
+        return 0 if self._watch.last is None else self._watch.last.rows
+
+    def _submit(self, lengths: Iterable[int], output_tokens: int | None) -> list[str]:
+        """Hand in prompts, to go on for ``output_tokens``, or for as long as the context allows. Returns the ids."""
+        requests = []
+        for length in lengths:
+            most = max(1, min(self.scale.config.context_tokens, self.scale.config.kv_tokens) - length)
+            tokens = min(most, 4096 if output_tokens is None else output_tokens)
+            name = f"{self._made}"
+            self._made += 1
+            requests.append(
+                _request(name, length, tokens, self._rng, self._vocab, self._temperature, self._loop.now_ns())
+            )
+        for request in requests:
+            self._watch.live[request.id] = None
+            self._loop.submit(request)
+        return [request.id for request in requests]
+
+    def _abort(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._loop.abort(name)
+            self._watch.live.pop(name, None)
+
+    def _settle(self) -> None:
+        """Step until all that there is room for decode, and nothing is left to prefill.
+
+        When the part's time is up, whoever waits is sent away.
+        """
+        scheduler: Any = self._loop.scheduler
+        while self._loop.step():
+            if self._late and scheduler.waiting:
+                self._abort(list(self._watch.live)[-scheduler.waiting :])
+            if self._watch.last is not None and self._watch.last.kind == "decode":
+                return
+
+    def _drain(self) -> None:
+        """Step until every request that ends by itself has ended, and abort the others."""
+        while self._loop.step():
+            last = self._watch.last
+            if last is not None and last.kind == "decode":
+                self._abort(list(self._watch.live))
+        # the host's time begins anew with the next step
+        self._loop.step()
+
+
+def _request(
+    name: str, length: int, output_tokens: int, rng: Random, vocab: int, temperature: float, arrival_ns: int = 0
+) -> Request:
+    """A prompt of random token ids."""
+    ids = np.random.Generator(np.random.PCG64(rng.getrandbits(64))).integers(0, vocab, length).tolist()
+    sampling = SamplingParams(temperature=temperature, seed=rng.getrandbits(31))
+    return Request(
+        name, arrival_ns, length, output_tokens, output_tokens, prompt_token_ids=tuple(ids), sampling=sampling
+    )

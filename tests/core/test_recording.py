@@ -1,0 +1,191 @@
+"""A recording of costs: what it covers follows from what the device can do, and it is a run like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import bench
+from core.recording import Pilot, Recording, Watch, recording_config, run_pilot, scale_of, swap_rows
+from core.runs import replay_folder
+from reports.run_folder import load_run
+from scheduler.config import SchedulerConfig
+from scheduler.graphs import graph_sizes
+from scheduler.plan import StepFeatures, StepOutcome, StepPlan
+from scheduler.request import Request
+from scheduler.scheduler import Scheduler
+from simulator.fits import fit
+from simulator.roofline import RooflineCosts, roofline
+
+
+def recorded(folder: Path, *flags: str) -> pd.DataFrame:
+    command = ["--mode", "real", "--record-costs", "--model", "shape:tiny", "--quiet", "--out", str(folder), *flags]
+    assert bench.main(command) == bench.OK
+    return load_run(folder).steps
+
+
+def test_a_recording_has_every_kind_of_step_and_replays(tmp_path: Path) -> None:
+    steps = recorded(tmp_path / "run", "--budget-s", "2", "--max-running", "8", "--max-prefill-tokens", "64",
+                     "--kv-tokens", "1024", "--graph-rows", "1,2,4,8")  # fmt: skip
+    kinds = steps.groupby("kind")["rows"].count()
+    assert set(kinds.index) == {"prefill", "decode", "mixed"}
+    assert (steps["repeat"] == 1).all()
+    assert (steps["overlap"] == 0).all()
+    decodes = steps[steps["kind"] == "decode"]
+    assert set(decodes["graph_rows"]) <= {1, 2, 4, 8}
+    assert {1, 2} <= set(decodes["graph_rows"])
+    assert {16, 32, 64} <= set(steps[steps["kind"] == "prefill"]["new_tokens"])
+    assert replay_folder(tmp_path / "run") is True
+    manifest = load_run(tmp_path / "run").manifest
+    assert manifest["kv_capacity_tokens"] == 1024
+    assert manifest["config"]["graph_rows"] == [1, 2, 4, 8]
+    summary = load_run(tmp_path / "run").summary
+    counted = summary["requests"]
+    assert counted["submitted"] == counted["finished"] + counted["aborted"]
+
+
+def test_padded_steps_are_recorded_too(tmp_path: Path) -> None:
+    steps = recorded(tmp_path / "run", "--layout", "padded", "--budget-s", "1", "--max-running", "4",
+                     "--max-prefill-tokens", "128", "--kv-tokens", "1024")  # fmt: skip
+    assert set(steps["layout"]) == {"padded"}
+    assert set(steps["kind"]) == {"prefill", "decode"}
+
+
+CONFIG = SchedulerConfig(max_running=256, kv_tokens=100_000, context_tokens=32_768)
+
+
+def test_a_fast_device_is_recorded_to_the_end_of_its_memory_a_slow_one_as_far_as_time_goes() -> None:
+    fast, slow = Pilot(30_000.0, 2048, 0.0006), Pilot(700.0, 512, 0.02)
+    large, small = scale_of(CONFIG, fast, 60.0), scale_of(CONFIG, slow, 60.0)
+    assert large.config.kv_tokens == 100_000
+    assert large.context_tokens == 32_768
+    assert large.contexts == [64, 256, 1024, 4096, 16_384]
+    # a tenth of the time fills 4,200 tokens
+    assert small.config.kv_tokens == 4192
+    assert small.context_tokens == int(0.8 * 4192)
+    assert swap_rows(CONFIG, slow, 60.0) == 4
+    assert swap_rows(CONFIG, fast, 60.0) == 100
+
+
+def test_no_slot_of_a_padded_recording_is_longer_than_memory_has_for_all() -> None:
+    config = recording_config(SchedulerConfig(layout="padded", max_running=256, kv_tokens=100_000))
+    scale = scale_of(config, Pilot(30_000.0, 2048, 0.0006), 60.0)
+    assert scale.context_tokens * 256 <= 100_000
+    assert config.phase is None
+    assert recording_config(CONFIG).phase == "mixed"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--record-costs", "--workload", "seed"], "--workload has no effect with --record-costs"),
+        (["--record-costs", "--overlap"], "--overlap has no effect with --record-costs"),
+        (["--record-costs", "--policy", "sjf"], "--policy has no effect with --record-costs"),
+        (["--budget-s", "3"], "--budget-s is the time of a recording; give --record-costs"),
+    ],
+)
+def test_what_a_recording_would_ignore_is_refused(
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.main(["--mode", "real", *flags]) == bench.USAGE
+    assert message in capsys.readouterr().err
+    assert bench.main(["--mode", "sim", "--record-costs"]) == bench.USAGE
+
+
+def test_a_dry_run_says_what_would_be_recorded(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--mode", "real", "--record-costs", "--layout", "paged,padded", "--budget-s", "30", "--dry-run"]
+    assert bench.main(command) == bench.OK
+    assert "would record padded steps in 15 s, at most 256 running" in capsys.readouterr().out
+
+
+class SimulatedLoop:
+    """An engine loop on a projected GPU, in simulated time: requests have lengths, and no tokens are computed."""
+
+    def __init__(self, scheduler: Scheduler, costs: RooflineCosts) -> None:
+        self.scheduler = scheduler
+        self._costs = costs
+        self._time_ns = 0
+
+    def now_ns(self) -> int:
+        return self._time_ns
+
+    def now_s(self) -> float:
+        return self._time_ns / 1e9
+
+    def submit(self, request: Request) -> None:
+        self.scheduler.submit(request, self._time_ns)
+
+    def abort(self, name: str) -> None:
+        self.scheduler.abort(name, self._time_ns)
+
+    def run(self, requests: Iterable[Request]) -> None:
+        for request in requests:
+            self.submit(request)
+        while self.step():
+            pass
+
+    def step(self) -> bool:
+        plan = self.scheduler.next_step(self._time_ns)
+        if plan is None:
+            return False
+        columns = plan.columns()
+        device, host = int(np.sum(self._costs.device_ns(columns))), int(np.sum(self._costs.host_ns(columns)))
+        self._time_ns += device + host
+        self.scheduler.complete(plan, StepOutcome([self._time_ns], device, host), self._time_ns)
+        return True
+
+
+class Rows(Watch):
+    """Keeps the features of all steps and their device time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features: list[StepFeatures] = []
+        self.device_ns: list[int] = []
+
+    def stepped(self, plan: StepPlan, steps: int, outcome: StepOutcome) -> None:
+        super().stepped(plan, steps, outcome)
+        self.features.append(plan.features)
+        self.device_ns.append(outcome.device_ns)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "model", "budget_s"),
+    [("h100", "qwen-7b", 60.0), ("h100", "qwen2.5-0.5b", 60.0), ("h100", "smollm2-135m", 45.0), ("t4", "tiny", 20.0)],
+)
+def test_what_a_gpu_would_record(gpu: str, model: str, budget_s: float) -> None:
+    """The plan on a projected GPU: all graphs, contexts to the end, swaps, in about the time given, and a good fit."""
+    costs = roofline(gpu, model)
+    config = recording_config(
+        SchedulerConfig(kv_tokens=costs.kv_tokens, context_tokens=costs.context_tokens, max_running=256,
+                        graph_rows=graph_sizes(256))
+    )  # fmt: skip
+    pilot = run_pilot(lambda scheduler: SimulatedLoop(scheduler, costs), config, 1000, budget_s)  # type: ignore[arg-type,return-value]
+    scale = scale_of(config, pilot, budget_s)
+    rows = Rows()
+    loop = SimulatedLoop(Scheduler(scale.config, rows), costs)
+    recording = Recording(scale, 1000, temperature=0.0, clock=loop.now_s)
+    recording._watch = rows
+    recording.play(loop)  # type: ignore[arg-type]
+    assert loop.scheduler.idle
+    assert loop.now_s() < 1.1 * budget_s, recording.notes
+    steps = pd.DataFrame(rows.features)
+    steps["device_ns"] = rows.device_ns
+    decodes = steps[steps["kind"] == "decode"]
+    assert set(decodes["graph_rows"]) == set(graph_sizes(256))
+    assert decodes["longest_context"].max() > 0.5 * scale.context_tokens
+    assert (steps["swapped_tokens"] > 0).sum() >= 4
+    assert (steps["kind"] == "mixed").sum() >= 30
+    prompts = steps[steps["kind"] == "prefill"]
+    assert {16, 64, 256, 1024, 2048} <= set(prompts["new_tokens"])
+    assert prompts["longest_context"].max() > 0.4 * scale.context_tokens
+    assert len(steps) < 20_000
+    still = steps[steps["swapped_tokens"] == 0]
+    for kind, group in still.groupby("kind"):
+        cost = fit(str(kind), group, group["device_ns"].to_numpy(np.float64))
+        assert cost.held_out is not None
+        assert cost.held_out < 0.03, kind

@@ -1,0 +1,80 @@
+"""Graph sizes, and what a plan says of a step that runs as a graph."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from scheduler.config import ConfigError, SchedulerConfig
+from scheduler.graphs import graph_rows_for, graph_sizes, resized
+from scheduler.plan import StepOutcome
+from scheduler.request import Request
+from scheduler.scheduler import Scheduler
+from simulator.costs import IntegerCosts
+from simulator.replica import simulate
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 16, 17, 100, 256, 300, 2000])
+def test_sizes_rise_to_the_most_rows(most: int) -> None:
+    sizes = graph_sizes(most)
+    assert sizes[-1] == most
+    assert all(a < b for a, b in pairwise(sizes))
+    for rows in range(1, most + 1):
+        assert graph_rows_for(rows, sizes) == min(size for size in sizes if size >= rows)
+    assert graph_rows_for(most + 1, sizes) == 0
+    assert graph_rows_for(1, ()) == 0
+
+
+def test_recorded_sizes_are_those_of_an_engine_for_other_rows() -> None:
+    assert resized(graph_sizes(256), 100) == graph_sizes(100)
+    assert resized(graph_sizes(16), 64) == graph_sizes(64)
+    assert resized((3, 5, 40), 20) == (3, 5, 20)
+    assert resized((), 20) == ()
+
+
+@pytest.mark.parametrize("sizes", [(0, 1), (2, 2), (4, 1)])
+def test_sizes_that_are_none_are_refused(sizes: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="graph_rows must be numbers of rows >= 1"):
+        SchedulerConfig(graph_rows=sizes)
+
+
+def test_settings_come_back_from_json() -> None:
+    config = SchedulerConfig(graph_rows=(1, 2, 4))
+    assert SchedulerConfig.from_dict({**config.as_dict(), "graph_rows": [1, 2, 4]}) == config
+
+
+def test_three_rows_run_as_a_graph_of_four() -> None:
+    scheduler = Scheduler(SchedulerConfig(graph_rows=(1, 2, 4, 8), max_running=8))
+    for place in range(3):
+        scheduler.submit(Request(f"r{place}", 0, 10, 9, 9), 0)
+    prefill = scheduler.next_step(0)
+    assert prefill is not None
+    assert prefill.features.graph_rows == 0
+    scheduler.complete(prefill, StepOutcome([10], 10, 0), 10)
+    plan = scheduler.next_step(10, 100)
+    assert plan is not None
+    f = plan.features
+    assert (f.rows, f.graph_rows, f.rows_computed, f.new_tokens, f.new_tokens_computed) == (3, 4, 4, 3, 4)
+    # 11 tokens in each row, and one column of the row that fills the graph up
+    assert (f.context_tokens, f.kv_columns_computed, f.kv_tokens_read) == (33, 34, 33)
+    columns = plan.columns()
+    assert (columns.repeat, columns.graph_rows) == (8, 4)
+    assert np.array_equal(columns.kv_columns_computed, 34 + 3 * np.arange(8))
+
+
+def test_graphs_change_what_is_computed_and_no_plan() -> None:
+    requests = [Request(f"r{place}", 0, 5 + place, 4 + 3 * place, 4 + 3 * place) for place in range(7)]
+    plain = simulate(requests, Scheduler(SchedulerConfig()), IntegerCosts())
+    filled = simulate(requests, Scheduler(SchedulerConfig(graph_rows=(4, 8))), IntegerCosts())
+    assert filled.digest.hexdigest() == plain.digest.hexdigest()
+    assert plain.counters.graph_rows == plain.counters.graph_rows_used == 0
+    counters = filled.counters
+
+    rows = [sum(4 + 3 * place > step for place in range(7)) for step in range(1, 22)]
+    assert counters.graph_rows_used == sum(rows)
+    assert counters.graph_rows == sum(8 if count > 4 else 4 for count in rows)
+    assert counters.decode_rows_computed == counters.linear_computed_decode == counters.graph_rows
+    extra = counters.graph_rows - counters.graph_rows_used
+    assert counters.attention_computed_decode - counters.attention_useful_decode == extra

@@ -1,0 +1,151 @@
+"""Fits of steps that cost what they do on a GPU: graphs, weights that bind, launches, attention."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scheduler.graphs import graph_rows_for, graph_sizes
+from simulator.fits import COST_COLUMNS, FEWEST_STEPS, Line, fit
+
+SIZES = graph_sizes(256)
+
+
+def table(steps: list[dict[str, int]]) -> Any:
+    columns = (*COST_COLUMNS, "graph_rows")
+    return SimpleNamespace(**{name: np.array([step.get(name, 0) for step in steps]) for name in columns})
+
+
+def decode(rng: Random, rows: int, context: int, sizes: tuple[int, ...] = SIZES) -> dict[str, int]:
+    lengths = [max(1, round(context * rng.uniform(0.5, 1.5))) for _ in range(rows)]
+    graph = graph_rows_for(rows, sizes)
+    return {
+        "rows_computed": graph or rows, "new_tokens_computed": graph or rows, "graph_rows": graph, "decode_rows": rows,
+        "kv_columns_computed": sum(lengths) + max(graph - rows, 0), "kv_tokens_read": sum(lengths),
+        "longest_context": max(lengths), "decode_context_tokens": sum(lengths),
+    }  # fmt: skip
+
+
+def gpu_decode_ns(step: dict[str, int]) -> float:
+    """Weights of a 7B model once; wider tiles from 64 and 128 rows on; KV at a bandwidth that grows with the rows."""
+    rows = step["rows_computed"]
+    products = 5.2e6 + 4e3 * rows + 0.4e6 * (rows > 64) + 0.9e6 * (rows > 128)
+    bandwidth = 2.4e12 + 0.55e12 * min(1.0, rows / 64)
+    return products + step["kv_columns_computed"] * 0.524e6 / bandwidth * 1e9 + 15.0 * step["longest_context"]
+
+
+def recorded_decodes(noise: float, rng: Random) -> tuple[list[dict[str, int]], np.ndarray]:
+    """As a recording sweeps: of each context ever fewer rows, a few steps of each, within a memory of 100,000."""
+    steps = []
+    for context in (64, 256, 1024, 4096, 16_384):
+        most = min(256, int(80_000 / context))
+        for size in reversed(graph_sizes(max(most, 1))):
+            steps += [decode(rng, size, context) for _ in range(4)]
+    times = [gpu_decode_ns(step) * rng.uniform(1 - noise, 1 + noise) for step in steps]
+    return steps, np.array(times)
+
+
+def test_decode_steps_of_a_gpu_are_predicted_within_a_few_percent() -> None:
+    rng = Random(1)
+    steps, times = recorded_decodes(0.01, rng)
+    cost = fit("decode", table(steps), times)
+    assert cost.held_out is not None
+    assert cost.held_out < 0.03
+    for rows, context in ((5, 700), (16, 512), (37, 900), (100, 300), (200, 200), (250, 310)):
+        step = decode(rng, rows, context)
+        predicted = float(cost.totals(table([step]))[0])
+        assert predicted == pytest.approx(gpu_decode_ns(step), rel=0.05), (rows, context)
+
+
+def test_each_graph_has_a_knot_and_between_them_nothing_is_smoothed() -> None:
+    steps, times = recorded_decodes(0.0, Random(2))
+    cost = fit("decode", table(steps), times)
+    assert set(cost.line.knots) == {step["rows_computed"] for step in steps}
+    assert cost.line.at(144) - cost.line.at(128) > 0.8e6
+
+
+def prefill(rng: Random, tokens: int, chunks: int, start: int) -> dict[str, int]:
+    each = [max(1, tokens // chunks)] * chunks
+    starts = [round(start * rng.uniform(0.5, 1.0)) for _ in each]
+    pairs = sum(n * s + n * (n + 1) // 2 for n, s in zip(each, starts, strict=True))
+    return {
+        "rows_computed": chunks, "new_tokens_computed": sum(each), "kv_columns_computed": pairs,
+        "kv_tokens_read": sum(n + s for n, s in zip(each, starts, strict=True)),
+        "longest_context": max(n + s for n, s in zip(each, starts, strict=True)),
+    }  # fmt: skip
+
+
+def gpu_prefill_ns(step: dict[str, int]) -> float:
+    """Launches, then weights, then operations bind; attention by its operations; something for each chunk."""
+    products = max(9e6, 24e3 * step["new_tokens_computed"])
+    return products + 1.3 * step["kv_columns_computed"] + 180.0 * step["kv_tokens_read"] + 20e3 * step["rows_computed"]
+
+
+def test_prefill_steps_are_flat_then_linear_with_attention_on_top() -> None:
+    rng = Random(3)
+    sizes = [16 << power for power in range(8)]
+    steps = [prefill(rng, size, chunks, 0) for size in sizes for chunks in (1, 4) for _ in range(3)]
+    steps += [prefill(rng, size, 1, start) for size in sizes for start in (2048, 8192, 24_576) for _ in range(2)]
+    times = np.array([gpu_prefill_ns(step) * rng.uniform(0.98, 1.02) for step in steps])
+    cost = fit("prefill", table(steps), times)
+    assert cost.held_out is not None
+    assert cost.held_out < 0.04
+    assert cost.line.at(128) == pytest.approx(cost.line.at(32), rel=0.05)
+    for tokens, chunks, start in ((100, 1, 0), (1500, 3, 0), (2000, 1, 16_000), (300, 1, 10_000)):
+        step = prefill(rng, tokens, chunks, start)
+        assert float(cost.totals(table([step]))[0]) == pytest.approx(gpu_prefill_ns(step), rel=0.08)
+
+
+def test_a_stall_does_not_move_the_fit() -> None:
+    steps, times = recorded_decodes(0.005, Random(4))
+    stalled = times.copy()
+    stalled[::40] *= 8
+    calm, shaken = fit("decode", table(steps), times), fit("decode", table(steps), stalled)
+    assert shaken.totals(table(steps)) == pytest.approx(calm.totals(table(steps)), rel=0.03)
+
+
+def test_more_never_costs_less_even_where_steps_say_so() -> None:
+    steps, times = recorded_decodes(0.0, Random(5))
+    cost = fit("decode", table(steps), 3e7 - times)
+    assert all(a <= b for a, b in pairwise(cost.line.values))
+    assert all(weight >= 0 for weight in cost.weights.values())
+    assert cost.line.beyond >= 0
+
+
+@pytest.mark.parametrize("kind", ["decode", "prefill"])
+def test_no_step_is_faster_than_the_floors(kind: str) -> None:
+    rng = Random(6)
+    if kind == "decode":
+        steps, times = recorded_decodes(0.05, rng)
+    else:
+        steps = [prefill(rng, rng.randint(16, 2048), rng.randint(1, 4), rng.choice((0, 3000))) for _ in range(80)]
+        times = np.array([gpu_prefill_ns(step) for step in steps])
+    cost = fit(kind, table(steps), times)
+    more = steps + [decode(rng, rows, 900, ()) for rows in (1, 3, 300, 5000) if kind == "decode"]
+    for step, total in zip(more, cost.totals(table(more)), strict=True):
+        for floor in cost.floors():
+            tokens = step["new_tokens_computed"]
+            least = floor.step_ns + floor.token_ns * tokens + floor.column_ns * step["kv_tokens_read"]
+            assert least <= total + 1
+
+
+def test_few_steps_make_a_plain_line() -> None:
+    rng = Random(7)
+    steps = [decode(rng, rows, 500, ()) for rows in (1, 5, 9)]
+    times = np.array([1e6 + 1e5 * step["rows_computed"] for step in steps])
+    cost = fit("decode", table(steps), times)
+    assert cost.steps == FEWEST_STEPS
+    assert cost.held_out is None
+    assert len(cost.line.knots) <= 2
+    assert cost.error < 0.05
+
+
+def test_a_line_goes_on_as_its_upper_half_did() -> None:
+    line = Line((1.0, 2.0, 10.0), (5.0, 5.0, 21.0), 2.0)
+    assert [line.at(x) for x in (0, 1, 1.5, 2, 6, 10, 14)] == [5, 5, 5, 5, 13, 21, 29]
+    assert all(intercept + slope * x <= line.at(x) + 1e-9 for intercept, slope in line.floors() for x in range(1, 60))
