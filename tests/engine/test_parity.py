@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import itertools
 from collections.abc import Callable
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from engine.executors import build_executor
+from engine.executors import build_executor, default_graph_rows
 from engine.loop import EngineLoop, Progress
+from engine.models import loaded
 from scheduler.config import SchedulerConfig
 from scheduler.journal import JournaledScheduler, replay
 from scheduler.request import Request, SamplingParams
@@ -34,7 +36,8 @@ def recorded(model: Any, policy: str, layout: str) -> tuple[str, JournaledSchedu
     """A run with end tokens, an abort, and a pool in which sequences push each other out; and its journal."""
     config = SchedulerConfig.from_dict(
         {"policy": policy, "layout": layout, "kv_pool": "paged", "kv_tokens": 96, "block_tokens": 4, "max_running": 6,
-         "max_prefill_tokens": 24, "context_tokens": 64, **POLICIES[policy]}
+         "max_prefill_tokens": 24, "context_tokens": 64, "graph_rows": default_graph_rows(model, layout, 6),
+         **POLICIES[policy]}
     )  # fmt: skip
     stream = io.StringIO()
     scheduler = JournaledScheduler(config, stream)
@@ -59,8 +62,12 @@ def recorded(model: Any, policy: str, layout: str) -> tuple[str, JournaledSchedu
 
 @pytest.mark.parametrize("layout", ["padded", "paged"])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_real_run_replays_to_the_same_plans(reference: Callable[[str], Any], policy: str, layout: str) -> None:
-    journal, scheduler = recorded(reference("qwen2").ours, policy, layout)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_real_run_replays_to_the_same_plans(
+    reference: Callable[[str], Any], policy: str, layout: str, device: str
+) -> None:
+    model = loaded("ours", copy.deepcopy(reference("qwen2").ours.model).to(device))
+    journal, scheduler = recorded(model, policy, layout)
     assert scheduler.counters.aborted == 1
     assert '"eos"' in journal
     assert policy == "static" or scheduler.counters.preemptions > 0

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 import pytest
 from covering_array import CoveringArray, Row, covering_array
 
-from engine.executors import build_executor
+from engine.executors import build_executor, default_graph_rows
 from engine.loop import EngineLoop, Progress, TokenOutput
+from engine.models import LoadedModel, loaded
 from scheduler.config import ConfigError, SchedulerConfig
 from scheduler.counters import RunCounters
 from scheduler.journal import JournaledScheduler, replay
@@ -161,38 +163,50 @@ def assert_replays(served: Served) -> None:
     assert again.scheduler.idle
 
 
-#: counters of the runs so far, by policy
+#: counters of the runs so far on a CPU, by policy
 seen: dict[str, list[RunCounters]] = {}
 
 
-def run_rows(policy: str, both: Any) -> None:
-    if policy in seen:
-        return
+def run_rows(policy: str, both: Any, model: LoadedModel) -> list[RunCounters]:
     counters = []
     for row in array().rows:
         if row["policy"] != policy:
             continue
         try:
-            served = serve(both.ours, config_of(row))
+            config = config_of(row)
+            graph_rows = default_graph_rows(model, config.layout, min(config.rows, config.max_running))
+            served = serve(model, replace(config, graph_rows=graph_rows))
             assert_served_well(served, both)
             assert_replays(served)
         except Exception as error:
             error.add_note(f"with {row}")
             raise
         counters.append(served.scheduler.counters)
-    seen[policy] = counters
+    return counters
+
+
+def run_rows_once(policy: str, both: Any) -> list[RunCounters]:
+    if policy not in seen:
+        seen[policy] = run_rows(policy, both, both.ours)
+    return seen[policy]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_real_run_gives_the_right_tokens_and_replays(reference: Callable[[str], Any], policy: str) -> None:
-    run_rows(policy, reference("qwen2"))
-    assert len(seen[policy]) >= 3
+    assert len(run_rows_once(policy, reference("qwen2"))) >= 3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("policy", POLICIES)
+def test_so_does_one_on_a_gpu(reference: Callable[[str], Any], policy: str) -> None:
+    both = reference("qwen2")
+    assert len(run_rows(policy, both, loaded("ours", copy.deepcopy(both.ours.model).cuda()))) >= 3
 
 
 def test_the_runs_have_all_that_can_go_wrong(reference: Callable[[str], Any]) -> None:
     """Or the test above would prove little."""
     for policy in POLICIES:
-        run_rows(policy, reference("qwen2"))
+        run_rows_once(policy, reference("qwen2"))
     for counter in ("preemptions", "recomputed_tokens", "swapped_out", "swapped_in", "prefix_hit_tokens",
                     "wasted_rows", "steps_mixed", "steps_prefill", "steps_decode", "aborted", "finished"):  # fmt: skip
         found = sum(getattr(counters, counter) > 0 for runs in seen.values() for counters in runs)

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import assert_greedy, output_tokens, prompts_of, served
-from transformers import Gemma2Config, OPTConfig
+from transformers import Gemma2Config, LlamaConfig, OPTConfig
 from transformers.models.auto import AutoModelForCausalLM
 
 from engine.errors import ModelError
 from engine.executors import FusedExecutor, PaddedExecutor, PagedExecutor, build_executor
 from engine.fused.graphs import DecodeSteps
+from engine.loop import EngineLoop, TokenOutput
 from engine.models import LoadedModel, loaded
 from scheduler.config import ConfigError, SchedulerConfig
 from scheduler.graphs import graph_sizes
@@ -155,3 +156,63 @@ def test_graphs_that_no_executor_has_are_refused(reference: Any) -> None:
     settings = SchedulerConfig(kv_tokens=256, context_tokens=64, max_running=4, graph_rows=(1, 2, 4))
     with pytest.raises(ConfigError, match="'opt' is not run by the executor that has graphs"):
         build_executor(model, settings)
+
+
+def edges(sizes: tuple[int, ...]) -> list[int]:
+    """Numbers of rows at, below and above every graph's size."""
+    return sorted({rows for size in sizes for rows in (size - 1, size, size + 1) if 1 <= rows <= sizes[-1]})
+
+
+def test_at_the_edges_of_every_graph_rows_give_their_own_tokens(reference: Any) -> None:
+    """A graph's spare rows touch nothing; and no length is baked into one that is used again."""
+    both = reference("qwen2")
+    model = on_device(both)
+    sizes = graph_sizes(40)
+    prompts = prompts_of(512, tuple(3 + 7 * place % 50 for place in range(40)))
+    config = SchedulerConfig(
+        max_running=40, kv_tokens=4096, block_tokens=16, context_tokens=model.context_tokens, graph_rows=sizes
+    )
+    found: dict[str, list[int]] = {}
+
+    def hear(output: TokenOutput) -> None:
+        if output.token_id is not None:
+            found.setdefault(output.request_id, []).append(output.token_id)
+
+    loop = EngineLoop(Scheduler(config), fused(model, config), listener=hear)
+    for rows in reversed(edges(sizes)):
+        loop.run(
+            Request(f"{rows} {place}", loop.now_ns(), len(prompts[place]), length, length,
+                    prompt_token_ids=tuple(prompts[place]))
+            for place, length in enumerate(map(output_tokens, range(rows)))
+        )  # fmt: skip
+        for place in range(rows):
+            expected = both.greedy(prompts[place], output_tokens(place))
+            assert found[f"{rows} {place}"][: len(expected)] == expected, (rows, place)
+
+
+@pytest.mark.gpu
+def test_a_prompt_of_16k_tokens_in_chunks_beside_short_ones() -> None:
+    """Against transformers' ``generate`` there, in float32."""
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=20_000, initializer_range=0.2, pad_token_id=None,
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    theirs = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(DEVICE).eval()
+    ours = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="lockstep").to(DEVICE)
+    ours.load_state_dict(theirs.state_dict())
+    prompts = prompts_of(512, (16_384, 100, 3000))
+    tokens, scheduler = served(
+        loaded("long", ours), fused, prompts, kv_tokens=32_768, block_tokens=64, max_prefill_tokens=2048,
+        phase="mixed", chunk_tokens=2048, overlap=True,
+    )  # fmt: skip
+    assert scheduler.counters.steps_mixed > 0
+    for place, prompt in enumerate(prompts):
+        given = torch.tensor([prompt], device=DEVICE)
+        made = theirs.generate(given, max_new_tokens=output_tokens(place), do_sample=False, output_logits=True,
+                               return_dict_in_generate=True)  # fmt: skip
+        for step, logits in enumerate(made.logits):
+            best, second = logits[0].float().topk(2).values.tolist()
+            if best - second < 1e-3:
+                break
+            assert tokens[str(place)][step] == made.sequences[0, len(prompt) + step].item()
