@@ -44,6 +44,11 @@ class Completion:
             flight.waits = None
         if alive:
             self._advance_decode(flight, grown)
+        if outcome is not None and state.policy.resident.timed:
+            # before anybody joins a cohort that has been served without them
+            took_ns = self._took_ns(flight, outcome)
+            for cohort in draft.cohorts:
+                cohort.clock_ns += took_ns
         for sequence in draft.joining:
             state.join(sequence)
         for chunk in draft.chunks:
@@ -132,17 +137,18 @@ class Completion:
         """The plan in flight has ended: its times are known, and memory that waited for it is free."""
         state = self._state
         end_ns = int(outcome.ends_ns[-1])
-        start_ns, self._last_end_ns = max(flight.plan.now_ns, self._last_end_ns), end_ns
+        took_ns = self._took_ns(flight, outcome)
+        self._last_end_ns = end_ns
         flight.served.end_ns = end_ns
         if flight.memory is not None:
-            state.account.memory(flight.memory, start_ns, outcome.ends_ns)
+            state.account.memory(flight.memory, end_ns - took_ns, outcome.ends_ns)
         if flight.waits is not None:
             state.account.gaps(flight.waits, outcome.ends_ns, flight.dropped)
         for chunk in flight.draft.chunks:
             if chunk.sequence.number not in flight.dropped:
                 self._settle_chunk(flight, chunk, end_ns)
         if state.policy.resident.timed:
-            self._add_service(flight, end_ns - start_ns)
+            self._add_service(flight, took_ns)
         if not (flight.ending or flight.hidden or flight.held or outcome.stops):
             return []
         ended = self._ended(flight, outcome)
@@ -180,16 +186,15 @@ class Completion:
                 found[number] = (resident, reason)
         return [found[number] for number in sorted(found)]
 
+    def _took_ns(self, flight: Flight, outcome: StepOutcome) -> int:
+        """How long the plan was run for: since the end of the one before it, if that came later than the plan."""
+        return int(outcome.ends_ns[-1]) - max(flight.plan.now_ns, self._last_end_ns)
+
     def _add_service(self, flight: Flight, took_ns: int) -> None:
-        """The time of a step is service to everybody in it."""
+        """The time of a step is service to everybody in it; cohorts that it stepped as a whole have had it already."""
         draft = flight.draft
         alone = [chunk.sequence for chunk in draft.chunks]
-        if flight.members is None:
-            for cohort in draft.cohorts:
-                cohort.clock_ns += took_ns
-            alone += draft.rows
-        else:
-            alone += flight.members
+        alone += draft.rows if flight.members is None else flight.members
         for sequence in alone:
             sequence.set_service(sequence.service_ns + took_ns)
         self._served_alone += alone
