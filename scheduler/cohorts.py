@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from scheduler.plan import NEVER
 from scheduler.policy import Order, View
-from scheduler.ranking import Ranking
+from scheduler.ranking import Extreme, Ranking
 from scheduler.sequence import Sequence, Served
 
 MASK64 = (1 << 64) - 1
@@ -26,6 +26,7 @@ class Cohort:
     """
 
     __slots__ = (
+        "_oldest",
         "clock_ns",
         "expiries",
         "finishes",
@@ -36,7 +37,6 @@ class Cohort:
         "leaves",
         "longest_first",
         "members",
-        "oldest_first",
         "position_hash",
         "quanta",
         "residues",
@@ -60,7 +60,7 @@ class Cohort:
         self.finishes: list[Entry] = []
         self.longest_first: list[Entry] = []
         self.leaves: list[Entry] = []
-        self.oldest_first: list[Entry] = []
+        self._oldest = Extreme(self.members)
         #: members that have not been served since they joined; all others were last served in ``served``
         self.fresh: dict[int, Sequence] = {}
         self.served = Served()
@@ -82,11 +82,11 @@ class Cohort:
 
     @property
     def oldest(self) -> int:
-        return self._top(self.oldest_first)[0]
+        return self._oldest.first()
 
     @property
     def eldest(self) -> Sequence:
-        return self._top(self.oldest_first)[3]
+        return self.members[self._oldest.first()]
 
     @property
     def longest(self) -> int:
@@ -97,6 +97,11 @@ class Cohort:
     def starts(self) -> int:
         """Sum of h(id) x start position of the members' next decode step, modulo 2**64."""
         return (self.position_hash + (self.tick - 1) * self.ids) & MASK64
+
+    def take_in(self, sequence: Sequence) -> None:
+        """``sequence`` is a member."""
+        self.members[sequence.number] = sequence
+        self._oldest.add(sequence.number)
 
     def _top(self, heap: list[Entry]) -> Entry:
         while True:
@@ -217,9 +222,9 @@ class Residents:
         #: cohort keys in order, kept for uniform orders: the next one above is where a cohort will merge
         self._keys: list[int] = []
         self._by_rank: Ranking[Any] = Ranking()
-        self._by_number: Ranking[int] = Ranking()
-        self._newest_first: Ranking[int] = Ranking()
         self._sequences: dict[int, Sequence] = {}
+        self._oldest = Extreme(self._sequences)
+        self._newest = Extreme(self._sequences, largest=True)
         self._epoch = order.epoch
         self.count = 0
         self.tokens = 0
@@ -236,8 +241,8 @@ class Residents:
         self._place(sequence)
         number = sequence.number
         self._sequences[number] = sequence
-        self._by_number.set(number, 0)
-        self._newest_first.set(number, -number)
+        self._oldest.add(number)
+        self._newest.add(number)
 
     def leave(self, sequence: Sequence) -> None:
         """Take a sequence out; its lengths stay readable."""
@@ -246,8 +251,6 @@ class Residents:
         self.count -= 1
         self.version += 1
         del self._sequences[sequence.number]
-        self._by_number.discard(sequence.number)
-        self._newest_first.discard(sequence.number)
 
     def relane(self, sequences: list[Sequence]) -> None:
         """Put resident sequences where they now belong."""
@@ -303,7 +306,7 @@ class Residents:
                 heappush(cohort.expiries, (cohort.clock_ns + order.time_in_lane(sequence), number, join, sequence))
                 sequence.set_service(sequence.service_ns - cohort.clock_ns)
         sequence.offset, sequence.cohort, sequence.join = offset, cohort, join
-        cohort.members[number] = sequence
+        cohort.take_in(sequence)
         cohort.sum_offsets += offset
         cohort.ids = (cohort.ids + sequence.hash64) & MASK64
         cohort.position_hash = (cohort.position_hash + sequence.hash64 * offset) & MASK64
@@ -311,7 +314,6 @@ class Residents:
         cohort.held_blocks -= -(known - 1) // self._block_tokens
         heappush(cohort.finishes, (sequence.limit - offset, number, join, sequence))
         heappush(cohort.longest_first, (-offset, number, join, sequence))
-        heappush(cohort.oldest_first, (number, number, join, sequence))
         cohort.fresh[number] = sequence
         if self._urgency is not None:
             due = sequence.admitted_known + self._quantum - offset
@@ -427,11 +429,11 @@ class Residents:
 
     def newest(self) -> Sequence:
         """The resident sequence that was submitted last."""
-        return self._sequences[self._newest_first.first()]
+        return self._sequences[self._newest.first()]
 
     def oldest(self) -> Sequence:
         """The resident sequence that was submitted first."""
-        return self._sequences[self._by_number.first()]
+        return self._sequences[self._oldest.first()]
 
     def get(self, number: int) -> Sequence | None:
         """The resident sequence of that number."""
