@@ -207,15 +207,18 @@ class Residents:
         urgency: Callable[[Sequence, View], Any] | None = None,
         quantum: int = 0,
         by_tenant: bool = False,
+        together: bool = False,
     ) -> None:
+        """``together``: every step takes all residents, so that lanes make no difference, and one cohort holds all."""
         self.order = order
+        self._together = together
         self._view = view
         self._block_tokens = block_tokens
         self._by_tenant = by_tenant
         self._urgency = urgency
         self._quantum = quantum
         #: (-urgency at some time, -number, join, sequence) of all who have had their quantum: an upper bound, since
-        #: urgency only falls inside a lane
+        #: urgency only falls inside a lane; several of one sequence where it changed lanes
         self._least_urgent: list[Entry] = []
         self._joins = 0
         self.cohorts: dict[Any, Cohort] = {}
@@ -264,7 +267,7 @@ class Residents:
                 raise RuntimeError(f"{sequence!r} is not resident")
             self._remove(cohort, sequence)
             touched[cohort.key] = cohort
-            key = self.order.lane(sequence, self._view)
+            key = self._lane(sequence)
             cohort = self.cohorts.get(key)
             if cohort is None:
                 cohort = self._open(key)
@@ -277,6 +280,20 @@ class Residents:
             else:
                 self._close(cohort)
 
+    def outlast(self, sequences: list[Sequence]) -> None:
+        """Put resident sequences where they now belong, whose time in their lane is over: it was due in its cohort."""
+        if not self._together:
+            self.relane(sequences)
+            return
+        for sequence in sequences:
+            cohort = sequence.cohort
+            if cohort is None:
+                raise RuntimeError(f"{sequence!r} is not resident")
+            self.version += 1
+            self._time_lane(cohort, sequence, sequence.join)
+            if self._urgency is not None and sequence.known >= sequence.admitted_known + self._quantum:
+                self._had_quantum(sequence)
+
     def follow_order(self) -> None:
         """Put everybody where they now belong if the order's lanes have changed as a whole."""
         if self.order.epoch == self._epoch:
@@ -285,7 +302,7 @@ class Residents:
         self.relane(sorted(self._sequences.values(), key=lambda s: s.number))
 
     def _place(self, sequence: Sequence) -> None:
-        key = self.order.lane(sequence, self._view)
+        key = self._lane(sequence)
         cohort = self.cohorts.get(key)
         if cohort is None:
             cohort = self._open(key)
@@ -294,16 +311,12 @@ class Residents:
         self._ranked(cohort)
 
     def _insert(self, cohort: Cohort, sequence: Sequence, join: int) -> None:
-        order = self.order
         known = sequence.known
         offset = known - cohort.tick
         number = sequence.number
-        if not order.uniform:
-            steps = order.steps_in_lane(sequence, self._view)
-            if steps < NEVER:
-                heappush(cohort.leaves, (cohort.tick + steps, number, join, sequence))
-            if order.timed:
-                heappush(cohort.expiries, (cohort.clock_ns + order.time_in_lane(sequence), number, join, sequence))
+        if not self.order.uniform:
+            self._time_lane(cohort, sequence, join)
+            if self.order.timed:
                 sequence.set_service(sequence.service_ns - cohort.clock_ns)
         sequence.offset, sequence.cohort, sequence.join = offset, cohort, join
         cohort.take_in(sequence)
@@ -324,6 +337,19 @@ class Residents:
         if self._by_tenant:
             tenant = sequence.request.tenant
             cohort.tenants[tenant] = cohort.tenants.get(tenant, 0) + 1
+
+    def _time_lane(self, cohort: Cohort, sequence: Sequence, join: int) -> None:
+        """Remember when ``sequence`` will belong to another lane."""
+        order = self.order
+        steps = order.steps_in_lane(sequence, self._view)
+        if steps < NEVER:
+            heappush(cohort.leaves, (cohort.tick + steps, sequence.number, join, sequence))
+        if order.timed:
+            due_ns = cohort.clock_ns + order.time_in_lane(sequence)
+            heappush(cohort.expiries, (due_ns, sequence.number, join, sequence))
+
+    def _lane(self, sequence: Sequence) -> Any:
+        return 0 if self._together else self.order.lane(sequence, self._view)
 
     def _unplace(self, sequence: Sequence) -> None:
         cohort = sequence.cohort
@@ -371,11 +397,12 @@ class Residents:
     # -- order
 
     def _ranked(self, cohort: Cohort) -> None:
-        self._by_rank.set(cohort.key, self.order.lane_rank(cohort))
+        if not self._together:
+            self._by_rank.set(cohort.key, self.order.lane_rank(cohort))
 
     def first(self) -> Cohort:
         """The cohort that goes first."""
-        return self.cohorts[self._by_rank.first()]
+        return self.cohorts[0 if self._together else self._by_rank.first()]
 
     def ordered(self, leader: Cohort | None) -> list[Cohort]:
         """All cohorts as they go, the leader's first."""
@@ -397,21 +424,21 @@ class Residents:
 
         The largest urgency first, the newest of equal ones first, until it says that it wants no more.
         """
-        heap, taken = self._least_urgent, list[Entry]()
+        heap, taken = self._least_urgent, dict[int, Entry]()
         while heap and -heap[0][0] > bound and self._urgency is not None:
             entry = heap[0]
             sequence = entry[3]
-            if sequence.cohort is None or sequence.join != entry[2]:
+            if sequence.cohort is None or sequence.join != entry[2] or sequence.number in taken:
                 heappop(heap)
                 continue
             urgency = self._urgency(sequence, self._view)
             if urgency != -entry[0]:
                 heapreplace(heap, (-urgency, -sequence.number, entry[2], sequence))
                 continue
-            taken.append(heappop(heap))
+            taken[sequence.number] = heappop(heap)
             if not more(sequence):
                 break
-        for entry in taken:
+        for entry in taken.values():
             heappush(heap, entry)
 
     def steps_to_quantum(self) -> int:
@@ -421,10 +448,13 @@ class Residents:
     def _had_quantum(self, sequence: Sequence) -> None:
         if self._urgency is None:
             return
-        heap = self._least_urgent
-        heappush(heap, (-self._urgency(sequence, self._view), -sequence.number, sequence.join, sequence))
+        heap, urgency, view = self._least_urgent, self._urgency, self._view
+        heappush(heap, (-urgency(sequence, view), -sequence.number, sequence.join, sequence))
         if len(heap) > 4 * self.count + 64:
-            heap[:] = [entry for entry in heap if entry[3].cohort is not None and entry[3].join == entry[2]]
+            current = {
+                entry[3].number: entry[3] for entry in heap if entry[3].cohort is not None and entry[3].join == entry[2]
+            }
+            heap[:] = [(-urgency(s, view), -number, s.join, s) for number, s in current.items()]
             heapify(heap)
 
     def newest(self) -> Sequence:
@@ -477,7 +507,7 @@ class Residents:
                 if cohort.members:
                     self._rekey(cohort, steps)
         else:
-            self.relane([s for cohort in cohorts for s in cohort.due(cohort.leaves, cohort.tick)])
+            self.outlast([s for cohort in cohorts for s in cohort.due(cohort.leaves, cohort.tick)])
         for sequence in rows:
             self._advance_row(sequence, steps, served, done)
         return done

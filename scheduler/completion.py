@@ -16,8 +16,8 @@ class Completion:
 
     def __init__(self, state: SchedulerState) -> None:
         self._state = state
-        #: were served apart from their cohort since lanes were last looked at (timed orders)
-        self._served_alone: list[Sequence] = []
+        #: whose service became known after they had been advanced, since lanes were last looked at (timed orders)
+        self._served_late: list[Sequence] = []
         self._last_end_ns = 0
 
     def advance(self, flight: Flight, outcome: StepOutcome | None = None) -> None:
@@ -27,6 +27,8 @@ class Completion:
         draft, residents, steps = flight.draft, state.residents, flight.steps
         features = flight.plan.features
         alive = self._alive(draft)
+        if outcome is not None and state.policy.resident.timed:
+            self._add_service(flight, self._took_ns(flight, outcome))
         flight.waits = waits_of(draft, residents, keep=outcome is None)
         if outcome is None:
             flight.members = draft.members()
@@ -44,11 +46,6 @@ class Completion:
             flight.waits = None
         if alive:
             self._advance_decode(flight, grown)
-        if outcome is not None and state.policy.resident.timed:
-            # before anybody joins a cohort that has been served without them
-            took_ns = self._took_ns(flight, outcome)
-            for cohort in draft.cohorts:
-                cohort.clock_ns += took_ns
         for sequence in draft.joining:
             state.join(sequence)
         for chunk in draft.chunks:
@@ -147,8 +144,8 @@ class Completion:
         for chunk in flight.draft.chunks:
             if chunk.sequence.number not in flight.dropped:
                 self._settle_chunk(flight, chunk, end_ns)
-        if state.policy.resident.timed:
-            self._add_service(flight, took_ns)
+        if flight.members is not None and state.policy.resident.timed:
+            self._add_late_service(flight, took_ns)
         if not (flight.ending or flight.hidden or flight.held or outcome.stops):
             return []
         ended = self._ended(flight, outcome)
@@ -191,27 +188,32 @@ class Completion:
         return int(outcome.ends_ns[-1]) - max(flight.plan.now_ns, self._last_end_ns)
 
     def _add_service(self, flight: Flight, took_ns: int) -> None:
-        """The time of a step is service to everybody in it; cohorts that it stepped as a whole have had it already."""
+        """The time of a step is service to everybody in it. Said before anybody is put where they belong after it."""
         draft = flight.draft
-        alone = [chunk.sequence for chunk in draft.chunks]
-        alone += draft.rows if flight.members is None else flight.members
+        for cohort in draft.cohorts:
+            cohort.clock_ns += took_ns
+        for sequence in [chunk.sequence for chunk in draft.chunks] + draft.rows:
+            sequence.set_service(sequence.service_ns + took_ns)
+
+    def _add_late_service(self, flight: Flight, took_ns: int) -> None:
+        """The same, for a plan whose sequences had been advanced before its time was known."""
+        alone = [chunk.sequence for chunk in flight.draft.chunks] + (flight.members or [])
         for sequence in alone:
             sequence.set_service(sequence.service_ns + took_ns)
-        self._served_alone += alone
+        self._served_late += alone
 
     def retime(self) -> None:
         """Put everybody into the lane that their service so far, or their waiting, gives them."""
         state = self._state
         residents, order = state.residents, state.policy.resident
-        residents.relane(
+        residents.outlast(
             [s for cohort in residents.cohorts.values() for s in cohort.due(cohort.expiries, cohort.clock_ns)]
         )
-        for sequence in self._served_alone:
+        for sequence in self._served_late:
             cohort_of = sequence.cohort
-            if cohort_of is None or (state.config.overlap and order.lane(sequence, state.view) == cohort_of.key):
-                continue
-            residents.relane([sequence])
-        self._served_alone.clear()
+            if cohort_of is not None and order.lane(sequence, state.view) != cohort_of.key:
+                residents.relane([sequence])
+        self._served_late.clear()
         if state.promotion is None:
             return
         for sequence in state.promotion.due(state.now_ns, self._unserved_since):

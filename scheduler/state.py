@@ -83,6 +83,7 @@ class SchedulerState:
             urgency=policy.urgency,
             quantum=policy.quantum,
             by_tenant=policy.ledger is not None,
+            together=parts.takes_all,
         )
         self.eviction = Eviction(policy, config.victim, self.residents, self.view)
         self.promotion = None if policy.promote_ns is None else Promotion(policy.promote_ns)

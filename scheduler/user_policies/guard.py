@@ -103,6 +103,8 @@ class Noted(NamedTuple):
 class WatchedOrder(Order):
     """Another order, every answer looked at."""
 
+    strict = True
+
     def __init__(self, order: Order, role: str, guard: Guard) -> None:
         self._order = order
         self._role = role
