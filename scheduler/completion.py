@@ -127,7 +127,7 @@ class Completion:
 
     def _ends_in(self, flight: Flight, sequence: Sequence) -> None:
         sequence.state = "ending"
-        self._state.admission.left(sequence)
+        self._state.uncommit(sequence)
         flight.ending.append(sequence)
 
     def settle(self, flight: Flight, outcome: StepOutcome) -> list[Sequence]:
@@ -253,7 +253,7 @@ class Completion:
     def _end(self, sequence: Sequence, end_ns: int, reason: str) -> None:
         sequence.finish_ns, sequence.reason = end_ns, reason
         del self._state.sequences[sequence.id]
-        self._state.admission.left(sequence)
+        self._state.uncommit(sequence)
 
     def abort(self, sequence: Sequence) -> None:
         """End ``sequence`` early, whatever it is at. Memory that a plan in flight writes is held until that is done."""

@@ -153,10 +153,15 @@ class SchedulerState:
         self.holding -= 1
         self.residents.version += 1
 
+    def uncommit(self, sequence: Sequence) -> None:
+        """``sequence`` ends or is evicted: consent to another may no longer depend on it."""
+        self.admission.left(sequence)
+        self.residents.version += 1
+
     def evict(self, sequence: Sequence) -> None:
         """Take the memory of a resident sequence away; it waits, with its KV in host memory or to be computed again."""
         self.residents.leave(sequence)
-        self.admission.left(sequence)
+        self.uncommit(sequence)
         self.evicted.add(sequence.number)
         sequence.preemptions += 1
         self.counters.preemptions += 1

@@ -271,6 +271,18 @@ def test_nobody_is_evicted_while_a_plan_is_in_flight(writing: str) -> None:
     assert run.ends == [14, 24, 38, 48, 62]
 
 
+@both_writings
+def test_who_ends_in_the_step_in_flight_commits_no_memory(writing: str) -> None:
+    """Memory of 8: a may need 4 and b 6, so that b is refused beside a, and admitted while a's only step runs."""
+    jobs = [job("a", prompt=3, output=1, unit_ns=1), job("b", prompt=4, output=2, unit_ns=1)]
+    run = run_by_hand(
+        writing, jobs, overlap=True, device=10, host=4, unit_ns=1, kv_tokens=8, block_tokens=1, phase="mixed",
+        chunk_tokens=4, admission="quantile",
+    )  # fmt: skip
+    assert run.rows == ["a", "b", "b"]
+    assert run.ends == [14, 24, 34]
+
+
 # -- policies
 
 
