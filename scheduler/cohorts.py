@@ -339,10 +339,10 @@ class Residents:
             cohort.tenants[tenant] = cohort.tenants.get(tenant, 0) + 1
 
     def _time_lane(self, cohort: Cohort, sequence: Sequence, join: int) -> None:
-        """Remember when ``sequence`` will belong to another lane."""
+        """Remember when ``sequence`` will belong to another lane, unless it ends before."""
         order = self.order
         steps = order.steps_in_lane(sequence, self._view)
-        if steps < NEVER:
+        if steps < sequence.foreseen - sequence.known:
             heappush(cohort.leaves, (cohort.tick + steps, sequence.number, join, sequence))
         if order.timed:
             due_ns = cohort.clock_ns + order.time_in_lane(sequence)
@@ -418,6 +418,11 @@ class Residents:
         """Steps until a cohort of a uniform order reaches the length of the next longer one."""
         index = bisect_right(self._keys, cohort.key)
         return self._keys[index] - cohort.key if index < len(self._keys) else NEVER
+
+    def none_above(self, bound: Any) -> bool:
+        """Whether it is plain that :meth:`above` has nobody to show."""
+        heap = self._least_urgent
+        return not heap or bool(-heap[0][0] <= bound)
 
     def above(self, bound: Any, more: Callable[[Sequence], bool]) -> None:
         """Show ``more`` the residents who have had their quantum and whose urgency is more than ``bound``.

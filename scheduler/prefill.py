@@ -111,6 +111,8 @@ class Prefill:
         if self._blocked == blocked and state.steps_done < self.blocked_until:
             return False
         slots = state.config.max_running - state.holding
+        if slots <= 0 and state.eviction.none_weaker(sequence):
+            return self._block_until_quantum(blocked, mixed)
         tokens = state.admission.booking(sequence)
         if not state.admission.consents(sequence, self._admitted(chunks, swapped_in)):
             return self._block(blocked, NEVER if not state.admission.follows_progress else 0)
@@ -121,7 +123,7 @@ class Prefill:
             return self._block(blocked, NEVER)
         victims = self._victims_for(sequence, tokens, 1 - slots, mixed)
         if victims is None:
-            return self._block(blocked, state.residents.steps_to_quantum() if mixed is None else 0)
+            return self._block_until_quantum(blocked, mixed)
         if state.flights:
             if chunks or swapped_in or (mixed is not None and mixed.decodes):
                 return False
@@ -149,6 +151,9 @@ class Prefill:
 
         state.eviction.weaker(sequence, consider)
         return None if too_few() else victims
+
+    def _block_until_quantum(self, blocked: tuple[int, int], mixed: Draft | None) -> bool:
+        return self._block(blocked, self._state.residents.steps_to_quantum() if mixed is None else 0)
 
     def _block(self, blocked: tuple[int, int], steps: int) -> bool:
         """``sequence`` cannot be admitted, and for so many steps of the residents nothing changes about that."""
