@@ -194,6 +194,7 @@ class Prefill:
             if sequence.request.block_hashes and state.config.prefix_cache:
                 state.counters.prefix_query_tokens += sequence.known
                 state.counters.prefix_hit_tokens += cached
+                sequence.prefix_hit_tokens += cached
         sequence.state = "prefilling"
         sequence.admitted_known = sequence.known
         if sequence.first_scheduled_ns == UNSET:

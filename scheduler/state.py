@@ -189,6 +189,7 @@ class SchedulerState:
             self.swapped_in.remove(sequence)
             return
         self.swapped_out.append(self.swap(sequence))
+        sequence.swapped_out += 1
         self.counters.swapped_out += 1
         self.counters.swapped_tokens += sequence.host_tokens
 

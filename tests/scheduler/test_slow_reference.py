@@ -55,6 +55,11 @@ def check(run: Run) -> None:
     assert stepped.digest.hexdigest() == slow.hexdigest()
     assert steps.gap_counts == slow.gaps
 
+    for counter in ("preemptions", "recomputed_tokens", "swapped_out", "swapped_in", "prefix_hit_tokens"):
+        of_each = [getattr(sequence, counter) for sequence in stepped.all]
+        assert sum(of_each) == getattr(stepped.counters, counter)
+        assert of_each == [getattr(sequence, counter) for sequence in forwarded.all]
+
     assert [times_of(s) for s in forwarded.all] == [times_of(s) for s in stepped.all]
     assert asdict(forwarded.counters) == asdict(stepped.counters)
     assert stretches.steps == steps.steps
