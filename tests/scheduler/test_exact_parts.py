@@ -378,6 +378,16 @@ def test_multi_bin_batches_like_with_like(writing: str) -> None:
 
 
 @both_writings
+def test_a_group_follows_buckets_that_merge_as_it_is_admitted(writing: str) -> None:
+    """17 wait, most of them short: two buckets, a and b in the upper one. Behind b 15 wait, and there is one again."""
+    long, short = [job(name, prompt=40) for name in "abcde"], [job(f"s{n}", prompt=8) for n in range(12)]
+    run = run_by_hand(
+        writing, [*long[:2], *short, *long[2:]], policy="bucket-serve", max_prefill_tokens=100, max_running=17
+    )
+    assert run.steps[0] == ("prefill", {"a": (0, 40), "b": (0, 40), "s0": (0, 8), "s1": (0, 8)})
+
+
+@both_writings
 def test_linear_ageing_crosses_over(writing: str) -> None:
     """One token a second: l (10) is passed by who comes with 2 before 8 s; at 8 s they are even and l came first."""
     jobs = [job("x", output=9), job("l", output=10), job("s", arrival=7, output=2), job("t", arrival=8, output=2)]
