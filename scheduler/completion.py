@@ -16,8 +16,8 @@ class Completion:
 
     def __init__(self, state: SchedulerState) -> None:
         self._state = state
-        #: whose service became known after they had been advanced, since lanes were last looked at (timed orders)
-        self._served_late: list[Sequence] = []
+        #: served since lanes were last looked at, where service is kept for each apart (timed orders with overlap)
+        self._served_apart: list[Sequence] = []
         self._last_end_ns = 0
 
     def advance(self, flight: Flight, outcome: StepOutcome | None = None) -> None:
@@ -27,11 +27,12 @@ class Completion:
         draft, residents, steps = flight.draft, state.residents, flight.steps
         features = flight.plan.features
         alive = self._alive(draft)
-        if outcome is not None and state.policy.resident.timed:
-            self._add_service(flight, self._took_ns(flight, outcome))
         flight.waits = waits_of(draft, residents, keep=outcome is None)
         if outcome is None:
             flight.members = draft.members()
+        if state.policy.resident.timed and (outcome is not None or steps > 1):
+            # of a plan in flight, the last step begins now
+            self._add_service(flight, state.now_ns if outcome is None else int(outcome.ends_ns[-1]))
         grown = state.growth(draft.cohorts, draft.rows, steps) if state.grows and steps > 1 else []
         flight.memory = Memory(
             held_tokens=self._held_tokens(flight),
@@ -134,18 +135,17 @@ class Completion:
         """The plan in flight has ended: its times are known, and memory that waited for it is free."""
         state = self._state
         end_ns = int(outcome.ends_ns[-1])
-        took_ns = self._took_ns(flight, outcome)
-        self._last_end_ns = end_ns
         flight.served.end_ns = end_ns
         if flight.memory is not None:
-            state.account.memory(flight.memory, end_ns - took_ns, outcome.ends_ns)
+            state.account.memory(flight.memory, self._start_ns(flight), outcome.ends_ns)
         if flight.waits is not None:
             state.account.gaps(flight.waits, outcome.ends_ns, flight.dropped)
         for chunk in flight.draft.chunks:
             if chunk.sequence.number not in flight.dropped:
                 self._settle_chunk(flight, chunk, end_ns)
-        if flight.members is not None and state.policy.resident.timed:
-            self._add_late_service(flight, took_ns)
+        if state.policy.resident.timed:
+            self._add_service(flight, end_ns)
+        self._last_end_ns = end_ns
         if not (flight.ending or flight.hidden or flight.held or outcome.stops):
             return []
         ended = self._ended(flight, outcome)
@@ -183,24 +183,31 @@ class Completion:
                 found[number] = (resident, reason)
         return [found[number] for number in sorted(found)]
 
-    def _took_ns(self, flight: Flight, outcome: StepOutcome) -> int:
-        """How long the plan was run for: since the end of the one before it, if that came later than the plan."""
-        return int(outcome.ends_ns[-1]) - max(flight.plan.now_ns, self._last_end_ns)
+    def _start_ns(self, flight: Flight) -> int:
+        """Since when the plan is run: the end of the one before it, if that came later than the plan."""
+        return max(flight.plan.now_ns, self._last_end_ns)
 
-    def _add_service(self, flight: Flight, took_ns: int) -> None:
-        """The time of a step is service to everybody in it. Said before anybody is put where they belong after it."""
+    def _add_service(self, flight: Flight, until_ns: int) -> None:
+        """The plan's time up to ``until_ns`` is service to everybody in it, where that has not been said before.
+
+        Said before anybody is put where they belong after it. With overlap it is often known only once they have been:
+        it is kept for each apart, and lanes are compared.
+        """
         draft = flight.draft
-        for cohort in draft.cohorts:
-            cohort.clock_ns += took_ns
-        for sequence in [chunk.sequence for chunk in draft.chunks] + draft.rows:
-            sequence.set_service(sequence.service_ns + took_ns)
-
-    def _add_late_service(self, flight: Flight, took_ns: int) -> None:
-        """The same, for a plan whose sequences had been advanced before its time was known."""
-        alone = [chunk.sequence for chunk in flight.draft.chunks] + (flight.members or [])
+        took_ns = until_ns - self._start_ns(flight) - flight.service_ns
+        if took_ns <= 0:
+            return
+        flight.service_ns += took_ns
+        alone = [chunk.sequence for chunk in draft.chunks]
+        if self._state.config.overlap:
+            alone += draft.members() if flight.members is None else flight.members
+            self._served_apart += alone
+        else:
+            alone += draft.rows
+            for cohort in draft.cohorts:
+                cohort.clock_ns += took_ns
         for sequence in alone:
             sequence.set_service(sequence.service_ns + took_ns)
-        self._served_late += alone
 
     def retime(self) -> None:
         """Put everybody into the lane that their service so far, or their waiting, gives them."""
@@ -209,11 +216,11 @@ class Completion:
         residents.outlast(
             [s for cohort in residents.cohorts.values() for s in cohort.due(cohort.expiries, cohort.clock_ns)]
         )
-        for sequence in self._served_late:
+        for sequence in self._served_apart:
             cohort_of = sequence.cohort
             if cohort_of is not None and order.lane(sequence, state.view) != cohort_of.key:
                 residents.relane([sequence])
-        self._served_late.clear()
+        self._served_apart.clear()
         if state.promotion is None:
             return
         for sequence in state.promotion.due(state.now_ns, self._unserved_since):
