@@ -84,10 +84,13 @@ def test_slow_reference_single_steps_and_stretches_agree(policy: str) -> None:
 
 @pytest.mark.parametrize(
     ("policy", "count", "seed"),
-    [("mlfq", 18, 101947), ("mlfq", 18, 102072), ("mlfq", 18, 102575), ("mlfq", 12, 102950), ("mlfq", 5, 103488)],
-)
+    [
+        ("mlfq", 18, 101947), ("mlfq", 18, 102072), ("mlfq", 18, 102575), ("mlfq", 12, 102950), ("mlfq", 5, 103488),
+        ("srpt", 12, 303582),
+    ],
+)  # fmt: skip
 def test_runs_that_once_differed_agree(policy: str, count: int, seed: int) -> None:
-    """Stretches of ``mlfq`` with overlap: too rare for the runs above."""
+    """Too rare for the runs above: stretches of ``mlfq`` with overlap, the only resident evicted beside a prompt."""
     check(draw_run(policy, count, seed))
 
 
