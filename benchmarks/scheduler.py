@@ -6,8 +6,9 @@
 
 Each policy runs step by step on a device that takes a fixed time. A request comes in as one ends, so that the number of
 those that run and wait stays. Printed are the microseconds of a step: the median and the mean over all, the 99th
-percentile, the median of the steps in which nobody ended or was admitted ("quiet"), and that at a quarter of the
-running sequences, since a quiet step must not cost more with more of them.
+percentile, the median of the steps in which nobody ended or was admitted, nor in the one before ("quiet"), and that at
+a quarter of the running sequences, since a quiet step must not cost more with more of them. Then how many requests a
+step admits and evicts on average: what a policy decides more often, it pays for more often.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 _place = argparse.ArgumentParser(add_help=False)
@@ -54,8 +56,17 @@ def requests(seed: int) -> Iterator[Request]:
         number += 1
 
 
-def measure(policy: str, running: int, waiting: int, steps: int) -> tuple[list[int], list[int]]:
-    """Nanoseconds of each step, and of the quiet ones."""
+class Measured(NamedTuple):
+    taken: list[int]
+    """nanoseconds of each step"""
+    quiet: list[int]
+    """of the quiet ones"""
+    admitted: float
+    """requests a step"""
+    evicted: float
+
+
+def measure(policy: str, running: int, waiting: int, steps: int) -> Measured:
     config = SchedulerConfig(
         policy=policy, max_running=running, kv_tokens=running * 2048, max_prefill_tokens=8192,
         length_quantiles=tuple(range(50, 601)), **SETTINGS.get(policy, {}),
@@ -68,6 +79,8 @@ def measure(policy: str, running: int, waiting: int, steps: int) -> tuple[list[i
     taken, quiet = [], []
     clock = time.perf_counter_ns
     warm = 0
+    was_quiet = False
+    began_with = (0, 0, 0)
     while len(taken) < steps:
         now += 1_000
         began = clock()
@@ -83,13 +96,23 @@ def measure(policy: str, running: int, waiting: int, steps: int) -> tuple[list[i
         took = planned + clock() - began
         if scheduler.waiting > waiting - running // 4:
             warm += 1
+        is_quiet = plan.kind == "decode" and not ended
         if scheduler.resident >= running * 3 // 4 or warm > 4 * running:
+            if not taken:
+                began_with = counts(scheduler)
             taken.append(took)
-            if plan.kind == "decode" and not ended:
+            if is_quiet and was_quiet:
                 quiet.append(took)
+        was_quiet = is_quiet
         for _ in ended:
             scheduler.submit(next(source), now)
-    return taken, quiet
+    resident, finished, evicted = (now - then for now, then in zip(counts(scheduler), began_with, strict=True))
+    return Measured(taken, quiet, (resident + finished + evicted) / steps, evicted / steps)
+
+
+def counts(scheduler: Scheduler) -> tuple[int, int, int]:
+    """How many are resident, have finished, and were evicted so far."""
+    return scheduler.resident, scheduler.counters.finished, scheduler.counters.preemptions
 
 
 def main() -> None:
@@ -105,14 +128,17 @@ def main() -> None:
     kind = "plain Python" if scheduler_module.__file__.endswith(".py") else "compiled core"
     python = f"Python {platform.python_version()} on {platform.machine()}"
     print(f"# {command} · {date.today()} · {python} · {kind}", flush=True)
-    print("policy          median us  mean us  p99 us  quiet median us  quiet at 1/4 running")
+    print("policy          median us    mean us     p99 us   quiet us  at 1/4 running   admitted    evicted")
     for policy in args.policies.split(","):
-        taken, quiet = measure(policy, args.running, args.waiting, args.steps)
-        _, fewer = measure(policy, max(1, args.running // 4), args.waiting, args.steps)
-        p99 = statistics.quantiles(taken, n=100)[98]
-        figures = (statistics.median(taken), statistics.fmean(taken), p99,
-                   statistics.median(quiet or [0]), statistics.median(fewer or [0]))  # fmt: skip
-        print(f"{policy:14s}" + "".join(f"{ns / 1e3:11.1f}" for ns in figures), flush=True)
+        full = measure(policy, args.running, args.waiting, args.steps)
+        fewer = measure(policy, max(1, args.running // 4), args.waiting, args.steps)
+        p99 = statistics.quantiles(full.taken, n=100)[98]
+        times = (statistics.median(full.taken), statistics.fmean(full.taken), p99, statistics.median(full.quiet or [0]))
+        print(
+            f"{policy:14s}" + "".join(f"{ns / 1e3:11.1f}" for ns in times)
+            + f"{statistics.median(fewer.quiet or [0]) / 1e3:16.1f}{full.admitted:11.2f}{full.evicted:11.2f}",
+            flush=True,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

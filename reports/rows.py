@@ -27,6 +27,9 @@ REQUEST_COLUMNS = (
     "output_tokens",
     "preemptions",
     "recomputed_tokens",
+    "swapped_out",
+    "swapped_in",
+    "prefix_hit_tokens",
     "outcome",
     "reason",
 )
@@ -44,7 +47,9 @@ STEP_COLUMNS = (
 
 #: what a table from before a column was there would have had in it
 Older = Mapping[str, Callable[[pd.DataFrame], pd.Series]]
-_OLDER_REQUESTS: Older = {"priority": lambda table: table["number"] * 0}
+_OLDER_REQUESTS: Older = {
+    name: lambda table: table["number"] * 0 for name in ("priority", "swapped_out", "swapped_in", "prefix_hit_tokens")
+}
 _OLDER_STEPS: Older = {
     "decode_rows": lambda table: table["rows"].where(table["kind"] == "decode", 0),
     "decode_context_tokens": lambda table: table["context_tokens"].where(table["kind"] == "decode", 0),

@@ -126,6 +126,9 @@ class RunWriter:
             sequence.output_tokens,
             sequence.preemptions,
             sequence.recomputed_tokens,
+            sequence.swapped_out,
+            sequence.swapped_in,
+            sequence.prefix_hit_tokens,
             sequence.state,
             sequence.reason,
         )

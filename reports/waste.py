@@ -92,9 +92,9 @@ def _of_decode(kind: npt.NDArray[np.str_], whole: IntArray, of_mixed: IntArray) 
 
 
 def counters_from_rows(requests: pd.DataFrame, steps: pd.DataFrame) -> RunCounters:
-    """What the rows of a killed run tell of the scheduler's counters. The ``kv_*`` and ``prefix_*`` ones, the longest
-    waits and gaps, the wasted rows and how often somebody was swapped are in no row and stay 0: whoever shows them must
-    say "not available". Requests that had not ended are in no row.
+    """What the rows of a killed run tell of the scheduler's counters. The ``kv_*`` ones, what the prefix cache was
+    asked for, the longest waits and gaps and the wasted rows are in no row and stay 0: whoever shows them must say "not
+    available". Requests that had not ended are in no row.
     """
     sums = step_sums(steps)
     counters = RunCounters()
@@ -115,6 +115,9 @@ def counters_from_rows(requests: pd.DataFrame, steps: pd.DataFrame) -> RunCounte
     counters.submitted = len(requests)
     counters.preemptions = int(column(requests, "preemptions").sum())
     counters.recomputed_tokens = int(column(requests, "recomputed_tokens").sum())
+    counters.swapped_out = int(column(requests, "swapped_out").sum())
+    counters.swapped_in = int(column(requests, "swapped_in").sum())
+    counters.prefix_hit_tokens = int(column(requests, "prefix_hit_tokens").sum())
     return counters
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from scheduler.plan import NEVER
 from scheduler.policy import Order, View
-from scheduler.ranking import Ranking
+from scheduler.ranking import Extreme, Ranking
 from scheduler.sequence import Sequence, Served
 
 MASK64 = (1 << 64) - 1
@@ -26,6 +26,7 @@ class Cohort:
     """
 
     __slots__ = (
+        "_oldest",
         "clock_ns",
         "expiries",
         "finishes",
@@ -36,7 +37,6 @@ class Cohort:
         "leaves",
         "longest_first",
         "members",
-        "oldest_first",
         "position_hash",
         "quanta",
         "residues",
@@ -60,7 +60,7 @@ class Cohort:
         self.finishes: list[Entry] = []
         self.longest_first: list[Entry] = []
         self.leaves: list[Entry] = []
-        self.oldest_first: list[Entry] = []
+        self._oldest = Extreme(self.members)
         #: members that have not been served since they joined; all others were last served in ``served``
         self.fresh: dict[int, Sequence] = {}
         self.served = Served()
@@ -82,11 +82,11 @@ class Cohort:
 
     @property
     def oldest(self) -> int:
-        return self._top(self.oldest_first)[0]
+        return self._oldest.first()
 
     @property
     def eldest(self) -> Sequence:
-        return self._top(self.oldest_first)[3]
+        return self.members[self._oldest.first()]
 
     @property
     def longest(self) -> int:
@@ -97,6 +97,11 @@ class Cohort:
     def starts(self) -> int:
         """Sum of h(id) x start position of the members' next decode step, modulo 2**64."""
         return (self.position_hash + (self.tick - 1) * self.ids) & MASK64
+
+    def take_in(self, sequence: Sequence) -> None:
+        """``sequence`` is a member."""
+        self.members[sequence.number] = sequence
+        self._oldest.add(sequence.number)
 
     def _top(self, heap: list[Entry]) -> Entry:
         while True:
@@ -202,24 +207,27 @@ class Residents:
         urgency: Callable[[Sequence, View], Any] | None = None,
         quantum: int = 0,
         by_tenant: bool = False,
+        together: bool = False,
     ) -> None:
+        """``together``: every step takes all residents, so that lanes make no difference, and one cohort holds all."""
         self.order = order
+        self._together = together
         self._view = view
         self._block_tokens = block_tokens
         self._by_tenant = by_tenant
         self._urgency = urgency
         self._quantum = quantum
         #: (-urgency at some time, -number, join, sequence) of all who have had their quantum: an upper bound, since
-        #: urgency only falls inside a lane
+        #: urgency only falls inside a lane; several of one sequence where it changed lanes
         self._least_urgent: list[Entry] = []
         self._joins = 0
         self.cohorts: dict[Any, Cohort] = {}
         #: cohort keys in order, kept for uniform orders: the next one above is where a cohort will merge
         self._keys: list[int] = []
         self._by_rank: Ranking[Any] = Ranking()
-        self._by_number: Ranking[int] = Ranking()
-        self._newest_first: Ranking[int] = Ranking()
         self._sequences: dict[int, Sequence] = {}
+        self._oldest = Extreme(self._sequences)
+        self._newest = Extreme(self._sequences, largest=True)
         self._epoch = order.epoch
         self.count = 0
         self.tokens = 0
@@ -236,8 +244,8 @@ class Residents:
         self._place(sequence)
         number = sequence.number
         self._sequences[number] = sequence
-        self._by_number.set(number, 0)
-        self._newest_first.set(number, -number)
+        self._oldest.add(number)
+        self._newest.add(number)
 
     def leave(self, sequence: Sequence) -> None:
         """Take a sequence out; its lengths stay readable."""
@@ -246,8 +254,6 @@ class Residents:
         self.count -= 1
         self.version += 1
         del self._sequences[sequence.number]
-        self._by_number.discard(sequence.number)
-        self._newest_first.discard(sequence.number)
 
     def relane(self, sequences: list[Sequence]) -> None:
         """Put resident sequences where they now belong."""
@@ -261,7 +267,7 @@ class Residents:
                 raise RuntimeError(f"{sequence!r} is not resident")
             self._remove(cohort, sequence)
             touched[cohort.key] = cohort
-            key = self.order.lane(sequence, self._view)
+            key = self._lane(sequence)
             cohort = self.cohorts.get(key)
             if cohort is None:
                 cohort = self._open(key)
@@ -274,6 +280,20 @@ class Residents:
             else:
                 self._close(cohort)
 
+    def outlast(self, sequences: list[Sequence]) -> None:
+        """Put resident sequences where they now belong, whose time in their lane is over: it was due in its cohort."""
+        if not self._together:
+            self.relane(sequences)
+            return
+        for sequence in sequences:
+            cohort = sequence.cohort
+            if cohort is None:
+                raise RuntimeError(f"{sequence!r} is not resident")
+            self.version += 1
+            self._time_lane(cohort, sequence, sequence.join)
+            if self._urgency is not None and sequence.known >= sequence.admitted_known + self._quantum:
+                self._had_quantum(sequence)
+
     def follow_order(self) -> None:
         """Put everybody where they now belong if the order's lanes have changed as a whole."""
         if self.order.epoch == self._epoch:
@@ -282,7 +302,7 @@ class Residents:
         self.relane(sorted(self._sequences.values(), key=lambda s: s.number))
 
     def _place(self, sequence: Sequence) -> None:
-        key = self.order.lane(sequence, self._view)
+        key = self._lane(sequence)
         cohort = self.cohorts.get(key)
         if cohort is None:
             cohort = self._open(key)
@@ -291,19 +311,15 @@ class Residents:
         self._ranked(cohort)
 
     def _insert(self, cohort: Cohort, sequence: Sequence, join: int) -> None:
-        order = self.order
         known = sequence.known
         offset = known - cohort.tick
         number = sequence.number
-        if not order.uniform:
-            steps = order.steps_in_lane(sequence, self._view)
-            if steps < NEVER:
-                heappush(cohort.leaves, (cohort.tick + steps, number, join, sequence))
-            if order.timed:
-                heappush(cohort.expiries, (cohort.clock_ns + order.time_in_lane(sequence), number, join, sequence))
+        if not self.order.uniform:
+            self._time_lane(cohort, sequence, join)
+            if self.order.timed:
                 sequence.set_service(sequence.service_ns - cohort.clock_ns)
         sequence.offset, sequence.cohort, sequence.join = offset, cohort, join
-        cohort.members[number] = sequence
+        cohort.take_in(sequence)
         cohort.sum_offsets += offset
         cohort.ids = (cohort.ids + sequence.hash64) & MASK64
         cohort.position_hash = (cohort.position_hash + sequence.hash64 * offset) & MASK64
@@ -311,7 +327,6 @@ class Residents:
         cohort.held_blocks -= -(known - 1) // self._block_tokens
         heappush(cohort.finishes, (sequence.limit - offset, number, join, sequence))
         heappush(cohort.longest_first, (-offset, number, join, sequence))
-        heappush(cohort.oldest_first, (number, number, join, sequence))
         cohort.fresh[number] = sequence
         if self._urgency is not None:
             due = sequence.admitted_known + self._quantum - offset
@@ -322,6 +337,19 @@ class Residents:
         if self._by_tenant:
             tenant = sequence.request.tenant
             cohort.tenants[tenant] = cohort.tenants.get(tenant, 0) + 1
+
+    def _time_lane(self, cohort: Cohort, sequence: Sequence, join: int) -> None:
+        """Remember when ``sequence`` will belong to another lane, unless it ends before."""
+        order = self.order
+        steps = order.steps_in_lane(sequence, self._view)
+        if steps < sequence.foreseen - sequence.known:
+            heappush(cohort.leaves, (cohort.tick + steps, sequence.number, join, sequence))
+        if order.timed:
+            due_ns = cohort.clock_ns + order.time_in_lane(sequence)
+            heappush(cohort.expiries, (due_ns, sequence.number, join, sequence))
+
+    def _lane(self, sequence: Sequence) -> Any:
+        return 0 if self._together else self.order.lane(sequence, self._view)
 
     def _unplace(self, sequence: Sequence) -> None:
         cohort = sequence.cohort
@@ -369,11 +397,12 @@ class Residents:
     # -- order
 
     def _ranked(self, cohort: Cohort) -> None:
-        self._by_rank.set(cohort.key, self.order.lane_rank(cohort))
+        if not self._together:
+            self._by_rank.set(cohort.key, self.order.lane_rank(cohort))
 
     def first(self) -> Cohort:
         """The cohort that goes first."""
-        return self.cohorts[self._by_rank.first()]
+        return self.cohorts[0 if self._together else self._by_rank.first()]
 
     def ordered(self, leader: Cohort | None) -> list[Cohort]:
         """All cohorts as they go, the leader's first."""
@@ -390,26 +419,31 @@ class Residents:
         index = bisect_right(self._keys, cohort.key)
         return self._keys[index] - cohort.key if index < len(self._keys) else NEVER
 
+    def none_above(self, bound: Any) -> bool:
+        """Whether it is plain that :meth:`above` has nobody to show."""
+        heap = self._least_urgent
+        return not heap or bool(-heap[0][0] <= bound)
+
     def above(self, bound: Any, more: Callable[[Sequence], bool]) -> None:
         """Show ``more`` the residents who have had their quantum and whose urgency is more than ``bound``.
 
         The largest urgency first, the newest of equal ones first, until it says that it wants no more.
         """
-        heap, taken = self._least_urgent, list[Entry]()
+        heap, taken = self._least_urgent, dict[int, Entry]()
         while heap and -heap[0][0] > bound and self._urgency is not None:
             entry = heap[0]
             sequence = entry[3]
-            if sequence.cohort is None or sequence.join != entry[2]:
+            if sequence.cohort is None or sequence.join != entry[2] or sequence.number in taken:
                 heappop(heap)
                 continue
             urgency = self._urgency(sequence, self._view)
             if urgency != -entry[0]:
                 heapreplace(heap, (-urgency, -sequence.number, entry[2], sequence))
                 continue
-            taken.append(heappop(heap))
+            taken[sequence.number] = heappop(heap)
             if not more(sequence):
                 break
-        for entry in taken:
+        for entry in taken.values():
             heappush(heap, entry)
 
     def steps_to_quantum(self) -> int:
@@ -419,19 +453,22 @@ class Residents:
     def _had_quantum(self, sequence: Sequence) -> None:
         if self._urgency is None:
             return
-        heap = self._least_urgent
-        heappush(heap, (-self._urgency(sequence, self._view), -sequence.number, sequence.join, sequence))
+        heap, urgency, view = self._least_urgent, self._urgency, self._view
+        heappush(heap, (-urgency(sequence, view), -sequence.number, sequence.join, sequence))
         if len(heap) > 4 * self.count + 64:
-            heap[:] = [entry for entry in heap if entry[3].cohort is not None and entry[3].join == entry[2]]
+            current = {
+                entry[3].number: entry[3] for entry in heap if entry[3].cohort is not None and entry[3].join == entry[2]
+            }
+            heap[:] = [(-urgency(s, view), -number, s.join, s) for number, s in current.items()]
             heapify(heap)
 
     def newest(self) -> Sequence:
         """The resident sequence that was submitted last."""
-        return self._sequences[self._newest_first.first()]
+        return self._sequences[self._newest.first()]
 
     def oldest(self) -> Sequence:
         """The resident sequence that was submitted first."""
-        return self._sequences[self._by_number.first()]
+        return self._sequences[self._oldest.first()]
 
     def get(self, number: int) -> Sequence | None:
         """The resident sequence of that number."""
@@ -475,7 +512,7 @@ class Residents:
                 if cohort.members:
                     self._rekey(cohort, steps)
         else:
-            self.relane([s for cohort in cohorts for s in cohort.due(cohort.leaves, cohort.tick)])
+            self.outlast([s for cohort in cohorts for s in cohort.due(cohort.leaves, cohort.tick)])
         for sequence in rows:
             self._advance_row(sequence, steps, served, done)
         return done

@@ -16,8 +16,8 @@ class Completion:
 
     def __init__(self, state: SchedulerState) -> None:
         self._state = state
-        #: were served apart from their cohort since lanes were last looked at (timed orders)
-        self._served_alone: list[Sequence] = []
+        #: served since lanes were last looked at, where service is kept for each apart (timed orders with overlap)
+        self._served_apart: list[Sequence] = []
         self._last_end_ns = 0
 
     def advance(self, flight: Flight, outcome: StepOutcome | None = None) -> None:
@@ -30,6 +30,9 @@ class Completion:
         flight.waits = waits_of(draft, residents, keep=outcome is None)
         if outcome is None:
             flight.members = draft.members()
+        if state.policy.resident.timed and (outcome is not None or steps > 1):
+            # of a plan in flight, the last step begins now
+            self._add_service(flight, state.now_ns if outcome is None else int(outcome.ends_ns[-1]))
         grown = state.growth(draft.cohorts, draft.rows, steps) if state.grows and steps > 1 else []
         flight.memory = Memory(
             held_tokens=self._held_tokens(flight),
@@ -125,24 +128,24 @@ class Completion:
 
     def _ends_in(self, flight: Flight, sequence: Sequence) -> None:
         sequence.state = "ending"
-        self._state.admission.left(sequence)
+        self._state.uncommit(sequence)
         flight.ending.append(sequence)
 
     def settle(self, flight: Flight, outcome: StepOutcome) -> list[Sequence]:
         """The plan in flight has ended: its times are known, and memory that waited for it is free."""
         state = self._state
         end_ns = int(outcome.ends_ns[-1])
-        start_ns, self._last_end_ns = max(flight.plan.now_ns, self._last_end_ns), end_ns
         flight.served.end_ns = end_ns
         if flight.memory is not None:
-            state.account.memory(flight.memory, start_ns, outcome.ends_ns)
+            state.account.memory(flight.memory, self._start_ns(flight), outcome.ends_ns)
         if flight.waits is not None:
             state.account.gaps(flight.waits, outcome.ends_ns, flight.dropped)
         for chunk in flight.draft.chunks:
             if chunk.sequence.number not in flight.dropped:
                 self._settle_chunk(flight, chunk, end_ns, outcome.stops.get(chunk.sequence.number) == "error")
         if state.policy.resident.timed:
-            self._add_service(flight, end_ns - start_ns)
+            self._add_service(flight, end_ns)
+        self._last_end_ns = end_ns
         if not (flight.ending or flight.hidden or flight.held or outcome.stops):
             return []
         ended = self._ended(flight, outcome)
@@ -181,33 +184,44 @@ class Completion:
                 found[number] = (resident, reason)
         return [found[number] for number in sorted(found)]
 
-    def _add_service(self, flight: Flight, took_ns: int) -> None:
-        """The time of a step is service to everybody in it."""
+    def _start_ns(self, flight: Flight) -> int:
+        """Since when the plan is run: the end of the one before it, if that came later than the plan."""
+        return max(flight.plan.now_ns, self._last_end_ns)
+
+    def _add_service(self, flight: Flight, until_ns: int) -> None:
+        """The plan's time up to ``until_ns`` is service to everybody in it, where that has not been said before.
+
+        Said before anybody is put where they belong after it. With overlap it is often known only once they have been:
+        it is kept for each apart, and lanes are compared.
+        """
         draft = flight.draft
+        took_ns = until_ns - self._start_ns(flight) - flight.service_ns
+        if took_ns <= 0:
+            return
+        flight.service_ns += took_ns
         alone = [chunk.sequence for chunk in draft.chunks]
-        if flight.members is None:
+        if self._state.config.overlap:
+            alone += draft.members() if flight.members is None else flight.members
+            self._served_apart += alone
+        else:
+            alone += draft.rows
             for cohort in draft.cohorts:
                 cohort.clock_ns += took_ns
-            alone += draft.rows
-        else:
-            alone += flight.members
         for sequence in alone:
             sequence.set_service(sequence.service_ns + took_ns)
-        self._served_alone += alone
 
     def retime(self) -> None:
         """Put everybody into the lane that their service so far, or their waiting, gives them."""
         state = self._state
         residents, order = state.residents, state.policy.resident
-        residents.relane(
+        residents.outlast(
             [s for cohort in residents.cohorts.values() for s in cohort.due(cohort.expiries, cohort.clock_ns)]
         )
-        for sequence in self._served_alone:
+        for sequence in self._served_apart:
             cohort_of = sequence.cohort
-            if cohort_of is None or (state.config.overlap and order.lane(sequence, state.view) == cohort_of.key):
-                continue
-            residents.relane([sequence])
-        self._served_alone.clear()
+            if cohort_of is not None and order.lane(sequence, state.view) != cohort_of.key:
+                residents.relane([sequence])
+        self._served_apart.clear()
         if state.promotion is None:
             return
         for sequence in state.promotion.due(state.now_ns, self._unserved_since):
@@ -255,7 +269,7 @@ class Completion:
     def _end(self, sequence: Sequence, end_ns: int, reason: str) -> None:
         sequence.finish_ns, sequence.reason = end_ns, reason
         del self._state.sequences[sequence.id]
-        self._state.admission.left(sequence)
+        self._state.uncommit(sequence)
 
     def abort(self, sequence: Sequence, reason: str = "aborted") -> None:
         """End ``sequence`` early, whatever it is at. Memory that a plan in flight writes is held until that is done."""

@@ -33,6 +33,16 @@ class Composition:
     admission: Admission
     swaps: bool
 
+    @property
+    def takes_all(self) -> bool:
+        """Whether every step takes all residents, whatever their lanes are."""
+        config, order = self.config, self.policy.resident
+        most = min(config.rows, self.chunk_tokens) if self.phase == "mixed" else config.rows
+        if order.exclusive or order.uniform or order.strict or most < config.max_running:
+            return False
+        # with overlap, service is known to each sequence apart, and lanes have to be compared
+        return not (order.timed and config.overlap)
+
 
 def compose(config: SchedulerConfig) -> Composition:
     """What ``config`` describes. A composition that cannot be is a :class:`~scheduler.config.ConfigError`."""

@@ -38,6 +38,11 @@ class Eviction:
             return residents.newest()
         return max(residents.members(), key=lambda s: (worth(s, view), s.number))
 
+    def none_weaker(self, sequence: Sequence) -> bool:
+        """Whether it is plain that :meth:`weaker` has nobody to show."""
+        urgency = self._policy.urgency
+        return urgency is None or self._residents.none_above(urgency(sequence, self._view))
+
     def weaker(self, sequence: Sequence, more: Callable[[Sequence], bool]) -> None:
         """Show ``more`` the residents that ``sequence`` may take the place of, the least urgent first.
 

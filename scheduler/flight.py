@@ -21,6 +21,8 @@ class Flight:
     unusable_tokens: int
     charged_steps: int = 0
     """as many steps a policy's ledger knows of"""
+    service_ns: int = 0
+    """so much of its time has been counted as service"""
     served: Served = field(default_factory=Served)
     advanced: bool = False
     waits: Waits | None = None

@@ -113,6 +113,8 @@ class Order:
     drifts: bool = False
     #: lanes depend on who waits, see :meth:`queued`
     shapes_lanes: bool = False
+    #: lanes are told apart also where every step takes all residents, and nothing depends on them
+    strict: bool = False
     #: raised by the order when any lane may have changed
     epoch: int = 0
 

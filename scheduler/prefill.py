@@ -61,18 +61,17 @@ class Prefill:
     def _admit(self, chunks: list[Chunk], budget: int, rows: int, mixed: Draft | None) -> list[Sequence]:
         """Admit waiting requests in the policy's order, while slots, rows, KV and the token budget allow."""
         state = self._state
-        waiting, exclusive = state.waiting, state.policy.waiting.exclusive
+        waiting, order = state.waiting, state.policy.waiting
         swapped_in: list[Sequence] = []
         if not waiting:
             return swapped_in
         leader = state.aged(waiting)
         first = waiting.first_lane() if leader is None else waiting.lane_of(leader)
         lane: WaitingLane | None = first
-        if state.parts.slice_steps == 0 and exclusive:
-            if state.empty and not chunks:
-                self._filling = first.key
-            else:
-                lane, leader = waiting.lane(self._filling), None
+        fills = state.parts.slice_steps == 0 and order.exclusive
+        if fills and not (state.empty and not chunks):
+            lane, leader = waiting.lane(self._filling), None
+        group: Sequence | None = None
         while budget > 0 and len(chunks) < rows and lane is not None and lane.count:
             sequence = lane.head if leader is None else leader
             leader = None
@@ -84,6 +83,9 @@ class Prefill:
                     break
             if not self._make_room(sequence, chunks, swapped_in, mixed):
                 break
+            if fills:
+                self._filling = lane.key
+            group = group or sequence
             waiting.remove(sequence)
             self._book(sequence)
             if sequence.host_tokens:
@@ -96,10 +98,13 @@ class Prefill:
                 if not chunk.samples:
                     state.prefilling = sequence
                     break
-            if not waiting or (exclusive and not lane.count):
+            if not waiting:
                 break
-            if not exclusive:
+            if not order.exclusive:
                 lane = waiting.first_lane()
+            elif order.shapes_lanes:
+                # buckets that adapt may have become others, now that somebody waits no longer
+                lane = waiting.lane(order.lane(group, state.view))
         return swapped_in
 
     def _make_room(
@@ -111,6 +116,8 @@ class Prefill:
         if self._blocked == blocked and state.steps_done < self.blocked_until:
             return False
         slots = state.config.max_running - state.holding
+        if slots <= 0 and state.eviction.none_weaker(sequence):
+            return self._block_until_quantum(blocked, mixed)
         tokens = state.admission.booking(sequence)
         if not state.admission.consents(sequence, self._admitted(chunks, swapped_in)):
             return self._block(blocked, NEVER if not state.admission.follows_progress else 0)
@@ -121,7 +128,7 @@ class Prefill:
             return self._block(blocked, NEVER)
         victims = self._victims_for(sequence, tokens, 1 - slots, mixed)
         if victims is None:
-            return self._block(blocked, state.residents.steps_to_quantum() if mixed is None else 0)
+            return self._block_until_quantum(blocked, mixed)
         if state.flights:
             if chunks or swapped_in or (mixed is not None and mixed.decodes):
                 return False
@@ -149,6 +156,9 @@ class Prefill:
 
         state.eviction.weaker(sequence, consider)
         return None if too_few() else victims
+
+    def _block_until_quantum(self, blocked: tuple[int, int], mixed: Draft | None) -> bool:
+        return self._block(blocked, self._state.residents.steps_to_quantum() if mixed is None else 0)
 
     def _block(self, blocked: tuple[int, int], steps: int) -> bool:
         """``sequence`` cannot be admitted, and for so many steps of the residents nothing changes about that."""
@@ -189,6 +199,7 @@ class Prefill:
             if sequence.request.block_hashes and state.config.prefix_cache:
                 state.counters.prefix_query_tokens += sequence.known
                 state.counters.prefix_hit_tokens += cached
+                sequence.prefix_hit_tokens += cached
         sequence.state = "prefilling"
         sequence.admitted_known = sequence.known
         if sequence.first_scheduled_ns == UNSET:

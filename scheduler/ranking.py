@@ -1,7 +1,8 @@
-"""A heap whose items can change rank or go away: what waiting lanes, cohorts and leaders are found by."""
+"""Heaps whose items can change rank or go away: what waiting lanes, cohorts and leaders are found by."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from heapq import heapify, heappop, heappush
 from typing import Any, Generic, TypeVar
 
@@ -11,41 +12,73 @@ Item = TypeVar("Item")
 class Ranking(Generic[Item]):
     """Items by rank, smallest first; equal ranks by the items themselves.
 
-    An entry is stale once its item has been ranked again or discarded: each carries the number of its push, since an
-    item that left and came back must not be found under its old rank.
+    An entry of the heap is stale unless its item is in with just that rank.
     """
 
-    __slots__ = ("_heap", "_push", "_pushes")
+    __slots__ = ("_heap", "_ranks")
 
     def __init__(self) -> None:
-        self._heap: list[tuple[Any, Item, int]] = []
-        self._push: dict[Item, int] = {}
-        self._pushes = 0
+        self._heap: list[tuple[Any, Item]] = []
+        self._ranks: dict[Item, Any] = {}
 
     def __len__(self) -> int:
-        return len(self._push)
+        return len(self._ranks)
 
     def __contains__(self, item: Item) -> bool:
-        return item in self._push
+        return item in self._ranks
 
     def set(self, item: Item, rank: Any) -> None:
         """Put ``item`` in at ``rank``, or move it there."""
-        self._pushes += 1
-        self._push[item] = self._pushes
-        heappush(self._heap, (rank, item, self._pushes))
-        if len(self._heap) > 4 * len(self._push) + 64:
-            self._heap = [entry for entry in self._heap if self._push.get(entry[1]) == entry[2]]
+        ranks, heap = self._ranks, self._heap
+        if item in ranks and ranks[item] == rank:
+            return
+        ranks[item] = rank
+        heappush(heap, (rank, item))
+        if len(heap) > 4 * len(ranks) + 64:
+            self._heap = [(rank, item) for item, rank in ranks.items()]
             heapify(self._heap)
 
     def discard(self, item: Item) -> None:
         """Take ``item`` out, if it is in."""
-        self._push.pop(item, None)
+        self._ranks.pop(item, None)
 
     def first(self) -> Item:
         """The item of the smallest rank. Raises ``IndexError`` when empty."""
-        heap = self._heap
+        heap, ranks = self._heap, self._ranks
         while True:
-            _, item, push = heap[0]
-            if self._push.get(item) == push:
+            rank, item = heap[0]
+            if item in ranks and ranks[item] == rank:
                 return item
             heappop(heap)
+
+
+class Extreme:
+    """The smallest of the numbers that are keys of ``members`` (or the largest), for those that want to know it.
+
+    Nothing is kept until somebody asks; from then on every number that comes in has to be added.
+    """
+
+    __slots__ = ("_heap", "_members", "_sign")
+
+    def __init__(self, members: Mapping[int, object], largest: bool = False) -> None:
+        self._members = members
+        self._sign = -1 if largest else 1
+        self._heap: list[int] | None = None
+
+    def add(self, number: int) -> None:
+        """``number`` is a key now."""
+        heap = self._heap
+        if heap is None:
+            return
+        heappush(heap, self._sign * number)
+        if len(heap) > 4 * len(self._members) + 64:
+            self._heap = None
+
+    def first(self) -> int:
+        """The extreme number. Raises ``IndexError`` when there is none."""
+        members, sign, heap = self._members, self._sign, self._heap
+        if heap is None:
+            heap = self._heap = sorted([sign * number for number in members])
+        while sign * heap[0] not in members:
+            heappop(heap)
+        return sign * heap[0]

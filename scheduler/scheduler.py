@@ -215,6 +215,8 @@ class Scheduler:
         until_ns = self._stepping.until(draft) if steps > 1 else NEVER
         swapped, swapped_in = 0, tuple[Swap, ...]()
         if state.swapped_out or state.swapped_in:
+            for sequence in state.swapped_in:
+                sequence.swapped_in += 1
             swapped_in = tuple(state.swap(sequence) for sequence in state.swapped_in)
             tokens_in = sum(swap.tokens for swap in swapped_in)
             swapped = sum(swap.tokens for swap in state.swapped_out) + tokens_in

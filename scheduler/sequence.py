@@ -55,12 +55,15 @@ class Sequence:
         "over_threshold",
         "pool_blocks",
         "preemptions",
+        "prefix_hit_tokens",
         "prompt_tokens",
         "reason",
         "recomputed_tokens",
         "request",
         "served",
         "state",
+        "swapped_in",
+        "swapped_out",
     )
 
     def __init__(self, request: Request, number: int, hash64: int, context_tokens: int) -> None:
@@ -101,6 +104,11 @@ class Sequence:
         self.finish_ns = UNSET
         self.preemptions = 0
         self.recomputed_tokens = 0
+        #: how often its KV went to host memory and came back
+        self.swapped_out = 0
+        self.swapped_in = 0
+        #: tokens that it did not have to compute, because the prefix cache held their KV
+        self.prefix_hit_tokens = 0
         self.over_threshold = False
 
     @property

@@ -83,6 +83,7 @@ class SchedulerState:
             urgency=policy.urgency,
             quantum=policy.quantum,
             by_tenant=policy.ledger is not None,
+            together=parts.takes_all,
         )
         self.eviction = Eviction(policy, config.victim, self.residents, self.view)
         self.promotion = None if policy.promote_ns is None else Promotion(policy.promote_ns)
@@ -152,10 +153,15 @@ class SchedulerState:
         self.holding -= 1
         self.residents.version += 1
 
+    def uncommit(self, sequence: Sequence) -> None:
+        """``sequence`` ends or is evicted: consent to another may no longer depend on it."""
+        self.admission.left(sequence)
+        self.residents.version += 1
+
     def evict(self, sequence: Sequence) -> None:
         """Take the memory of a resident sequence away; it waits, with its KV in host memory or to be computed again."""
         self.residents.leave(sequence)
-        self.admission.left(sequence)
+        self.uncommit(sequence)
         self.evicted.add(sequence.number)
         sequence.preemptions += 1
         self.counters.preemptions += 1
@@ -183,6 +189,7 @@ class SchedulerState:
             self.swapped_in.remove(sequence)
             return
         self.swapped_out.append(self.swap(sequence))
+        sequence.swapped_out += 1
         self.counters.swapped_out += 1
         self.counters.swapped_tokens += sequence.host_tokens
 

@@ -184,8 +184,10 @@ class Stepping:
         if state.policy.ageing is not None:
             times += self._ageing_times(state.policy.ageing)
         if state.policy.resident.timed:
-            times += [state.now_ns + cohort.time_to_leave() for cohort in draft.cohorts]
-            times += [state.now_ns + state.policy.resident.time_in_lane(sequence) for sequence in draft.rows]
+            # with overlap, service is kept for each apart
+            apart = draft.members() if state.config.overlap else draft.rows
+            times += [state.now_ns + state.policy.resident.time_in_lane(sequence) for sequence in apart]
+            times += [state.now_ns + cohort.time_to_leave() for cohort in draft.cohorts if not state.config.overlap]
         if state.promotion is not None:
             times.append(state.promotion.next_ns())
         return min((time for time in times if time > state.now_ns), default=NEVER)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scheduler.policy import LiveOrder, Order, View
-from scheduler.ranking import Ranking
+from scheduler.ranking import Extreme, Ranking
 from scheduler.sequence import Sequence
 
 
@@ -58,13 +58,13 @@ class WaitingQueue(Protocol):
 class RankedLane:
     """Requests of one lane, by rank."""
 
-    __slots__ = ("_by_number", "_by_rank", "key", "members")
+    __slots__ = ("_by_rank", "_oldest", "key", "members")
 
     def __init__(self, key: Any) -> None:
         self.key = key
         self.members: dict[int, Sequence] = {}
         self._by_rank: Ranking[int] = Ranking()
-        self._by_number: Ranking[int] = Ranking()
+        self._oldest = Extreme(self.members)
 
     @property
     def count(self) -> int:
@@ -72,7 +72,7 @@ class RankedLane:
 
     @property
     def oldest(self) -> int:
-        return self._by_number.first()
+        return self._oldest.first()
 
     @property
     def eldest(self) -> Sequence:
@@ -85,12 +85,11 @@ class RankedLane:
     def push(self, sequence: Sequence, rank: Any) -> None:
         self.members[sequence.number] = sequence
         self._by_rank.set(sequence.number, rank)
-        self._by_number.set(sequence.number, 0)
+        self._oldest.add(sequence.number)
 
     def remove(self, sequence: Sequence) -> None:
         del self.members[sequence.number]
         self._by_rank.discard(sequence.number)
-        self._by_number.discard(sequence.number)
 
 
 class RankedWaiting:
@@ -105,7 +104,7 @@ class RankedWaiting:
         self._lanes: dict[Any, RankedLane] = {}
         self._lane_of: dict[int, RankedLane] = {}
         self._by_rank: Ranking[Any] = Ranking()
-        self._by_number: Ranking[int] = Ranking()
+        self._oldest = Extreme(self._lane_of)
         self._epoch = order.epoch
 
     def __len__(self) -> int:
@@ -113,13 +112,12 @@ class RankedWaiting:
 
     def push(self, sequence: Sequence) -> None:
         self.order.queued(sequence)
-        self._by_number.set(sequence.number, 0)
         self._place(sequence)
+        self._oldest.add(sequence.number)
         self._follow_order()
 
     def remove(self, sequence: Sequence) -> None:
         self.order.unqueued(sequence)
-        self._by_number.discard(sequence.number)
         self._unplace(sequence)
         self._follow_order()
 
@@ -167,7 +165,7 @@ class RankedWaiting:
         return self._lanes.get(key)
 
     def oldest(self) -> Sequence:
-        number = self._by_number.first()
+        number = self._oldest.first()
         return self._lane_of[number].members[number]
 
     def fullest_lane(self) -> int:
@@ -187,8 +185,8 @@ class LiveWaiting:
         self._view = view
         self._row_of: dict[int, int] = {}
         self._columns = np.zeros((3, self._FIRST_ROWS), np.int64)
-        self._by_number: Ranking[int] = Ranking()
         self._sequences: dict[int, Sequence] = {}
+        self._oldest = Extreme(self._sequences)
 
     def __len__(self) -> int:
         return len(self._sequences)
@@ -212,7 +210,7 @@ class LiveWaiting:
         return self._columns[2, : len(self)]
 
     def oldest(self) -> Sequence:
-        return self._sequences[self._by_number.first()]
+        return self._sequences[self._oldest.first()]
 
     # -- the queue that the scheduler sees
 
@@ -223,7 +221,7 @@ class LiveWaiting:
         self._columns[:, row] = sequence.number, sequence.arrival_ns, self._view.predicted(sequence)
         self._row_of[sequence.number] = row
         self._sequences[sequence.number] = sequence
-        self._by_number.set(sequence.number, 0)
+        self._oldest.add(sequence.number)
 
     def remove(self, sequence: Sequence) -> None:
         row, last = self._row_of.pop(sequence.number), len(self) - 1
@@ -231,7 +229,6 @@ class LiveWaiting:
             self._columns[:, row] = self._columns[:, last]
             self._row_of[int(self._columns[0, row])] = row
         del self._sequences[sequence.number]
-        self._by_number.discard(sequence.number)
 
     def relane(self, sequence: Sequence) -> None:
         """There is one lane only."""

@@ -67,7 +67,7 @@ class Guard:
         """What ``function`` says. Raises :class:`PolicyError` for an exception in it."""
         try:
             return function(*given)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self.error(hook, about, f"raised {described(error, self._path)}") from error
 
     def error(self, hook: str, about: Sequence | Lane | str | None, what: str) -> PolicyError:
@@ -102,6 +102,8 @@ class Noted(NamedTuple):
 
 class WatchedOrder(Order):
     """Another order, every answer looked at."""
+
+    strict = True
 
     def __init__(self, order: Order, role: str, guard: Guard) -> None:
         self._order = order

@@ -87,7 +87,7 @@ class PythonPolicy:
                 found = found() if isclass(found) and issubclass(found, Order) else found(read)
             except ConfigError:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise ConfigError(f"policy {self._file.policy}: {described(error, self._file.path)}") from error
         if isinstance(found, Order):
             found = Policy(self._file.name, waiting=found)

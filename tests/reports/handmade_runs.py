@@ -123,8 +123,12 @@ class HandMade:
         self.digest.add(plan.digest_entry)
         self.writer.stepped(plan, plan.repeat, outcome)
 
-    def request(self, *args: Any, **kwargs: Any) -> None:
+    def request(self, *args: Any, counts: Mapping[str, int] | None = None, **kwargs: Any) -> None:
+        """``counts``: what the request adds to counters that are also columns."""
         sequence = request_row(*args, **kwargs)
+        for name, count in (counts or {}).items():
+            setattr(sequence, name, count)
+            setattr(self.counters, name, getattr(self.counters, name) + count)
         self.counters.submitted += 1
         setattr(self.counters, sequence.state, getattr(self.counters, sequence.state) + 1)
         self.writer.ended(sequence)
@@ -169,12 +173,12 @@ def every_part(folder: Path, manifest: Mapping[str, Any] | None = None) -> HandM
     run.mixed(3, 400, 500, prompt=4, rows=2, context=24, swapped=9)
     run.mixed(4, 500, 600, prompt=4, rows=1, context=14, swapped=9)
     run.request(0, 0, 0, 100, 600, prompt=10, output=6, tenant="a")
-    run.request(1, 20, 100, 200, 500, prompt=8, output=4, tenant="b")
+    counts = {"preemptions": 1, "swapped_out": 1, "swapped_in": 1, "prefix_hit_tokens": 16}
+    run.request(1, 20, 100, 200, 500, prompt=8, output=4, tenant="b", counts=counts)
     counters = run.counters
-    counters.preemptions = counters.swapped_out = counters.swapped_in = 1
     counters.swapped_tokens = 18
     counters.wasted_rows = 2
-    counters.prefix_query_tokens, counters.prefix_hit_tokens = 40, 16
+    counters.prefix_query_tokens = 40
     counters.kv_held_sum, counters.kv_reserved_sum, counters.kv_free_sum = 60, 80, 100
     counters.kv_held_token_ns, counters.kv_reserved_token_ns, counters.kv_free_token_ns = 9 * MS, 10 * MS, 5 * MS
     counters.kv_allocations, counters.kv_reused, counters.kv_reused_after_preemption = 10, 3, 2

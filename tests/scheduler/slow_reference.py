@@ -232,7 +232,10 @@ class Reference:
                 rows = self.decode(now, min(self.max_rows, self.chunk_tokens))
             return rows + chunks
         if config.phase == "decode-first" and (self.residents or self.ending):
-            return self.decode(now, self.max_rows)
+            rows = self.decode(now, self.max_rows)
+            # nobody is left to decode if the only resident was evicted, for a prompt in progress
+            if rows or self.ending:
+                return rows
         return self.prefill(now, config.max_prefill_tokens, self.max_rows) or self.decode(now, self.max_rows)
 
     # -- who is prefilled

@@ -271,6 +271,18 @@ def test_nobody_is_evicted_while_a_plan_is_in_flight(writing: str) -> None:
     assert run.ends == [14, 24, 38, 48, 62]
 
 
+@both_writings
+def test_who_ends_in_the_step_in_flight_commits_no_memory(writing: str) -> None:
+    """Memory of 8: a may need 4 and b 6, so that b is refused beside a, and admitted while a's only step runs."""
+    jobs = [job("a", prompt=3, output=1, unit_ns=1), job("b", prompt=4, output=2, unit_ns=1)]
+    run = run_by_hand(
+        writing, jobs, overlap=True, device=10, host=4, unit_ns=1, kv_tokens=8, block_tokens=1, phase="mixed",
+        chunk_tokens=4, admission="quantile",
+    )  # fmt: skip
+    assert run.rows == ["a", "b", "b"]
+    assert run.ends == [14, 24, 34]
+
+
 # -- policies
 
 
@@ -363,6 +375,16 @@ def test_multi_bin_batches_like_with_like(writing: str) -> None:
         writing, jobs, policy="multi-bin", bins=2, length_quantiles=(2, 2, 8, 8), max_running=2, max_wait_s=5.0
     )
     assert run.finish == {"s1": 2, "s2": 2, "l1": 10, "l2": 10, "l3": 23}
+
+
+@both_writings
+def test_a_group_follows_buckets_that_merge_as_it_is_admitted(writing: str) -> None:
+    """17 wait, most of them short: two buckets, a and b in the upper one. Behind b 15 wait, and there is one again."""
+    long, short = [job(name, prompt=40) for name in "abcde"], [job(f"s{n}", prompt=8) for n in range(12)]
+    run = run_by_hand(
+        writing, [*long[:2], *short, *long[2:]], policy="bucket-serve", max_prefill_tokens=100, max_running=17
+    )
+    assert run.steps[0] == ("prefill", {"a": (0, 40), "b": (0, 40), "s0": (0, 8), "s1": (0, 8)})
 
 
 @both_writings

@@ -112,6 +112,11 @@ def test_an_exception_is_told_with_its_place(tmp_path: Path) -> None:
     )
 
 
+def test_a_policy_that_exits_ends_its_run_only(tmp_path: Path) -> None:
+    path = written(tmp_path, "class Mine(Order):\n    def rank(self, sequence, view): raise SystemExit(3)")
+    assert ": waiting.rank of request r0 raised SystemExit: 3 (mine.py, line " in broken(path)
+
+
 #: a policy, and what is said of it
 BROKEN: dict[str, tuple[str, str]] = {
     "a lane that is no key": (

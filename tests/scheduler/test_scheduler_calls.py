@@ -379,6 +379,33 @@ def test_a_request_is_aged_from_the_threshold_on(now: int, leader: str) -> None:
     assert ids(step(scheduler, now)[0]) == [leader]
 
 
+# -- service
+
+
+def test_a_mixed_step_is_service_once_to_everybody_in_it_and_to_nobody_else() -> None:
+    """Nobody goes without service for 3 s here, so that service is the time of the steps that a sequence was in."""
+    scheduler = scheduler_of("mlfq", phase="mixed", quantum=2, kv_tokens=48, block_tokens=4, preemption="swap")
+    sequences: list[Sequence] = []
+    served: dict[int, int] = {}
+    kinds, now = set(), 0
+    while len(sequences) < 12 or not scheduler.idle:
+        if len(sequences) < 12:
+            sequences.append(scheduler.submit(request(f"r{len(sequences)}", 6, 9, now), now))
+        plan = scheduler.next_step(now)
+        assert plan is not None
+        kinds.add(plan.kind)
+        chunks, took = plan.chunks, 3_000_000 + plan.index
+        now += took
+        scheduler.complete(plan, StepOutcome([now], took, 0), now)
+        for chunk in chunks:
+            served[chunk.sequence.number] = served.get(chunk.sequence.number, 0) + took
+        for sequence in sequences:
+            if not sequence.ended:
+                assert sequence.service_ns == served.get(sequence.number, 0)
+    assert "mixed" in kinds
+    assert scheduler.counters.swapped_in
+
+
 # -- determinism
 
 SCRIPT = """

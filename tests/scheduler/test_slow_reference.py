@@ -55,6 +55,11 @@ def check(run: Run) -> None:
     assert stepped.digest.hexdigest() == slow.hexdigest()
     assert steps.gap_counts == slow.gaps
 
+    for counter in ("preemptions", "recomputed_tokens", "swapped_out", "swapped_in", "prefix_hit_tokens"):
+        of_each = [getattr(sequence, counter) for sequence in stepped.all]
+        assert sum(of_each) == getattr(stepped.counters, counter)
+        assert of_each == [getattr(sequence, counter) for sequence in forwarded.all]
+
     assert [times_of(s) for s in forwarded.all] == [times_of(s) for s in stepped.all]
     assert asdict(forwarded.counters) == asdict(stepped.counters)
     assert stretches.steps == steps.steps
@@ -75,6 +80,18 @@ def test_slow_reference_single_steps_and_stretches_agree(policy: str) -> None:
         check(run)
 
     agree()
+
+
+@pytest.mark.parametrize(
+    ("policy", "count", "seed"),
+    [
+        ("mlfq", 18, 101947), ("mlfq", 18, 102072), ("mlfq", 18, 102575), ("mlfq", 12, 102950), ("mlfq", 5, 103488),
+        ("srpt", 12, 303582),
+    ],
+)  # fmt: skip
+def test_runs_that_once_differed_agree(policy: str, count: int, seed: int) -> None:
+    """Too rare for the runs above: stretches of ``mlfq`` with overlap, the only resident evicted beside a prompt."""
+    check(draw_run(policy, count, seed))
 
 
 #: what random runs must reach, and the least share of all of them that does
