@@ -295,17 +295,20 @@ def main() -> None:
     if args.one_token:
         first_token(args.one_token)
         return
-    results: list[dict[str, Any]] = []
+    kept: dict[str, Any] = {"machine": {}, "command": " ".join(["python", *sys.argv]), "rows": []}
 
     def keep(result: dict[str, Any]) -> None:
-        results.append(result)
+        """Print a result, and write it with those before it: a run that is cut short keeps what it has."""
+        kept["rows"].append(result)
         print(json.dumps(result), flush=True)
+        if args.out:
+            args.out.write_text(json.dumps(kept, indent=1) + "\n")
         gc.collect()
         torch.cuda.empty_cache()
 
     if args.first_token:
         keep(cold_start(args.first_token))
-    gpu = machine()
+    gpu = kept["machine"] = machine()
     print(json.dumps(gpu), flush=True)
     loaded: LoadedModel | None = None
     for row in args.rows.split(","):
@@ -320,10 +323,6 @@ def main() -> None:
             loaded = load_divided_model(f"shape:{shape}", args.tp)
             keep(prefill(loaded, gpu))
         keep(serve(loaded, int(running), gpu))
-    if args.out:
-        args.out.write_text(
-            json.dumps({"machine": gpu, "command": " ".join(sys.argv), "rows": results}, indent=1) + "\n"
-        )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ ATTENTION = "lockstep"
 class StepAttention(Protocol):
     """One step's attention, over whatever memory its executor keeps."""
 
-    longest_context: int
+    @property
+    def longest_context(self) -> int:
+        """Tokens of the longest context in the step."""
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float

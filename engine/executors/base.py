@@ -293,10 +293,6 @@ class ModelExecutor(ABC):
         """``values`` as int64 on the device."""
         return upload(values, torch.int64, self.device)
 
-    def host_tensor(self, *shape: int) -> torch.Tensor:
-        """Host memory for KV, pinned where the device copies by itself."""
-        return torch.empty(shape, dtype=self.model.dtype, pin_memory=self.device.type == "cuda")
-
     def fixed(self, plan: StepPlan) -> StepPlan:
         """The plan with all that is read of it later."""
         return plan.fixed()

@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from engine.executors.base import Batch, Copy, ModelExecutor, SequenceState, draws_of
 from engine.models import LoadedModel
+from engine.tensors import host_memory
 from scheduler.plan import StepPlan, Swap
 
 _FIRST_SLOT_TOKENS = 256
@@ -154,7 +155,8 @@ class PaddedExecutor(ModelExecutor):
         self.release(swap.number)
 
         def copy() -> None:
-            host = self.host_tensor(2, self.model.layers, tokens, self.model.kv_heads, self.model.head_dim)
+            shape = (2, self.model.layers, tokens, self.model.kv_heads, self.model.head_dim)
+            host = host_memory(shape, self.model.dtype, self.device)
             for layer in range(self.model.layers):
                 host[0, layer].copy_(cache.keys[layer][slot, :tokens], non_blocking=True)
                 host[1, layer].copy_(cache.values[layer][slot, :tokens], non_blocking=True)

@@ -20,7 +20,7 @@ from engine.fused.graphs import PLACE, DecodeSteps, Memory
 from engine.host_copies import HostCopies
 from engine.models import LoadedModel
 from engine.sampling import Draw, Sampler
-from engine.tensors import upload
+from engine.tensors import host_memory, upload
 
 
 class DeviceSettings(NamedTuple):
@@ -192,7 +192,7 @@ class FusedDevice:
         """Copy the KV to host memory, ``[2, layers, blocks, *block shape]``: keys, then values."""
         cache, blocks = self.cache, self._indices(moved.blocks)
         shape = (2, len(cache.keys), len(blocks), *cache.keys[0].shape[1:])
-        host = torch.empty(shape, dtype=self.dtype, pin_memory=self.device.type == "cuda")
+        host = host_memory(shape, self.dtype, self.device)
         for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
             host[0, layer].copy_(keys.index_select(0, blocks), non_blocking=True)
             host[1, layer].copy_(values.index_select(0, blocks), non_blocking=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from engine.executors import Executor, PaddedExecutor, PagedExecutor, StepResult
+from engine.kernels import kernels_for
 from scheduler.plan import NEVER, Chunk, DigestEntry, Kind, Layout, StepFeatures, StepPlan, Swap
 from scheduler.request import Request, SamplingParams
 from scheduler.sequence import Sequence
@@ -52,11 +53,15 @@ def plan_by_hand(
 
 
 def executor_of(model: Any, memory: str, overlap: bool = False) -> Any:
-    """Room for three sequences, in blocks of 4 tokens. ``memory``: padded, paged, or private blocks."""
+    """Room for three sequences, in blocks of 4 tokens. ``memory``: padded, paged, private blocks, or paged with kernels
+    that read the blocks where they are."""
     if memory == "padded":
         return PaddedExecutor(model, max_running=3, overlap=overlap)
-    kv_pool: Any = "paged" if memory == "paged" else "contiguous"
-    return PagedExecutor(model, kv_tokens=96, max_running=3, block_tokens=4, kv_pool=kv_pool, overlap=overlap)
+    kv_pool: Any = "contiguous" if memory == "private blocks" else "paged"
+    kernels: Any = kernels_for(model.device) if memory == "kernels" else None
+    return PagedExecutor(
+        model, kv_tokens=96, max_running=3, block_tokens=4, kv_pool=kv_pool, overlap=overlap, kernels=kernels
+    )
 
 
 class Known(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 
 from engine.executors import PaddedExecutor, StepResult, build_executor
 from engine.executors import padded as padded_module
-from engine.executors import paged as paged_module
+from engine.executors import paged_memory as paged_module
 from engine.executors.paged import PrivateBlocks
 from engine.loop import EngineLoop
 from scheduler.config import SchedulerConfig

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from hand_plans import Desk
 
 from engine.executors import PagedExecutor, build_executor
+from engine.kernels import kernels_for
 from scheduler.config import SchedulerConfig
 
 
@@ -33,9 +35,12 @@ def assert_greedy(desk: Desk, both: Any) -> None:
 
 @pytest.mark.parametrize("family", ["qwen2", "opt"])
 @pytest.mark.parametrize("kv_pool", ["paged", "contiguous"])
-def test_prompts_are_computed_beside_decodes(reference: Callable[[str], Any], family: str, kv_pool: Any) -> None:
+@pytest.mark.parametrize("kernels", [None, kernels_for(torch.device("cpu"))], ids=["gathered", "kernels"])
+def test_prompts_are_computed_beside_decodes(
+    reference: Callable[[str], Any], family: str, kv_pool: Any, kernels: Any
+) -> None:
     both = reference(family)
-    desk = Desk(paged(both.ours, kv_pool=kv_pool), prompts_of(6, 13, 5, 9))
+    desk = Desk(paged(both.ours, kv_pool=kv_pool, kernels=kernels), prompts_of(6, 13, 5, 9))
     desk.tables = {0: [3, 1, 4, 8], 1: [0, 2, 5, 6, 7], 2: [9, 10, 11], 3: [12, 13, 14, 15]}
     desk.step(desk.prefill(0), desk.prefill(2))
     # a chunk in between two rows, and none of its tokens sampled yet

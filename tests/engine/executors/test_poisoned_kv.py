@@ -39,7 +39,11 @@ class Poisoned:
         self.executor = executor
         self.launches_ahead = executor.launches_ahead
         self._pool: Any = scheduler.pool
-        pools = executor.cache.keys + executor.cache.values if isinstance(executor, FusedExecutor) else executor._pools
+        pools = (
+            executor.cache.keys + executor.cache.values
+            if isinstance(executor, FusedExecutor)
+            else executor.memory.tensors
+        )
         self._pools: list[torch.Tensor] = pools
         for pool in pools:
             pool.fill_(torch.nan)

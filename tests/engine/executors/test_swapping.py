@@ -12,7 +12,7 @@ from hand_plans import Desk, executor_of
 
 from scheduler.plan import Swap
 
-MEMORIES = ["padded", "paged", "private blocks"]
+MEMORIES = ["padded", "paged", "private blocks", "kernels"]
 
 
 def prompts_of(*lengths: int) -> list[list[int]]:
@@ -123,5 +123,5 @@ def test_the_time_of_moving_kv_is_the_devices(
 
 
 def test_host_copies_have_the_models_precision(reference: Callable[[str], Any]) -> None:
-    executor = executor_of(reference("qwen2").ours, "paged")
-    assert executor.host_tensor(2, 3).dtype == torch.float32
+    executor = executor_of(reference("qwen2").ours, "kernels")
+    assert executor.memory.to_host([0, 3]).dtype == torch.float32

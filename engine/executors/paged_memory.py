@@ -1,0 +1,254 @@
+"""KV in blocks, and attention over them: by torch's own attention on gathered blocks, or by our kernels in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from engine.attention import StepAttention
+from engine.fused.decoder import KvCache
+from engine.kernels import DecodeWorkspace, Heads, Kernels, decode_splits
+from engine.models import LoadedModel
+from engine.tensors import host_memory, upload
+
+
+class PackedChunk(NamedTuple):
+    """A chunk among the packed tokens of a step: where its tokens begin, how many they are, and its context."""
+
+    first: int
+    tokens: int
+    end: int
+    """tokens of context, the chunk's own included"""
+    table: list[int]
+    """the blocks that hold them"""
+
+
+class PagedMemory(Protocol):
+    """Blocks of KV for all layers of a model."""
+
+    tensors: list[Tensor]
+    """all there is, blocks first"""
+
+    def attention(self, chunks: Sequence[PackedChunk], slots: list[int], longest_context: int) -> StepAttention:
+        """One step's. ``slots`` (block x block tokens + offset) are where the KV of the packed tokens goes.
+
+        Rows of one token behind a context come after all other chunks.
+        """
+
+    def to_host(self, blocks: list[int]) -> Tensor:
+        """A copy of these blocks in host memory, under way when this returns."""
+
+    def from_host(self, blocks: list[int], host: Tensor) -> None:
+        """Copy what :meth:`to_host` gave into these blocks."""
+
+    def masked_pairs(self, chunks: Iterable[tuple[int, int]]) -> int:
+        """Query-key pairs that are computed under a mask, for chunks of (start, tokens)."""
+
+
+class Group(NamedTuple):
+    """Chunks of one shape: rows of ``tokens`` queries each, at the end of ``end`` tokens of context."""
+
+    tokens: int
+    end: int
+    slots: Tensor | slice
+    """where the queries are among the packed tokens: ``int64[rows * tokens]``, or a slice where they are in a row"""
+    blocks: Tensor
+    """``int64[rows * blocks]``: the blocks that hold the context of each row"""
+    rows: int
+    mask: Tensor | None
+    """``bool[tokens, end]``; ``None`` where none is needed, or where the plain causal mask does"""
+
+
+class GatheredMemory:
+    """A pool of blocks ``[blocks, block_tokens, 2, kv_heads, head_dim]`` per layer. A :class:`PagedMemory`.
+
+    Chunks of one shape (same length, same start) are one batched call of SDPA over their gathered blocks; so are the
+    equal-length rows of a decode step.
+    """
+
+    def __init__(self, model: LoadedModel, blocks: int, block_tokens: int) -> None:
+        self._device, self._dtype = model.device, model.dtype
+        shape = (blocks, block_tokens, 2, model.kv_heads, model.head_dim)
+        self.tensors = [torch.empty(shape, dtype=model.dtype, device=model.device) for _ in range(model.layers)]
+
+    def attention(self, chunks: Sequence[PackedChunk], slots: list[int], longest_context: int) -> StepAttention:
+        members: dict[tuple[int, int], list[PackedChunk]] = {}
+        for chunk in chunks:
+            members.setdefault((chunk.tokens, chunk.end), []).append(chunk)
+        groups = [self._group(rows) for rows in members.values()]
+        return GatheredAttention(self.tensors, self._indices(slots), groups, longest_context)
+
+    def to_host(self, blocks: list[int]) -> Tensor:
+        """``[layers, blocks, *block shape]``."""
+        indices = self._indices(blocks)
+        host = host_memory((len(self.tensors), len(blocks), *self.tensors[0].shape[1:]), self._dtype, self._device)
+        for layer, pool in enumerate(self.tensors):
+            host[layer].copy_(pool.index_select(0, indices), non_blocking=True)
+        return host
+
+    def from_host(self, blocks: list[int], host: Tensor) -> None:
+        indices = self._indices(blocks)
+        for layer, pool in enumerate(self.tensors):
+            pool.index_copy_(0, indices, host[layer].to(self._device, non_blocking=True))
+
+    def masked_pairs(self, chunks: Iterable[tuple[int, int]]) -> int:
+        """Of a chunk that continues a prompt, the masked pairs of its own square."""
+        return sum(tokens * (tokens - 1) // 2 for start, tokens in chunks if start > 0)
+
+    def _group(self, rows: list[PackedChunk]) -> Group:
+        _, tokens, end, _ = rows[0]
+        offsets = [row.first for row in rows]
+        slots: Tensor | slice
+        if offsets == list(range(offsets[0], offsets[0] + len(rows) * tokens, tokens)):
+            slots = slice(offsets[0], offsets[0] + len(rows) * tokens)
+        else:
+            slots = self._indices([slot for offset in offsets for slot in range(offset, offset + tokens)])
+        blocks = self._indices([block for row in rows for block in row.table])
+        mask = None
+        if 1 < tokens < end:
+            mask = torch.ones(tokens, end, dtype=torch.bool, device=self._device).tril(end - tokens)
+        return Group(tokens, end, slots, blocks, len(rows), mask)
+
+    def _indices(self, values: list[int]) -> Tensor:
+        return upload(values, torch.int64, self._device)
+
+
+class GatheredAttention:
+    """One step's attention over a :class:`GatheredMemory`."""
+
+    def __init__(self, pools: list[Tensor], slots: Tensor, groups: list[Group], longest_context: int) -> None:
+        self.longest_context = longest_context
+        self._pools = pools
+        self._slots = slots
+        self._groups = groups
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Store and attend; see :class:`~engine.attention.StepAttention`. ``batch`` is 1."""
+        pool = self._pools[layer]
+        fresh = torch.stack((key[0], value[0]), dim=0).permute(2, 0, 1, 3)
+        pool.flatten(0, 1).index_copy_(0, self._slots, fresh)
+        heads, total, head_dim = query.shape[1:]
+        output = query.new_empty(total, heads, head_dim)
+        packed = query[0].transpose(0, 1)
+        for group in self._groups:
+            output[group.slots] = self._attend_group(pool, packed[group.slots], group, scale)
+        return output[None]
+
+    @staticmethod
+    def _attend_group(pool: Tensor, queries: Tensor, group: Group, scale: float) -> Tensor:
+        """``[rows * tokens, heads, head_dim]`` for one group of queries of that shape."""
+        held = pool.index_select(0, group.blocks).reshape(group.rows, -1, *pool.shape[2:])[:, : group.end]
+        attended = scaled_dot_product_attention(
+            queries.reshape(group.rows, group.tokens, *queries.shape[1:]).transpose(1, 2),
+            held[:, :, 0].transpose(1, 2),
+            held[:, :, 1].transpose(1, 2),
+            attn_mask=group.mask,
+            is_causal=group.mask is None and group.tokens > 1,
+            scale=scale,
+            enable_gqa=queries.shape[1] != pool.shape[3],
+        )
+        return attended.transpose(1, 2).reshape(queries.shape)
+
+
+class KernelMemory:
+    """The fused executor's cache, read where it is by its kernels. A :class:`PagedMemory`."""
+
+    def __init__(self, model: LoadedModel, blocks: int, block_tokens: int, kernels: Kernels) -> None:
+        self._device, self._dtype = model.device, model.dtype
+        self._heads = Heads(model.heads, model.kv_heads, model.head_dim)
+        self._block_tokens, self._kernels = block_tokens, kernels
+        self._cache = KvCache(model, blocks, block_tokens)
+        self.tensors = self._cache.keys + self._cache.values
+        on_gpu = self._device.type == "cuda"
+        self._processors = torch.cuda.get_device_properties(self._device).multi_processor_count if on_gpu else 1
+
+    def attention(self, chunks: Sequence[PackedChunk], slots: list[int], longest_context: int) -> StepAttention:
+        prompts = [chunk for chunk in chunks if not is_row(chunk.end - chunk.tokens, chunk.tokens)]
+        rows = list(chunks[len(prompts) :])
+        width = max(len(chunk.table) for chunk in chunks)
+        tables = [chunk.table + [0] * (width - len(chunk.table)) for chunk in chunks]
+        offsets = [chunk.first for chunk in prompts]
+        offsets.append(sum(chunk.tokens for chunk in prompts))
+        splits = decode_splits(len(rows), self._heads.key_value, longest_context, self._processors)
+        return KernelAttention(
+            self._kernels,
+            self._cache,
+            longest_context,
+            upload([slot // self._block_tokens for slot in slots], torch.int64, self._device),
+            upload([slot % self._block_tokens for slot in slots], torch.int64, self._device),
+            upload(tables, torch.int32, self._device),
+            upload([chunk.end - chunk.tokens for chunk in prompts], torch.int32, self._device),
+            upload(offsets, torch.int32, self._device),
+            upload([chunk.end for chunk in rows], torch.int32, self._device),
+            max((chunk.tokens for chunk in prompts), default=0),
+            offsets[-1],
+            DecodeWorkspace(len(rows), self._heads, splits, self._device) if rows and splits > 1 else None,
+        )
+
+    def to_host(self, blocks: list[int]) -> Tensor:
+        """``[2 x layers, blocks, *block shape]``: all keys, then all values."""
+        indices = upload(blocks, torch.int64, self._device)
+        host = host_memory((len(self.tensors), len(blocks), *self.tensors[0].shape[1:]), self._dtype, self._device)
+        for place, tensor in enumerate(self.tensors):
+            host[place].copy_(tensor.index_select(0, indices), non_blocking=True)
+        return host
+
+    def from_host(self, blocks: list[int], host: Tensor) -> None:
+        indices = upload(blocks, torch.int64, self._device)
+        for place, tensor in enumerate(self.tensors):
+            tensor.index_copy_(0, indices, host[place].to(self._device, non_blocking=True))
+
+    def masked_pairs(self, chunks: Iterable[tuple[int, int]]) -> int:
+        """None: the kernels leave out what is masked, but for parts of a tile."""
+        return 0
+
+
+@dataclass(frozen=True, eq=False)
+class KernelAttention:
+    """One step's attention over a :class:`KernelMemory`: the chunks of prompts, then the rows."""
+
+    kernels: Kernels
+    cache: KvCache
+    longest_context: int
+    blocks: Tensor
+    offsets_in_block: Tensor
+    tables: Tensor
+    starts: Tensor
+    offsets: Tensor
+    lengths: Tensor
+    longest_chunk: int
+    prompt_tokens: int
+    workspace: DecodeWorkspace | None
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Store and attend; see :class:`~engine.attention.StepAttention`. ``batch`` is 1."""
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        keys[self.blocks, :, self.offsets_in_block] = key[0].transpose(0, 1)
+        values[self.blocks, :, self.offsets_in_block] = value[0].transpose(0, 1)
+        packed = query[0].transpose(0, 1).contiguous()
+        split, parts = len(self.starts), []
+        if split:
+            parts.append(
+                self.kernels.prefill_attention(
+                    packed[: self.prompt_tokens], keys, values, self.tables[:split], self.starts, self.offsets,
+                    self.longest_chunk, scale=scale,
+                )
+            )  # fmt: skip
+        if len(self.lengths):
+            parts.append(
+                self.kernels.decode_attention(
+                    packed[self.prompt_tokens :], keys, values, self.tables[split:], self.lengths, scale=scale,
+                    workspace=self.workspace,
+                )
+            )  # fmt: skip
+        return (parts[0] if len(parts) == 1 else torch.cat(parts))[None]
+
+
+def is_row(start: int, tokens: int) -> bool:
+    """Whether a chunk is a row of one token behind others."""
+    return tokens == 1 and start > 0
