@@ -4,9 +4,10 @@
 
 A row is a shape (random weights) and how many requests run at most. The load: four times as many requests, all there at
 the start, prompts of 128 to 512 tokens (uniform, seeded), 256 output tokens each, temperature 0.7, no early stop. Each
-row is the whole engine: scheduler, sampling, the copy of the tokens; no text. For each shape: a prompt of 8,192 tokens
-by itself, and transformers' own ``generate``, one request at a time and one padded batch of 16. ``--first-token SHAPE``
-measures the time from the start of a process to its first token, with nothing compiled before.
+row is the whole engine: scheduler, sampling, the copy of the tokens; no text. ``SHAPE:RUNNING:padded`` is the same on
+dense batches through transformers' modules, with as many requests as run at once. For each shape: a prompt of 8,192
+tokens by itself, and transformers' own ``generate``, one request at a time and one padded batch of 16.
+``--first-token SHAPE`` measures the time from the start of a process to its first token, with nothing compiled before.
 
 Copy bandwidth and the matrix peak are measured first, on the same GPU. A decode step's floor is the time in which the
 copy's bandwidth moves the weights (the embedding's rows aside) and the KV that it reads.
@@ -42,12 +43,12 @@ from engine.models import LoadedModel, load_model  # noqa: E402
 from engine.parallel.loading import load_divided_model  # noqa: E402
 from scheduler.config import SchedulerConfig  # noqa: E402
 from scheduler.observer import Observer  # noqa: E402
-from scheduler.plan import StepOutcome, StepPlan  # noqa: E402
+from scheduler.plan import Layout, StepOutcome, StepPlan  # noqa: E402
 from scheduler.request import Request, SamplingParams  # noqa: E402
 from scheduler.scheduler import Scheduler  # noqa: E402
 from scheduler.sequence import Sequence  # noqa: E402
 
-ROWS = "qwen-7b:16,qwen-7b:128,qwen2.5-7b:16,qwen2.5-7b:256,qwen2.5-0.5b:16,qwen2.5-0.5b:256"
+ROWS = "qwen-7b:16,qwen-7b:16:padded,qwen-7b:128,qwen2.5-7b:16,qwen2.5-7b:256,qwen2.5-0.5b:16,qwen2.5-0.5b:256"
 OUTPUT_TOKENS, SHORTEST, LONGEST = 256, 128, 512
 CONTEXT_TOKENS = 2048
 MOST_PREFILL_TOKENS = LONG_PROMPT = 8192
@@ -114,20 +115,19 @@ def requests(count: int, vocab: int, output_tokens: int = OUTPUT_TOKENS) -> list
     return found
 
 
-def serve(model: LoadedModel, running: int, gpu: dict[str, Any]) -> dict[str, Any]:
-    """One row."""
+def serve(model: LoadedModel, running: int, gpu: dict[str, Any], layout: Layout = "paged") -> dict[str, Any]:
+    """One row. On the padded layout, which is slow, as many requests as run at once."""
     began_s = time.perf_counter()
     config = SchedulerConfig(
-        policy="fcfs", layout="paged", max_running=running, max_prefill_tokens=MOST_PREFILL_TOKENS, overlap=True,
-        block_tokens=64, context_tokens=CONTEXT_TOKENS,
-        graph_rows=default_graph_rows(model, "paged", running),
+        policy="fcfs", layout=layout, max_running=running, max_prefill_tokens=MOST_PREFILL_TOKENS, overlap=True,
+        block_tokens=64, context_tokens=CONTEXT_TOKENS, graph_rows=default_graph_rows(model, layout, running),
     )  # fmt: skip
     memory = plan_memory(model, config)
     config = replace(config, kv_tokens=min(memory.kv_tokens, running * 1024))
     executor, config, memory = start_executor(model, config, memory)
     torch.cuda.synchronize()
     ready_s = time.perf_counter() - began_s
-    work = requests(4 * running, model.vocab)
+    work = requests(4 * running if layout == "paged" else running, model.vocab)
     steps = Steps()
     loop = EngineLoop(Scheduler(config, steps), executor, memory=memory)
     loop.run(requests(running, model.vocab, 4))
@@ -150,6 +150,7 @@ def serve(model: LoadedModel, running: int, gpu: dict[str, Any]) -> dict[str, An
     host = sum(step[3] for step in full)
     return {
         "shape": model.name,
+        "layout": layout,
         "tp": tp,
         "running": running,
         "requests": len(work),
@@ -165,7 +166,7 @@ def serve(model: LoadedModel, running: int, gpu: dict[str, Any]) -> dict[str, An
         "prefill_share_of_wall": round(prefill_ms / 1e3 / wall_s, 3),
         "memory": memory.as_dict(),
         "executor_ready_s": round(ready_s, 1),
-        **breakdown(loop, running, model.vocab),
+        **(breakdown(loop, running, model.vocab) if layout == "paged" else {}),
     }
 
 
@@ -285,7 +286,7 @@ def generate(shape: str, batch: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default=ROWS, help=f"SHAPE:RUNNING, with commas between (default: {ROWS})")
+    parser.add_argument("--rows", default=ROWS, help=f"SHAPE:RUNNING[:padded], with commas between (default: {ROWS})")
     parser.add_argument("--no-generate", action="store_true", help="leave transformers' generate out")
     parser.add_argument("--first-token", metavar="SHAPE", help="measure the start of a process to its first token too")
     parser.add_argument("--one-token", metavar="SHAPE", help=argparse.SUPPRESS)
@@ -312,7 +313,7 @@ def main() -> None:
     print(json.dumps(gpu), flush=True)
     loaded: LoadedModel | None = None
     for row in args.rows.split(","):
-        shape, running = row.rsplit(":", 1)
+        shape, running, *layout = row.split(":")
         if loaded is None or loaded.name != f"shape:{shape}":
             loaded = None
             gc.collect()
@@ -322,7 +323,7 @@ def main() -> None:
                     keep(generate(shape, batch))
             loaded = load_divided_model(f"shape:{shape}", args.tp)
             keep(prefill(loaded, gpu))
-        keep(serve(loaded, int(running), gpu))
+        keep(serve(loaded, int(running), gpu, *layout))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,10 @@ from engine.kernels import DecodeWorkspace, Heads, Rotary, hopper, skinny
 from engine.kernels import compiled as kernels
 
 
+#: shared memory that a block may have on an A100 and on an H100 (CUDA C++ programming guide, compute capabilities)
+SHARED_BYTES = {80: 163 << 10, 90: 227 << 10}
+
+
 class NoDriver:
     """A driver for a device of compute capability ``capability`` (80: an A100)."""
 
@@ -45,6 +49,9 @@ def compile_for(capability: int) -> list[str]:
             options.pop("launch_pdl", None)
         found = run(kernel, *args, grid=grid, warmup=True, **options)
         assert found.asm["cubin"]
+        # tiles of products are tried, and left where they do not fit
+        if kernel.__name__ != "_skinny_kernel":
+            assert found.metadata.shared <= SHARED_BYTES[capability], kernel.__name__
         assert f".target sm_{capability}" in found.asm["ptx"]
         compiled.append(kernel.__name__)
         return found
