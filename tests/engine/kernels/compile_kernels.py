@@ -17,7 +17,6 @@ from triton.runtime.jit import JITFunction
 from engine.kernels import DecodeWorkspace, Heads, Rotary, hopper, skinny
 from engine.kernels import compiled as kernels
 
-
 #: shared memory that a block may have on an A100 and on an H100 (CUDA C++ programming guide, compute capabilities)
 SHARED_BYTES = {80: 163 << 10, 90: 227 << 10}
 
