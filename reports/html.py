@@ -196,11 +196,21 @@ def _verdict(series: Sequence[Series], agreements: Sequence[Agreement]) -> str:
     for one in series:
         for text in one.run.summary.get("beyond_recorded") or ():
             guesses.setdefault(text, []).append(one.label)
-    for text, names in guesses.items():
-        who = "" if len(names) == len(series) else f"{', '.join(names)}: "
-        boxes["note"].append(_paragraph("Guessed costs.", f"{who}{text}."))
+    boxes["note"] += _beyond_recorded(guesses, len(series))
     parts = [f'<div class="verdict {kind}">{"".join(texts)}</div>' for kind, texts in boxes.items() if texts]
     return "\n".join(parts)
+
+
+def _beyond_recorded(guesses: Mapping[str, Sequence[str]], runs: int) -> list[str]:
+    """Where costs were not recorded, each with the runs that it is true of; folded where there is much of it."""
+    texts = [f"{'' if len(names) == runs else ', '.join(names) + ': '}{text}." for text, names in guesses.items()]
+    if len(texts) <= 2:
+        return [_paragraph("Beyond the recording.", text) for text in texts]
+    names = {name for some in guesses.values() for name in some}
+    word = '<span class="word">Beyond the recording.</span>'
+    what = f"Times are extrapolated for some steps of {len(names)} {'run' if len(names) == 1 else 'runs'}."
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return [f"<details><summary>{word} {what}</summary><ul>{items}</ul></details>"]
 
 
 def _verdict_kind(summary: Mapping[str, Any]) -> tuple[str, str]:

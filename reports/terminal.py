@@ -92,7 +92,7 @@ def print_run(run: Run, *, quiet: bool = False, console: Console | None = None) 
             figures.add_row(figure.title, _value(run, path), text)
     out.print(figures)
     for warning in run.summary.get("beyond_recorded") or ():
-        out.print(f"Costs are guessed for {warning}", style="yellow")
+        out.print(f"Beyond the recording: {warning}", style="yellow")
     settings = asked(run.summary.get("scheduler"))
     if settings:
         out.print(f"Scheduler: {', '.join(settings)}")

@@ -169,11 +169,11 @@ def test_what_goes_beyond_the_recording_is_named(tmp_path: Path, capsys: pytest.
     flags = ("--costs", str(folder), "--max-running", "64", "--requests", "80", "--max-prefill-tokens", "4096")
     assert simulate(tmp_path / "sim", *flags) == bench.OK
     said = capsys.readouterr().out
-    assert "Costs are guessed for paged decode steps of up to 64 rows (recorded to 32) in" in said
+    assert "Beyond the recording: paged decode steps of up to 64 rows (recorded to 32) in" in said
     assert "paged prefill steps of up to 4" in said
     run = load_run(tmp_path / "sim")
     assert any("64 rows (recorded to 32)" in text for text in run.summary["beyond_recorded"])
-    assert "Guessed costs." in (tmp_path / "sim" / "report.html").read_text()
+    assert "Beyond the recording." in (tmp_path / "sim" / "report.html").read_text()
 
 
 def test_a_context_beyond_the_recording_counts_the_steps_of_a_stretch(tmp_path: Path) -> None:
