@@ -48,11 +48,16 @@ def measure(index: int, rho: float, jobs: int, seed: int) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1_000_000)
+    parser.add_argument("--disciplines", default=",".join(d.title for d in DISCIPLINES), help="with commas between")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    cases = [(index, rho) for rho in TOLERANCE for index in range(len(DISCIPLINES))]
+    titles = [discipline.title for discipline in DISCIPLINES]
+    unknown = set(args.disciplines.split(",")) - set(titles)
+    if unknown:
+        parser.error(f"unknown disciplines: {', '.join(sorted(unknown))} (valid: {', '.join(titles)})")
+    cases = [(titles.index(title), rho) for rho in TOLERANCE for title in args.disciplines.split(",")]
     with ProcessPoolExecutor(args.processes, max_tasks_per_child=1) as pool:
         futures = {pool.submit(measure, index, rho, args.jobs, args.seed): (index, rho) for index, rho in cases}
         found = {}
@@ -62,7 +67,7 @@ def main() -> None:
     if args.out:
         with args.out.open("w", newline="", encoding="utf-8") as stream:
             stream.write(f"# {date.today()}, {hardware()}, commit {git_commit()}\n")
-            stream.write(f"# python benchmarks/mm1.py --jobs {args.jobs} --seed {args.seed}\n")
+            stream.write(f"# python {' '.join(sys.argv)}\n")
             writer = csv.DictWriter(stream, COLUMNS)
             writer.writeheader()
             writer.writerows(found[case] for case in cases)
