@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from engine.fused.decoder import Decoder, KvCache, Rows, StepTensors
 from engine.kernels import DecodeWorkspace, decode_splits
+from engine.kernels.captures import captured
 from scheduler.graphs import graph_rows_for
 from scheduler.graphs import graph_sizes as default_sizes
 
@@ -68,8 +70,8 @@ class DecodeSteps:
         self._tokens = torch.zeros(most_rows, dtype=torch.int64, device=device)
         self._logits: dict[int, Tensor] = {}
         self._graphs: dict[int, Any] = {}
-        #: the memory pool of the graphs, and the stream on which a step is run before it is captured
-        self._capturing: tuple[Any, Any] | None = None
+        #: the memory pool of the graphs
+        self._pool: Any = None
         if self._graph_sizes and device.type == "cuda":
             # the largest first, so that the others fit into its memory
             for size in reversed(self.sizes):
@@ -77,22 +79,15 @@ class DecodeSteps:
 
     def capture(self, size: int) -> None:
         """Capture the graph of ``size`` rows."""
-        if self._capturing is None:
-            self._capturing = torch.cuda.graph_pool_handle(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
             self._numbers.zero_()
             self._numbers[SLOT] = -1
             self._numbers[PLACE] = len(self._memory.last) - 1
-        pool, stream = self._capturing
         with torch.inference_mode():
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                self._run(size)
-            torch.cuda.current_stream().wait_stream(stream)
-            graph: Any = torch.cuda.CUDAGraph()
-            # other threads may use the GPU meanwhile: a group of ranks watches its collectives from one
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                self._logits[size] = self._run(size)
-            self._graphs[size] = graph
+            self._graphs[size], self._logits[size] = captured(
+                partial(self._run, size), self._numbers.device, self._pool
+            )
 
     def size_for(self, rows: int) -> int:
         """The rows that are computed for ``rows`` rows."""
