@@ -66,8 +66,6 @@ def _measured(model: LoadedModel, config: SchedulerConfig, used: int) -> Needs:
         model, kv_tokens=config.block_tokens, max_running=config.max_running, max_rows=config.rows,
         block_tokens=config.block_tokens,
     )  # fmt: skip
-    # what weights took before they were merged
-    free_unused(device)
     for step in largest_steps(model, config):
         executor.execute(step.plan, step.states)
     one_block = config.block_tokens * model.kv_bytes_per_token
