@@ -1,10 +1,19 @@
-"""Small tensors on their way to the device."""
+"""The device that work is launched on, and small tensors on their way there."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+
+
+def current_device(device: torch.device) -> AbstractContextManager[object]:
+    """Makes ``device`` the one that kernels of our own, events and streams belong to, in this thread.
+
+    Which one is current is each thread's own, and tensors on another do not change it.
+    """
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def upload(values: Sequence[object], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

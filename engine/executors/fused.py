@@ -34,6 +34,7 @@ from engine.host_copies import HostCopies
 from engine.models import LoadedModel
 from engine.parallel.workers import Workers
 from engine.sampling import Draw, row_key
+from engine.tensors import current_device
 from scheduler.kv import PoolKind
 from scheduler.plan import Chunk, Kind, Layout, StepPlan, Swap
 
@@ -107,10 +108,11 @@ class FusedExecutor:
             tuple(graph_rows),
         )
         self._workers = None if model.group is None else model.group.workers
-        if self._workers is None:
-            self._device = FusedDevice(model, settings)
-        else:
-            self._device = self._workers.build(lambda: FusedDevice(model, settings), settings)
+        with current_device(self.device):
+            if self._workers is None:
+                self._device = FusedDevice(model, settings)
+            else:
+                self._device = self._workers.build(lambda: FusedDevice(model, settings), settings)
 
     @property
     def host_copies(self) -> HostCopies:
@@ -141,22 +143,28 @@ class FusedExecutor:
 
         A step of a divided model cannot be launched again: what failed in one rank has ended all of them.
         """
-        again = self._booking is not None and self._booking.plan is plan
+        booking = self._booking
+        again = booking is not None and booking.plan is plan
         if again:
             free_unused(self.device)
-        with torch.inference_mode():
-            timer = DeviceTimer(self.device)
-            timer.start()
+        timer = DeviceTimer(self.device)
+        # what the host makes of the plan is none of the device's time
+        with current_device(self.device), torch.inference_mode():
             if self._workers is not None:
                 moves = self._moves(plan)
                 numbers, rows = self._rows(plan.kind, plan.chunks, states)
+                timer.start()
                 tokens = self._workers.run(self._device, StepInputs(moves, rows))
+            elif booking is not None and again:
+                timer.start()
+                booking.move()
+                numbers, tokens = self._in_pieces(plan.kind, plan.chunks, states)
             else:
-                if self._booking is None or not again:
-                    self._booking = Booking(plan, plan, deque(self._device.moves(self._moves(plan))))
-                self._booking.move()
-                compute = self._in_pieces if again else self._compute
-                numbers, tokens = compute(plan.kind, plan.chunks, states)
+                self._booking = booking = Booking(plan, plan, deque(self._device.moves(self._moves(plan))))
+                numbers, rows = self._rows(plan.kind, plan.chunks, states)
+                timer.start()
+                booking.move()
+                tokens = self._compute(rows)
             # to pinned memory, so that nobody waits here
             host = None if tokens is None else tokens.to("cpu", non_blocking=True, copy=True)
             timer.stop()
@@ -183,26 +191,24 @@ class FusedExecutor:
             return self._decode(chunks, states)
         return self._mixed(chunks, states)
 
-    def _compute(
-        self, kind: Kind, chunks: list[Chunk], states: Mapping[int, SequenceState]
-    ) -> tuple[list[int], Tensor | None]:
-        """The sequence numbers that sample, and their tokens."""
-        numbers, rows = self._rows(kind, chunks, states)
-        return numbers, self._device.compute(rows)
+    def _compute(self, rows: RowInputs) -> Tensor | None:
+        """The tokens of the rows that sample."""
+        return self._device.compute(rows)
 
     def _in_pieces(
         self, kind: Kind, chunks: list[Chunk], states: Mapping[int, SequenceState]
     ) -> tuple[list[int], Tensor | None]:
-        """:meth:`_compute` in as few pieces as memory allows."""
+        """The sequence numbers that sample, and their tokens, computed in as few pieces as memory allows."""
         try:
-            return self._compute(kind, chunks, states)
+            numbers, rows = self._rows(kind, chunks, states)
+            return numbers, self._compute(rows)
         except RuntimeError as error:
             parts = halves(chunks)
             if parts is None or not is_out_of_memory(error):
                 raise
         # out of the handler, whose exception holds on to what was computed
         free_unused(self.device)
-        numbers: list[int] = []
+        numbers = []
         tokens: list[Tensor] = []
         for part in parts:
             some, sampled = self._in_pieces(kind, part, states)

@@ -14,6 +14,8 @@ from transformers.models.auto import AutoModelForCausalLM
 
 from engine.errors import ModelError
 from engine.executors import FusedExecutor, PaddedExecutor, PagedExecutor, build_executor
+from engine.executors.base import DeviceTimer
+from engine.fused.device import FusedDevice
 from engine.fused.graphs import DecodeSteps
 from engine.loop import EngineLoop, TokenOutput
 from engine.models import LoadedModel, loaded
@@ -188,6 +190,28 @@ def test_at_the_edges_of_every_graph_rows_give_their_own_tokens(reference: Any) 
         for place in range(rows):
             expected = both.greedy(prompts[place], output_tokens(place))
             assert found[f"{rows} {place}"][: len(expected)] == expected, (rows, place)
+
+
+def test_what_the_host_makes_of_a_plan_is_none_of_the_devices_time(
+    reference: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def noted(owner: Any, name: str) -> None:
+        inner = getattr(owner, name)
+
+        def call(*args: Any) -> Any:
+            calls.append(name)
+            return inner(*args)
+
+        monkeypatch.setattr(owner, name, call)
+
+    for owner, name in ((FusedExecutor, "_moves"), (FusedExecutor, "_rows"), (DeviceTimer, "start"),
+                        (FusedDevice, "compute"), (DeviceTimer, "stop")):  # fmt: skip
+        noted(owner, name)
+    served(on_device(reference("qwen2")), fused, prompts_of(512, (5, 9)))
+    assert calls[:5] == ["_moves", "_rows", "start", "compute", "stop"]
+    assert calls == calls[:5] * (len(calls) // 5)
 
 
 @pytest.mark.gpu
