@@ -140,6 +140,24 @@ def test_it_starts_with_less_where_the_memory_cannot_be_had_and_says_so(
     assert "trying 1,840" in said[0]
 
 
+def test_what_an_executor_before_has_left_is_given_back_before_it_starts(
+    small: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = plan_memory(small, CONFIG)
+    tried = tight(monkeypatch, 0)
+    left = [1]
+
+    def free(device: torch.device) -> None:
+        if left:
+            assert not tried
+            left.clear()
+            tight(monkeypatch, 1 << 30)
+
+    monkeypatch.setattr(engine.executors, "free_unused", free)
+    _, _, got = start_executor(small, replace(CONFIG, kv_tokens=memory.kv_tokens), memory)
+    assert got.kv_tokens == memory.kv_tokens
+
+
 def test_it_refuses_where_not_even_one_sequence_fits(small: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = plan_memory(small, CONFIG)
     tried = tight(monkeypatch, 100)
