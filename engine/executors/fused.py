@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,11 +30,11 @@ from engine.fused.device import (
     StepInputs,
     TableUpdate,
 )
-from engine.fused.graphs import DecodeSteps, columns, temperature_bits
+from engine.fused.graphs import COLUMNS, ID, KEY, LENGTH, PLACE, POSITION, SLOT, TEMPERATURE, DecodeSteps
 from engine.host_copies import HostCopies
 from engine.models import LoadedModel
 from engine.parallel.workers import Workers
-from engine.sampling import Draw, row_key
+from engine.sampling import Draw, row_keys
 from engine.tensors import current_device
 from scheduler.kv import PoolKind
 from scheduler.plan import Chunk, Kind, Layout, StepPlan, Swap
@@ -220,24 +221,31 @@ class FusedExecutor:
     def _decode(self, chunks: list[Chunk], states: Mapping[int, SequenceState]) -> tuple[list[int], DecodeInputs]:
         """Rows of one token each, all of which sample. The longest come first: a GPU that begins with them ends
         evenly."""
-        size, rows, draws, filtered = self.block_tokens, [], [], False
         chunks = sorted(chunks, key=_start, reverse=True)
-        for sequence, start, _, _ in chunks:
-            number = sequence.number
-            state = states[number]
-            known, params = state.token_ids, state.sampling
-            rows.append((
-                known[start] if start < len(known) else -1,
-                self._places[number],
-                start,
-                self._tables[number][start // size] * size + start % size,
-                start + 1,
-                temperature_bits(params.temperature),
-                0 if params.temperature == 0 else row_key(state.seed, start + 1),
-            ))  # fmt: skip
-            draws.append(Draw(params, state.seed, start + 1))
-            filtered = filtered or params.filters
-        return [chunk.sequence.number for chunk in chunks], DecodeInputs(columns(rows), draws if filtered else None)
+        size = self.block_tokens
+        members = [(chunk.sequence.number, chunk.start) for chunk in chunks]
+        numbers = np.empty((COLUMNS, len(chunks)), dtype=np.int64)
+        starts = numbers[POSITION]
+        starts[:] = [start for _, start in members]
+        numbers[LENGTH] = starts + 1
+        numbers[PLACE] = [self._places[number] for number, _ in members]
+        numbers[SLOT] = [self._tables[number][start // size] for number, start in members]
+        numbers[SLOT] = numbers[SLOT] * size + starts % size
+        own = [states[number] for number, _ in members]
+        numbers[ID] = [
+            state.token_ids[start] if start < len(state.token_ids) else -1
+            for state, (_, start) in zip(own, members, strict=True)
+        ]
+        params = [state.sampling for state in own]
+        temperatures = np.array([p.temperature for p in params], dtype=np.float32)
+        numbers[TEMPERATURE] = temperatures.view(np.int32)
+        numbers[KEY] = 0
+        if temperatures.any():
+            numbers[KEY] = row_keys([state.seed for state in own], numbers[LENGTH])
+        draws = None
+        if any(p.filters for p in params):
+            draws = [Draw(p, state.seed, start + 1) for p, state, (_, start) in zip(params, own, members, strict=True)]
+        return [number for number, _ in members], DecodeInputs(numbers, draws)
 
     def _mixed(self, chunks: list[Chunk], states: Mapping[int, SequenceState]) -> tuple[list[int], MixedInputs]:
         """Chunks of prompts, and rows that decode beside them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,11 +20,6 @@ from scheduler.graphs import graph_sizes as default_sizes
 #: columns of the numbers that a decode step is given, one row for each row of the step
 ID, PLACE, POSITION, SLOT, LENGTH, TEMPERATURE, KEY = range(7)
 COLUMNS = 7
-
-
-def temperature_bits(temperature: float) -> int:
-    """The float32 ``temperature`` as an integer, for a column of integers."""
-    return int(struct.unpack("<i", struct.pack("<f", temperature))[0])
 
 
 class Memory(NamedTuple):
@@ -133,8 +127,3 @@ class DecodeSteps:
         memory.last[places] = tokens
         self._tokens[:size] = tokens
         return logits
-
-
-def columns(rows: Sequence[tuple[int, int, int, int, int, int, int]]) -> npt.NDArray[np.int64]:
-    """Rows of numbers, in the order of :data:`ID` to :data:`KEY`, as :meth:`DecodeSteps.run` takes them."""
-    return np.array(rows, dtype=np.int64).T
