@@ -53,8 +53,9 @@ class DecodeSteps:
         heads = decoder.architecture.heads
         self._graph_sizes = tuple(graph_sizes)
         most_rows = max([most_rows, *self._graph_sizes])
-        #: numbers of rows that attention is split for
-        self.sizes = self._graph_sizes or default_sizes(most_rows)
+        #: numbers of rows that attention is split for: those of graphs, and for what no graph is large enough
+        beyond = [size for size in default_sizes(most_rows) if size > max(self._graph_sizes, default=0)]
+        self.sizes = (*self._graph_sizes, *beyond)
         processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
         self._splits = {size: decode_splits(size, heads.key_value, context_tokens, processors) for size in self.sizes}
         room = max(size * self._splits[size] for size in self.sizes)
@@ -68,7 +69,7 @@ class DecodeSteps:
         self._pool: Any = None
         if self._graph_sizes and device.type == "cuda":
             # the largest first, so that the others fit into its memory
-            for size in reversed(self.sizes):
+            for size in reversed(self._graph_sizes):
                 self.capture(size)
 
     def capture(self, size: int) -> None:
@@ -118,7 +119,7 @@ class DecodeSteps:
             memory.tables[places],
             numbers[LENGTH].int(),
             self._workspace,
-            self._splits.get(size, 1),
+            self._splits[graph_rows_for(size, self.sizes)],
         )
         step = StepTensors(ids, numbers[POSITION].contiguous(), numbers[SLOT].contiguous(), None, rows)
         logits = self._decoder.logits(self._decoder.forward(step, self._cache))

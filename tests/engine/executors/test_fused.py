@@ -214,6 +214,28 @@ def test_what_the_host_makes_of_a_plan_is_none_of_the_devices_time(
     assert calls == calls[:5] * (len(calls) // 5)
 
 
+@pytest.mark.parametrize(("graphs", "expected"), [((), {1: 16, 3: 4, 4: 4, 7: 2}), ((2, 3), {1: 8, 3: 5, 4: 4, 7: 2})])
+def test_contexts_are_cut_as_well_where_no_graph_is_large_enough(
+    reference: Any, monkeypatch: pytest.MonkeyPatch, graphs: tuple[int, ...], expected: dict[int, int]
+) -> None:
+    """A step of more rows than any graph has, or without graphs, is cut as the next of the usual sizes is."""
+    monkeypatch.setattr("engine.fused.graphs.decode_splits", lambda rows, *_: 16 // rows)
+    model = on_device(reference("qwen2"))
+    executor = FusedExecutor(model, kv_tokens=64, max_running=7, graph_rows=graphs)
+    cut: dict[int, int] = {}
+
+    def forward(step: Any, _cache: Any) -> torch.Tensor:
+        cut[len(step.ids)] = step.rows.splits
+        workspace = step.rows.workspace
+        assert len(step.ids) * step.rows.splits <= workspace.rows * workspace.splits
+        return torch.zeros(len(step.ids), model.hidden, device=DEVICE)
+
+    monkeypatch.setattr(executor.decoder, "forward", forward)
+    for rows in expected:
+        executor.decodes._run(rows)
+    assert cut == expected
+
+
 @pytest.mark.gpu
 def test_a_prompt_of_16k_tokens_in_chunks_beside_short_ones() -> None:
     """Against transformers' ``generate`` there, in float32."""

@@ -241,6 +241,15 @@ def test_what_steps_and_graphs_leave_behind_is_what_they_need(
     assert needs.graphs == 50_000_000 + sum(1_000_000 + size * 20_000 for size in sizes)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("sizes", [(1, 2), (2, 8, 64)])
+def test_graphs_of_any_sizes_are_measured(sizes: tuple[int, ...]) -> None:
+    """Smaller ones than the rows of a step, and larger ones."""
+    model = load_model("shape:tiny", device="cuda")
+    needs = measured_needs(model, replace(CONFIG, max_running=16, max_prefill_tokens=64, graph_rows=sizes))
+    assert needs.graphs > 0
+
+
 def test_a_step_that_does_not_fit_without_any_kv_is_refused_with_the_numbers(
     small: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
