@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
+import numpy.typing as npt
 import torch
 
 
@@ -16,8 +18,11 @@ def current_device(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def upload(values: Sequence[object], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """``values`` (a list, perhaps of lists) as a tensor on ``device``, without waiting for what the device does now."""
+def upload(values: Sequence[object] | npt.NDArray[Any], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """``values`` (a list, perhaps of lists, or an array) as a tensor on ``device``.
+
+    It does not wait for what the device does now.
+    """
     if device.type != "cuda":
         return torch.tensor(values, dtype=dtype, device=device)
     return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
