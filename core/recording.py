@@ -5,10 +5,10 @@ not a workload with its times, but a plan that waits for the steps it wants, and
 step overlaps another, so that the host's time shows.
 
 How much is recorded follows from what the device can do in ``budget_s`` seconds. A pilot finds the prompt tokens that
-it computes in a second, and the time that a decode row takes. The run's KV memory is what a tenth of the time fills, at
-most what the device has. The time goes to the parts of the plan by their weights. A part takes as many rows as 40% of
-its time can prefill, and another 40% can step once for each number of rows; it takes more steps of each as long as
-there is time. Whatever the time, each part is begun.
+it computes in a second, and the time that a decode step takes, by its rows. The run's KV memory is what a tenth of the
+time fills, at most what the device has. The time goes to the parts of the plan by their weights. A part takes as many
+rows as 40% of its time can prefill, and another 40% can step once for each number of rows; it takes more steps of each
+as long as there is time. Whatever the time, each part is begun.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ MOST_TOKENS_A_ROW = 4096
 STEPS_EACH = 6
 #: swaps that are wanted, and the steps to wait for them at most, once the memory is full
 SWAPS, SWAP_STEPS = 12, 200
+#: rows for which a decode step takes twice the time of one of few, at least
+_ROWS_OF_TWICE_THE_TIME = 256
 #: of the memory, what prompts fill at most where nothing is to be swapped
 FILL = 0.8
 
@@ -54,7 +56,8 @@ class Watch:
         self.swaps = 0
         self.last: StepFeatures | None = None
         self.last_device_ns = 0
-        self.decode_ns = self.decode_rows = 0
+        #: rows and device time of each decode step
+        self.decodes: list[tuple[int, int]] = []
         self.live: dict[str, None] = {}
 
     def stepped(self, plan: StepPlan, steps: int, outcome: StepOutcome) -> None:
@@ -62,8 +65,7 @@ class Watch:
         self.swaps += len(plan.swapped_out) + len(plan.swapped_in)
         self.last, self.last_device_ns = plan.features, outcome.device_ns
         if plan.kind == "decode":
-            self.decode_ns += outcome.device_ns
-            self.decode_rows += plan.features.rows
+            self.decodes.append((plan.features.rows, outcome.device_ns))
         if self._observer is not None:
             self._observer.stepped(plan, steps, outcome)
 
@@ -78,11 +80,15 @@ class Watch:
 
 
 class Pilot(NamedTuple):
-    """What a device can do: prompt tokens a second, the longest prompt that was tried, seconds for a decode row."""
+    """What a device can do: prompt tokens a second, the longest prompt that was tried, and seconds of a decode step.
+
+    Those are ``decode_step_s`` and ``decode_row_s`` for each row. On a GPU they are nearly all the step's.
+    """
 
     tokens_per_s: float
     longest_prompt: int
     decode_row_s: float
+    decode_step_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,25 @@ def scale_of(config: SchedulerConfig, pilot: Pilot, budget_s: float) -> Scale:
 
 def swap_rows(config: SchedulerConfig, pilot: Pilot, budget_s: float) -> int:
     """Rows among which swaps are recorded: as many as 5% of the time can step 50 times, at least 4."""
-    return min(config.max_running, max(4, int(0.05 * budget_s / (50 * pilot.decode_row_s))))
+    rows_s = 0.05 * budget_s / 50 - pilot.decode_step_s
+    return min(config.max_running, max(4, int(rows_s / pilot.decode_row_s)))
+
+
+def decode_seconds(decodes: Sequence[tuple[int, int]]) -> tuple[float, float]:
+    """Seconds for a row and for a step, of decode steps (rows, nanoseconds): a straight line, neither below zero.
+
+    Some hundred rows take twice the time of a few, at least: more of them than the pilot has are to be expected slower.
+    """
+    if not decodes:
+        return 1e-9, 0.0
+    rows, times_ns = np.array(decodes, dtype=np.float64).T
+    spread = float(((rows - rows.mean()) ** 2).sum())
+    slope = float(((rows - rows.mean()) * times_ns).sum()) / spread if spread else 0.0
+    slope = max(slope, float(times_ns.mean()) / _ROWS_OF_TWICE_THE_TIME, 1.0)
+    constant = float(times_ns.mean() - slope * rows.mean())
+    if constant < 0:
+        slope, constant = max(float(times_ns.sum() / rows.sum()), 1.0), 0.0
+    return slope / 1e9, constant / 1e9
 
 
 def run_pilot(
@@ -145,7 +169,7 @@ def run_pilot(
     scheduler = Scheduler(replace(config, kv_tokens=memory, graph_rows=()), watch)
     loop = make_loop(scheduler)
     for attempt in range(2):
-        watch.decode_ns = watch.decode_rows = 0
+        watch.decodes.clear()
         loop.run(
             _request(f"row {row}.{attempt}", 8 + row, row + 2, Random(row), vocab, 0.0, loop.now_ns())
             for row in range(min(config.max_running, 16))
@@ -157,7 +181,7 @@ def run_pilot(
         seconds = max(watch.last_device_ns, 1) / 1e9
         rate = size / seconds
         if size == longest or seconds > 0.03 * budget_s:
-            return Pilot(rate, size, watch.decode_ns / max(watch.decode_rows, 1) / 1e9)
+            return Pilot(rate, size, *decode_seconds(watch.decodes))
         size = min(2 * size, longest)
 
 
@@ -288,8 +312,10 @@ class Recording:
 
     def _affords(self, rows: int, context: int) -> bool:
         """Whether 40% of the part's time has steps of ``rows`` rows while they come in, and of each size after that."""
-        steps = rows * context / self.scale.config.max_prefill_tokens * rows + sum(graph_sizes(rows))
-        return rows == 1 or steps * self.scale.pilot.decode_row_s <= 0.4 * self._part_s
+        pilot, sizes = self.scale.pilot, graph_sizes(rows)
+        coming_in = rows * context / self.scale.config.max_prefill_tokens
+        steps_s = (coming_in + len(sizes)) * pilot.decode_step_s
+        return rows == 1 or steps_s + (coming_in * rows + sum(sizes)) * pilot.decode_row_s <= 0.4 * self._part_s
 
     def _beside_decodes(self, number: int) -> bool:
         """A prompt arrives while rows decode; each time one of another length. Whether there was a place for it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import gc
 import json
 import os
 import platform
@@ -316,6 +315,7 @@ class Session:
         Raises :class:`~engine.errors.DeviceError` when the device fails; what was recorded is in the folder.
         """
         from engine.errors import DeviceError
+        from engine.executors import start_executor
 
         model = self.model()
         config = self.real_config(case, plain=True)
@@ -323,8 +323,9 @@ class Session:
         # as much as there is, however few sequences are to run
         config = recording_config(replace(config, kv_tokens=self.args.kv_tokens or memory.room_tokens))
         pilot = run_pilot(self._loop, config, model.vocab, budget_s)
-        gc.collect()  # an executor's memory on the device goes with it
         scale = scale_of(config, pilot, budget_s)
+        executor, had, memory = start_executor(model, scale.config, memory)
+        scale = replace(scale, config=had)
         temperature = self.workload.temperature if self.args.temperature is None else self.args.temperature
         recording = Recording(scale, model.vocab, temperature=temperature, seed=self.args.seed)
         notes = {
@@ -333,10 +334,13 @@ class Session:
             "memory": memory.as_dict(),
         }
         run, loop, interrupted = self._run(
-            case, folder, scale.config, notes, None, recording.play, self._loop, recording.watching
-        )
+            case, folder, scale.config, notes, None, recording.play,
+            partial(self._loop, executor=executor, memory=memory), recording.watching,
+        )  # fmt: skip
         if loop.broken is not None:
             raise DeviceError(loop.broken)
+        if loop.errors:
+            recording.notes.append(f"{loop.errors} requests ended with an error, the last one: {loop.last_error}")
         return run, recording.notes, interrupted
 
     def _loop(

@@ -365,7 +365,7 @@ class EngineLoop:
         end_ns = self.now_ns()
         period_ns = 0 if self._period_start_ns is None else end_ns - self._period_start_ns
         self._period_start_ns = end_ns
-        for chunk in plan.chunks:
+        for chunk in plan.chunks if self._failed else ():
             if chunk.sequence.number in self._failed and not chunk.sequence.ended:
                 stops[chunk.sequence.number] = "error"
         outcome = StepOutcome([end_ns], device_ns, max(0, period_ns - device_ns), stops)

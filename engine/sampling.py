@@ -11,6 +11,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from engine.tensors import upload
@@ -20,6 +22,8 @@ _WORD = 0xFFFFFFFF
 _MULTIPLY_1 = 0x7FEB352D
 _MULTIPLY_2 = 0x45D9F3B5
 _TOKEN_STRIDE = 0x1E3779B1
+#: rows whose keys are made one by one, which is as fast
+_FEW_ROWS = 16
 #: the largest float32 below 1
 _BELOW_ONE = 1.0 - 2.0**-24
 
@@ -60,7 +64,8 @@ class Sampler:
         if self._greedy:
             return
         self._temperature = upload([p.temperature for p in params], torch.float32, device)
-        self._keys = upload([row_key(draw.seed, draw.position) for draw in draws], torch.int64, device)
+        keys = row_keys([draw.seed for draw in draws], np.array([draw.position for draw in draws]))
+        self._keys = upload(keys.tolist(), torch.int64, device)
         rows = [i for i, p in enumerate(params) if 0 < p.top_k < vocab or p.top_p < 1 or p.min_p > 0]
         if rows:
             self._filter = _Filter(rows, params, vocab, device)
@@ -127,3 +132,18 @@ def row_key(seed: int, position: int) -> int:
         key = (key ^ (key >> 15)) * _MULTIPLY_2 & _WORD
         key ^= key >> 16
     return key
+
+
+def row_keys(seeds: Sequence[int], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """:func:`row_key` of many rows: ``int64[rows]``."""
+    if len(seeds) <= _FEW_ROWS:
+        return np.array([row_key(*row) for row in zip(seeds, positions.tolist(), strict=True)], dtype=np.int64)
+    keys = np.zeros(len(seeds), dtype=np.int64)
+    low = np.array([seed & _WORD for seed in seeds], dtype=np.int64)
+    high = np.array([seed >> 32 & _WORD for seed in seeds], dtype=np.int64)
+    for words in (low, high, positions & _WORD):
+        keys = (keys + words + _TOKEN_STRIDE) & _WORD
+        keys = (keys ^ (keys >> 16)) * _MULTIPLY_1 & _WORD
+        keys = (keys ^ (keys >> 15)) * _MULTIPLY_2 & _WORD
+        keys ^= keys >> 16
+    return keys

@@ -1,14 +1,28 @@
-"""Small tensors on their way to the device."""
+"""The device that work is launched on, and small tensors on their way there."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
+import numpy.typing as npt
 import torch
 
 
-def upload(values: Sequence[object], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """``values`` (a list, perhaps of lists) as a tensor on ``device``, without waiting for what the device does now."""
+def current_device(device: torch.device) -> AbstractContextManager[object]:
+    """Makes ``device`` the one that kernels of our own, events and streams belong to, in this thread.
+
+    Which one is current is each thread's own, and tensors on another do not change it.
+    """
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def upload(values: Sequence[object] | npt.NDArray[Any], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """``values`` (a list, perhaps of lists, or an array) as a tensor on ``device``.
+
+    It does not wait for what the device does now.
+    """
     if device.type != "cuda":
         return torch.tensor(values, dtype=dtype, device=device)
     return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)

@@ -99,6 +99,8 @@ def start_executor(
         DeviceMemoryError: nor can a memory for one sequence of full context, or the user asked for no less.
     """
     memory = replace(memory, kv_tokens=config.kv_tokens)
+    # of an executor that was there before something may be left, which is no reason to begin with less
+    free_unused(model.device)
     least = min(model.context_tokens, config.context_tokens)
     while True:
         try:

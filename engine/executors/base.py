@@ -23,7 +23,7 @@ from engine.features import beyond_plain_attention
 from engine.host_copies import HostCopies
 from engine.models import LoadedModel
 from engine.sampling import Draw, Sampler
-from engine.tensors import upload
+from engine.tensors import current_device, upload
 from scheduler.plan import Chunk, Layout, StepPlan, Swap
 from scheduler.request import SamplingParams
 
@@ -257,7 +257,7 @@ class ModelExecutor(ABC):
 
     def _prepared(self, booking: Booking, plan: StepPlan, states: Mapping[int, SequenceState]) -> Step:
         """``plan``, the booked one or a part of it, ready to run."""
-        with torch.inference_mode():
+        with current_device(self.device), torch.inference_mode():
             batch = self.prepare(plan, states)
             sampler = Sampler(batch.draws, self._head.weight.shape[0], self.device)
         return Step(booking, batch, sampler, DeviceTimer(self.device), self.waste(plan))
@@ -276,7 +276,7 @@ class ModelExecutor(ABC):
 
     def _run(self, step: Step) -> Step:
         batch = step.batch
-        with torch.inference_mode():
+        with current_device(self.device), torch.inference_mode():
             step.timer.start()
             step.booking.move()
             hidden = self._body(

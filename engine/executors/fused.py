@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,11 +30,12 @@ from engine.fused.device import (
     StepInputs,
     TableUpdate,
 )
-from engine.fused.graphs import DecodeSteps, columns, temperature_bits
+from engine.fused.graphs import COLUMNS, ID, KEY, LENGTH, PLACE, POSITION, SLOT, TEMPERATURE, DecodeSteps
 from engine.host_copies import HostCopies
 from engine.models import LoadedModel
 from engine.parallel.workers import Workers
-from engine.sampling import Draw, row_key
+from engine.sampling import Draw, row_keys
+from engine.tensors import current_device
 from scheduler.kv import PoolKind
 from scheduler.plan import Chunk, Kind, Layout, StepPlan, Swap
 
@@ -107,10 +109,11 @@ class FusedExecutor:
             tuple(graph_rows),
         )
         self._workers = None if model.group is None else model.group.workers
-        if self._workers is None:
-            self._device = FusedDevice(model, settings)
-        else:
-            self._device = self._workers.build(lambda: FusedDevice(model, settings), settings)
+        with current_device(self.device):
+            if self._workers is None:
+                self._device = FusedDevice(model, settings)
+            else:
+                self._device = self._workers.build(lambda: FusedDevice(model, settings), settings)
 
     @property
     def host_copies(self) -> HostCopies:
@@ -141,22 +144,28 @@ class FusedExecutor:
 
         A step of a divided model cannot be launched again: what failed in one rank has ended all of them.
         """
-        again = self._booking is not None and self._booking.plan is plan
+        booking = self._booking
+        again = booking is not None and booking.plan is plan
         if again:
             free_unused(self.device)
-        with torch.inference_mode():
-            timer = DeviceTimer(self.device)
-            timer.start()
+        timer = DeviceTimer(self.device)
+        # what the host makes of the plan is none of the device's time
+        with current_device(self.device), torch.inference_mode():
             if self._workers is not None:
                 moves = self._moves(plan)
                 numbers, rows = self._rows(plan.kind, plan.chunks, states)
+                timer.start()
                 tokens = self._workers.run(self._device, StepInputs(moves, rows))
+            elif booking is not None and again:
+                timer.start()
+                booking.move()
+                numbers, tokens = self._in_pieces(plan.kind, plan.chunks, states)
             else:
-                if self._booking is None or not again:
-                    self._booking = Booking(plan, plan, deque(self._device.moves(self._moves(plan))))
-                self._booking.move()
-                compute = self._in_pieces if again else self._compute
-                numbers, tokens = compute(plan.kind, plan.chunks, states)
+                self._booking = booking = Booking(plan, plan, deque(self._device.moves(self._moves(plan))))
+                numbers, rows = self._rows(plan.kind, plan.chunks, states)
+                timer.start()
+                booking.move()
+                tokens = self._compute(rows)
             # to pinned memory, so that nobody waits here
             host = None if tokens is None else tokens.to("cpu", non_blocking=True, copy=True)
             timer.stop()
@@ -183,26 +192,24 @@ class FusedExecutor:
             return self._decode(chunks, states)
         return self._mixed(chunks, states)
 
-    def _compute(
-        self, kind: Kind, chunks: list[Chunk], states: Mapping[int, SequenceState]
-    ) -> tuple[list[int], Tensor | None]:
-        """The sequence numbers that sample, and their tokens."""
-        numbers, rows = self._rows(kind, chunks, states)
-        return numbers, self._device.compute(rows)
+    def _compute(self, rows: RowInputs) -> Tensor | None:
+        """The tokens of the rows that sample."""
+        return self._device.compute(rows)
 
     def _in_pieces(
         self, kind: Kind, chunks: list[Chunk], states: Mapping[int, SequenceState]
     ) -> tuple[list[int], Tensor | None]:
-        """:meth:`_compute` in as few pieces as memory allows."""
+        """The sequence numbers that sample, and their tokens, computed in as few pieces as memory allows."""
         try:
-            return self._compute(kind, chunks, states)
+            numbers, rows = self._rows(kind, chunks, states)
+            return numbers, self._compute(rows)
         except RuntimeError as error:
             parts = halves(chunks)
             if parts is None or not is_out_of_memory(error):
                 raise
         # out of the handler, whose exception holds on to what was computed
         free_unused(self.device)
-        numbers: list[int] = []
+        numbers = []
         tokens: list[Tensor] = []
         for part in parts:
             some, sampled = self._in_pieces(kind, part, states)
@@ -214,24 +221,31 @@ class FusedExecutor:
     def _decode(self, chunks: list[Chunk], states: Mapping[int, SequenceState]) -> tuple[list[int], DecodeInputs]:
         """Rows of one token each, all of which sample. The longest come first: a GPU that begins with them ends
         evenly."""
-        size, rows, draws, filtered = self.block_tokens, [], [], False
         chunks = sorted(chunks, key=_start, reverse=True)
-        for sequence, start, _, _ in chunks:
-            number = sequence.number
-            state = states[number]
-            known, params = state.token_ids, state.sampling
-            rows.append((
-                known[start] if start < len(known) else -1,
-                self._places[number],
-                start,
-                self._tables[number][start // size] * size + start % size,
-                start + 1,
-                temperature_bits(params.temperature),
-                0 if params.temperature == 0 else row_key(state.seed, start + 1),
-            ))  # fmt: skip
-            draws.append(Draw(params, state.seed, start + 1))
-            filtered = filtered or params.filters
-        return [chunk.sequence.number for chunk in chunks], DecodeInputs(columns(rows), draws if filtered else None)
+        size = self.block_tokens
+        members = [(chunk.sequence.number, chunk.start) for chunk in chunks]
+        numbers = np.empty((COLUMNS, len(chunks)), dtype=np.int64)
+        starts = numbers[POSITION]
+        starts[:] = [start for _, start in members]
+        numbers[LENGTH] = starts + 1
+        numbers[PLACE] = [self._places[number] for number, _ in members]
+        numbers[SLOT] = [self._tables[number][start // size] for number, start in members]
+        numbers[SLOT] = numbers[SLOT] * size + starts % size
+        own = [states[number] for number, _ in members]
+        numbers[ID] = [
+            state.token_ids[start] if start < len(state.token_ids) else -1
+            for state, (_, start) in zip(own, members, strict=True)
+        ]
+        params = [state.sampling for state in own]
+        temperatures = np.array([p.temperature for p in params], dtype=np.float32)
+        numbers[TEMPERATURE] = temperatures.view(np.int32)
+        numbers[KEY] = 0
+        if temperatures.any():
+            numbers[KEY] = row_keys([state.seed for state in own], numbers[LENGTH])
+        draws = None
+        if any(p.filters for p in params):
+            draws = [Draw(p, state.seed, start + 1) for p, state, (_, start) in zip(params, own, members, strict=True)]
+        return [number for number, _ in members], DecodeInputs(numbers, draws)
 
     def _mixed(self, chunks: list[Chunk], states: Mapping[int, SequenceState]) -> tuple[list[int], MixedInputs]:
         """Chunks of prompts, and rows that decode beside them."""

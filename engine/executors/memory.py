@@ -21,16 +21,12 @@ _SAMPLING_BYTES = 48
 
 
 class Needs(NamedTuple):
-    """Bytes that others than KV need: what a step takes besides the weights, what CUDA graphs take, and all else.
-
-    ``per_kv_token``: what a step takes for each token of the KV memory, because it copies what it reads.
-    """
+    """Bytes that others than KV need: what a step takes besides the weights, what CUDA graphs take, and all else."""
 
     step: int
     graphs: int
     other: int
     measured: bool
-    per_kv_token: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,10 +127,7 @@ def share_out(
         0, model.kv_bytes_per_token, weights_bytes(model), needs.step, needs.graphs, needs.other, total_bytes,
         utilization, needs.measured, kv_tokens is not None, model.device,
     )  # fmt: skip
-    if total_bytes:
-        room = plan.left_bytes // (model.kv_bytes_per_token + needs.per_kv_token)
-    else:
-        room = CPU_KV_BYTES // model.kv_bytes_per_token
+    room = (plan.left_bytes if total_bytes else CPU_KV_BYTES) // model.kv_bytes_per_token
     room = max(0, (room - _rounding_tokens(config)) // block * block)
     if not total_bytes:
         room = max(block, room)
@@ -163,9 +156,7 @@ def estimated_needs(model: LoadedModel, config: SchedulerConfig, used_bytes: int
     heads = (model.heads + 2 * model.kv_heads) * model.head_dim
     activations = tokens * item * (4 * model.hidden + 2 * heads + 3 * intermediate)
     logits = rows * model.vocab * (item + _SAMPLING_BYTES)
-    # one layer's KV at a time, gathered and then repeated for the heads that share it
-    gathered = 3 * model.kv_bytes_per_token // model.layers if config.layout == "paged" else 0
-    return Needs(activations + logits, 0, max(0, used_bytes - weights_bytes(model)), False, gathered)
+    return Needs(activations + logits, 0, max(0, used_bytes - weights_bytes(model)), False)
 
 
 def weights_bytes(model: LoadedModel) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -170,8 +171,11 @@ class KernelMemory:
     def attention(self, chunks: Sequence[PackedChunk], slots: list[int], longest_context: int) -> StepAttention:
         prompts = [chunk for chunk in chunks if not is_row(chunk.end - chunk.tokens, chunk.tokens)]
         rows = list(chunks[len(prompts) :])
-        width = max(len(chunk.table) for chunk in chunks)
-        tables = [chunk.table + [0] * (width - len(chunk.table)) for chunk in chunks]
+        # in strides of 16: kernels are compiled for whether a stride is a multiple of it, and a row aligned
+        width = -(-max(len(chunk.table) for chunk in chunks) // 16) * 16
+        tables = np.zeros((len(chunks), width), dtype=np.int32)
+        for row, chunk in enumerate(chunks):
+            tables[row, : len(chunk.table)] = chunk.table
         offsets = [chunk.first for chunk in prompts]
         offsets.append(sum(chunk.tokens for chunk in prompts))
         splits = decode_splits(len(rows), self._heads.key_value, longest_context, self._processors)

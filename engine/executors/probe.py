@@ -62,12 +62,11 @@ def measured_needs(model: LoadedModel, config: SchedulerConfig) -> Needs:
 
 def _measured(model: LoadedModel, config: SchedulerConfig, used: int) -> Needs:
     device = model.device
+    largest = max(config.graph_rows, default=0)
     executor = FusedExecutor(
-        model, kv_tokens=config.block_tokens, max_running=config.max_running, max_rows=config.rows,
-        block_tokens=config.block_tokens,
+        model, kv_tokens=config.block_tokens, max_running=max(config.max_running, largest),
+        max_rows=max(config.rows, largest), block_tokens=config.block_tokens,
     )  # fmt: skip
-    # what weights took before they were merged
-    free_unused(device)
     for step in largest_steps(model, config):
         executor.execute(step.plan, step.states)
     one_block = config.block_tokens * model.kv_bytes_per_token

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.fused.architecture import read_architecture
-from engine.fused.weights import merge_layer
+from engine.fused.weights import LayerWeights, merge_layer
 from engine.kernels import DecodeWorkspace, Heads, Kernels, kernels_for
 from engine.models import LoadedModel
 
@@ -100,6 +100,35 @@ class Decoder:
             update = self._reduce(linear(activated, weights.down, weights.down_bias, **in_parts))
             x = kernels.add_rms_norm(update, residual, after, eps, offset=offset, post_norm=after_mlp)
         return x
+
+    def tune(self, most_rows: int) -> None:
+        """Meet all products of up to ``most_rows`` rows once: on a GPU their tiles are searched then.
+
+        To be done before KV takes what is left. A search needs memory for twice the weights of a product or more, and
+        gives it back, as it does with all that the allocator keeps: it would spoil what is measured of a step.
+        """
+        rows = 16
+        with torch.inference_mode():
+            while rows < 2 * max(most_rows, 16):
+                self._meet_products(self._layers[0], rows)
+                rows *= 2
+
+    def _meet_products(self, weights: LayerWeights, rows: int) -> None:
+        """Those of ``rows`` rows with a layer's ``weights``, and with the head's."""
+        kernels, activation = self.kernels, self.architecture.activation
+        in_parts = {"parts": True} if self._reduce is _whole else {}
+
+        def input_of(weight: Tensor) -> Tensor:
+            return weight.new_zeros(rows, weight.shape[1])
+
+        kernels.skinny_linear(input_of(weights.qkv), weights.qkv)
+        kernels.skinny_linear(input_of(weights.o), weights.o, weights.o_bias, **in_parts)
+        if weights.gate_up_bias is None:
+            kernels.skinny_gated(input_of(weights.gate_up), weights.gate_up, activation)
+        else:
+            kernels.skinny_linear(input_of(weights.gate_up), weights.gate_up, weights.gate_up_bias)
+        kernels.skinny_linear(input_of(weights.down), weights.down, weights.down_bias, **in_parts)
+        kernels.skinny_linear(input_of(self._head), self._head, self._head_bias)
 
     def _attend(self, index: int, qkv: Tensor, step: StepTensors, cache: KvCache) -> Tensor:
         """``[T, query heads, head_dim]`` of one layer."""

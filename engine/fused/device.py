@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from engine.faults import free_unused
 from engine.fused.decoder import Chunks, Decoder, KvCache, Rows, StepTensors
 from engine.fused.graphs import PLACE, DecodeSteps, Memory
 from engine.host_copies import HostCopies
@@ -112,6 +113,10 @@ class FusedDevice:
         self.device, self.dtype = model.device, model.dtype
         self.host_copies = HostCopies()
         self.decoder = Decoder(model)
+        if self.device.type == "cuda":
+            self.decoder.tune(max((settings.most_rows, *settings.graph_rows)))
+            # what this took, and what weights took before they were merged, is KV's
+            free_unused(self.device)
         self.cache = KvCache(model, settings.blocks, settings.block_tokens)
         width = -(-model.context_tokens // settings.block_tokens) + 1
         self._memory = Memory(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,17 +13,13 @@ from torch import Tensor
 
 from engine.fused.decoder import Decoder, KvCache, Rows, StepTensors
 from engine.kernels import DecodeWorkspace, decode_splits
+from engine.kernels.captures import captured
 from scheduler.graphs import graph_rows_for
 from scheduler.graphs import graph_sizes as default_sizes
 
 #: columns of the numbers that a decode step is given, one row for each row of the step
 ID, PLACE, POSITION, SLOT, LENGTH, TEMPERATURE, KEY = range(7)
 COLUMNS = 7
-
-
-def temperature_bits(temperature: float) -> int:
-    """The float32 ``temperature`` as an integer, for a column of integers."""
-    return int(struct.unpack("<i", struct.pack("<f", temperature))[0])
 
 
 class Memory(NamedTuple):
@@ -57,8 +53,9 @@ class DecodeSteps:
         heads = decoder.architecture.heads
         self._graph_sizes = tuple(graph_sizes)
         most_rows = max([most_rows, *self._graph_sizes])
-        #: numbers of rows that attention is split for
-        self.sizes = self._graph_sizes or default_sizes(most_rows)
+        #: numbers of rows that attention is split for: those of graphs, and for what no graph is large enough
+        beyond = [size for size in default_sizes(most_rows) if size > max(self._graph_sizes, default=0)]
+        self.sizes = (*self._graph_sizes, *beyond)
         processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
         self._splits = {size: decode_splits(size, heads.key_value, context_tokens, processors) for size in self.sizes}
         room = max(size * self._splits[size] for size in self.sizes)
@@ -68,31 +65,24 @@ class DecodeSteps:
         self._tokens = torch.zeros(most_rows, dtype=torch.int64, device=device)
         self._logits: dict[int, Tensor] = {}
         self._graphs: dict[int, Any] = {}
-        #: the memory pool of the graphs, and the stream on which a step is run before it is captured
-        self._capturing: tuple[Any, Any] | None = None
+        #: the memory pool of the graphs
+        self._pool: Any = None
         if self._graph_sizes and device.type == "cuda":
             # the largest first, so that the others fit into its memory
-            for size in reversed(self.sizes):
+            for size in reversed(self._graph_sizes):
                 self.capture(size)
 
     def capture(self, size: int) -> None:
         """Capture the graph of ``size`` rows."""
-        if self._capturing is None:
-            self._capturing = torch.cuda.graph_pool_handle(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
             self._numbers.zero_()
             self._numbers[SLOT] = -1
             self._numbers[PLACE] = len(self._memory.last) - 1
-        pool, stream = self._capturing
         with torch.inference_mode():
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                self._run(size)
-            torch.cuda.current_stream().wait_stream(stream)
-            graph: Any = torch.cuda.CUDAGraph()
-            # other threads may use the GPU meanwhile: a group of ranks watches its collectives from one
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                self._logits[size] = self._run(size)
-            self._graphs[size] = graph
+            self._graphs[size], self._logits[size] = captured(
+                partial(self._run, size), self._numbers.device, self._pool
+            )
 
     def size_for(self, rows: int) -> int:
         """The rows that are computed for ``rows`` rows."""
@@ -129,7 +119,7 @@ class DecodeSteps:
             memory.tables[places],
             numbers[LENGTH].int(),
             self._workspace,
-            self._splits.get(size, 1),
+            self._splits[graph_rows_for(size, self.sizes)],
         )
         step = StepTensors(ids, numbers[POSITION].contiguous(), numbers[SLOT].contiguous(), None, rows)
         logits = self._decoder.logits(self._decoder.forward(step, self._cache))
@@ -138,8 +128,3 @@ class DecodeSteps:
         memory.last[places] = tokens
         self._tokens[:size] = tokens
         return logits
-
-
-def columns(rows: Sequence[tuple[int, int, int, int, int, int, int]]) -> npt.NDArray[np.int64]:
-    """Rows of numbers, in the order of :data:`ID` to :data:`KEY`, as :meth:`DecodeSteps.run` takes them."""
-    return np.array(rows, dtype=np.int64).T

@@ -9,6 +9,7 @@ kernel before ends, a product fetches its first tiles of weights meanwhile.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from engine.kernels.activation import activated, gated
+from engine.kernels.captures import captured
 from engine.kernels.hopper import has_copy_engine, launch_options, prefetch, release, wait
 from engine.kernels.interface import Activation
 
@@ -222,7 +224,7 @@ def best_tiles(
             if activation is not None:
                 gated(y, activation)
 
-    best, best_ms = None, _graph_ms(library)
+    best, best_ms = None, _graph_ms(library, device)
     for tiles in candidates(rows, columns, depth, activation is not None, parts, has_copy_engine(device)):
 
         def ours(tiles: Tiles = tiles) -> None:
@@ -233,7 +235,7 @@ def best_tiles(
                     gated_product(x, weight, tiles, activation)
 
         try:
-            ms = _graph_ms(ours)
+            ms = _graph_ms(ours, device)
         except triton.runtime.errors.OutOfResources:
             continue
         if ms < best_ms:
@@ -241,16 +243,9 @@ def best_tiles(
     return best
 
 
-def _graph_ms(work: Any) -> float:
+def _graph_ms(work: Callable[[], None], device: torch.device) -> float:
     """Least milliseconds of ``work`` as a CUDA graph."""
-    stream: Any = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph: Any = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
+    graph, _ = captured(work, device)
     event: Any = torch.cuda.Event
     found = []
     for _ in range(5):

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import bench
-from core.recording import Pilot, Recording, Watch, recording_config, run_pilot, scale_of, swap_rows
+from core.recording import Pilot, Recording, Watch, decode_seconds, recording_config, run_pilot, scale_of, swap_rows
 from core.runs import replay_folder
 from reports.run_folder import load_run
 from scheduler.config import SchedulerConfig
@@ -20,6 +21,9 @@ from scheduler.request import Request
 from scheduler.scheduler import Scheduler
 from simulator.fits import fit
 from simulator.roofline import RooflineCosts, roofline
+
+# small products gain nothing from threads, and lose much where other processes want the cores
+torch.set_num_threads(1)
 
 
 def recorded(folder: Path, *flags: str) -> pd.DataFrame:
@@ -69,6 +73,24 @@ def test_a_fast_device_is_recorded_to_the_end_of_its_memory_a_slow_one_as_far_as
     assert small.context_tokens == int(0.8 * 4192)
     assert swap_rows(CONFIG, slow, 60.0) == 4
     assert swap_rows(CONFIG, fast, 60.0) == 100
+
+
+def test_where_a_step_takes_what_it_takes_however_few_its_rows_all_rows_are_recorded() -> None:
+    """Of a GPU the pilot sees 16 rows and fewer, which take the same time each."""
+    row_s, step_s = decode_seconds([(rows, 10_000_000 + 20_000 * (rows % 3)) for rows in range(1, 17)] * 2)
+    assert 0.015 < step_s + 256 * row_s < 0.025
+    pilot = Pilot(38_000.0, 2048, row_s, step_s)
+    assert swap_rows(CONFIG, pilot, 60.0) == 256
+    recording = Recording(scale_of(CONFIG, pilot, 60.0), 1000, temperature=0.0)
+    recording._part_s = 6.0
+    assert recording._affords(256, 256)
+    assert not recording._affords(256, 4096)
+    # and where rows are what takes time, they decide
+    row_s, step_s = decode_seconds([(rows, 20_000_000 * rows) for rows in range(1, 17)])
+    assert (row_s, step_s) == (pytest.approx(0.02), pytest.approx(0.0, abs=1e-6))
+    row_s, step_s = decode_seconds([(8, 80_000)])
+    assert step_s + 8 * row_s == pytest.approx(80e-6)
+    assert decode_seconds([])[1] == 0
 
 
 def test_no_slot_of_a_padded_recording_is_longer_than_memory_has_for_all() -> None:

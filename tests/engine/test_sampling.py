@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
 
-from engine.sampling import Draw, gumbel_noise, request_seed, sample, seed_of_request
+from engine.sampling import Draw, gumbel_noise, request_seed, row_key, row_keys, sample, seed_of_request
 from scheduler.request import SamplingParams
 
 VOCAB = 50
@@ -18,6 +19,16 @@ def logits_of(rows: int, vocab: int = VOCAB, seed: int = 0) -> torch.Tensor:
 
 def draws(params: SamplingParams, count: int, seed: int = 5) -> list[Draw]:
     return [Draw(params, seed, position) for position in range(count)]
+
+
+@pytest.mark.parametrize("rows", [1, 16, 17, 300])
+def test_keys_of_many_rows_are_those_of_each(rows: int) -> None:
+    random = np.random.default_rng(rows)
+    seeds = [int(seed) for seed in random.integers(0, 1 << 64, rows, dtype=np.uint64)]
+    seeds[0] = -3
+    positions = random.integers(0, 1 << 40, rows)
+    keys = row_keys(seeds, positions)
+    assert keys.tolist() == [row_key(seed, position) for seed, position in zip(seeds, positions.tolist(), strict=True)]
 
 
 def test_greedy_takes_the_largest_logit() -> None:

@@ -14,6 +14,8 @@ from transformers.models.auto import AutoModelForCausalLM
 
 from engine.errors import ModelError
 from engine.executors import FusedExecutor, PaddedExecutor, PagedExecutor, build_executor
+from engine.executors.base import DeviceTimer
+from engine.fused.device import FusedDevice
 from engine.fused.graphs import DecodeSteps
 from engine.loop import EngineLoop, TokenOutput
 from engine.models import LoadedModel, loaded
@@ -188,6 +190,50 @@ def test_at_the_edges_of_every_graph_rows_give_their_own_tokens(reference: Any) 
         for place in range(rows):
             expected = both.greedy(prompts[place], output_tokens(place))
             assert found[f"{rows} {place}"][: len(expected)] == expected, (rows, place)
+
+
+def test_what_the_host_makes_of_a_plan_is_none_of_the_devices_time(
+    reference: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def noted(owner: Any, name: str) -> None:
+        inner = getattr(owner, name)
+
+        def call(*args: Any) -> Any:
+            calls.append(name)
+            return inner(*args)
+
+        monkeypatch.setattr(owner, name, call)
+
+    for owner, name in ((FusedExecutor, "_moves"), (FusedExecutor, "_rows"), (DeviceTimer, "start"),
+                        (FusedDevice, "compute"), (DeviceTimer, "stop")):  # fmt: skip
+        noted(owner, name)
+    served(on_device(reference("qwen2")), fused, prompts_of(512, (5, 9)))
+    assert calls[:5] == ["_moves", "_rows", "start", "compute", "stop"]
+    assert calls == calls[:5] * (len(calls) // 5)
+
+
+@pytest.mark.parametrize(("graphs", "expected"), [((), {1: 16, 3: 4, 4: 4, 7: 2}), ((2, 3), {1: 8, 3: 5, 4: 4, 7: 2})])
+def test_contexts_are_cut_as_well_where_no_graph_is_large_enough(
+    reference: Any, monkeypatch: pytest.MonkeyPatch, graphs: tuple[int, ...], expected: dict[int, int]
+) -> None:
+    """A step of more rows than any graph has, or without graphs, is cut as the next of the usual sizes is."""
+    monkeypatch.setattr("engine.fused.graphs.decode_splits", lambda rows, *_: 16 // rows)
+    model = on_device(reference("qwen2"))
+    executor = FusedExecutor(model, kv_tokens=64, max_running=7, graph_rows=graphs)
+    cut: dict[int, int] = {}
+
+    def forward(step: Any, _cache: Any) -> torch.Tensor:
+        cut[len(step.ids)] = step.rows.splits
+        workspace = step.rows.workspace
+        assert len(step.ids) * step.rows.splits <= workspace.rows * workspace.splits
+        return torch.zeros(len(step.ids), model.hidden, device=DEVICE)
+
+    monkeypatch.setattr(executor.decoder, "forward", forward)
+    for rows in expected:
+        executor.decodes._run(rows)
+    assert cut == expected
 
 
 @pytest.mark.gpu

@@ -12,6 +12,7 @@ import torch
 from hand_plans import Desk
 
 from engine.executors import PagedExecutor, build_executor
+from engine.executors.paged_memory import PackedChunk
 from engine.kernels import kernels_for
 from scheduler.config import SchedulerConfig
 
@@ -53,6 +54,18 @@ def test_prompts_are_computed_beside_decodes(
     desk.step(desk.decode(3, 2, 1))
     assert [len(desk.outputs(place)) for place in range(4)] == [6, 4, 6, 3]
     assert_greedy(desk, both)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 16, 17])
+def test_tables_have_one_kind_of_stride_however_long_they_are(reference: Callable[[str], Any], blocks: int) -> None:
+    """Kernels are compiled anew for a stride of another kind, while requests wait."""
+    memory = paged(reference("qwen2").ours, kernels=kernels_for(torch.device("cpu"))).memory
+    longest = list(range(2, blocks + 2))
+    chunks = [PackedChunk(0, 3, 3, [1]), PackedChunk(3, 1, 4 * blocks, longest)]
+    attention: Any = memory.attention(chunks, [4, 5, 6, 4 * longest[-1]], 4 * blocks)
+    assert attention.tables.stride(0) % 16 == 0
+    assert attention.tables[0, :1].tolist() == [1]
+    assert attention.tables[1, :blocks].tolist() == longest
 
 
 def test_a_prompt_goes_on_from_blocks_that_another_one_computed(reference: Callable[[str], Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import DEVICE, VARIANTS, DecoderSequence, Variant, build, prompt
@@ -12,7 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from engine.errors import ModelError
 from engine.fused.architecture import FAMILIES, missing_features, read_architecture
 from engine.fused.decoder import Decoder
-from engine.models import loaded
+from engine.fused.device import DecodeInputs, DeviceSettings, FusedDevice
+from engine.fused.graphs import COLUMNS, SLOT
+from engine.kernels import reference
+from engine.models import load_model, loaded
 
 
 def test_every_family_has_a_variant() -> None:
@@ -64,3 +68,56 @@ def test_a_model_of_another_kind_is_refused() -> None:
                                   ffn_dim=32, word_embed_proj_dim=32)  # fmt: skip
     with pytest.raises(ModelError, match="the architecture opt"):
         read_architecture(AutoModelForCausalLM.from_config(config))
+
+
+class Products:
+    """The plain kernels; remembers the products for few rows: which, the weight's shape, and whether in parts."""
+
+    def __init__(self) -> None:
+        self.met: list[tuple[int, tuple[Any, ...]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(reference, name)
+
+    def skinny_linear(self, x: torch.Tensor, weight: torch.Tensor, bias: Any = None, *, parts: bool = False) -> Any:
+        self.met.append((len(x), ("linear", *weight.shape, bias is None, parts)))
+        return reference.skinny_linear(x, weight, bias)
+
+    def skinny_gated(self, x: torch.Tensor, weight: torch.Tensor, activation: Any) -> Any:
+        self.met.append((len(x), ("gated", *weight.shape)))
+        return reference.skinny_gated(x, weight, activation)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "phi3", "gemma2", "llama"])
+def test_what_is_tuned_before_are_the_products_of_a_decode_step(family: str) -> None:
+    variant = next(variant for variant in VARIANTS if variant.family == family)
+    with torch.inference_mode():
+        model = loaded(family, build(variant, torch.float32, "eager"))
+        kernels: Any = Products()
+        decoder = Decoder(model, kernels)
+        sequence = DecoderSequence(decoder, model)
+        sequence.run(prompt()[:5])
+        kernels.met.clear()
+        sequence.run(prompt()[5:6], as_row=True)
+        needed = {product for _, product in kernels.met}
+        kernels.met.clear()
+        decoder.tune(100)
+    assert {rows for rows, _ in kernels.met} == {16, 32, 64, 128}
+    assert {product for rows, product in kernels.met if rows == 16} == needed
+
+
+@pytest.mark.gpu
+def test_no_tiles_are_searched_once_an_executor_is_made() -> None:
+    """Not in a capture, nor where a step's memory is measured."""
+    from engine.kernels.skinny import best_tiles
+
+    model = load_model("shape:tiny", device="cuda")
+    device = FusedDevice(model, DeviceSettings(64, 16, 100, 100, ()))
+    searched = best_tiles.cache_info().misses
+    assert searched
+    with torch.inference_mode():
+        for rows in (1, 16, 17, 33, 64, 65, 100):
+            numbers = np.zeros((COLUMNS, rows), dtype=np.int64)
+            numbers[SLOT] = -1
+            device.compute(DecodeInputs(numbers, None))
+    assert best_tiles.cache_info().misses == searched

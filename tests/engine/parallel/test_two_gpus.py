@@ -15,8 +15,10 @@ import pytest
 import torch
 from served import TIGHT, assert_greedy, greedy, output_tokens, prompts, serve
 
+from engine.inference import InferenceEngine
 from engine.models import LoadedModel
 from engine.parallel.loading import divide
+from scheduler.plan import Layout
 from scheduler.request import SamplingParams
 
 pytestmark = [
@@ -124,3 +126,17 @@ def test_a_process_that_is_killed_ends_its_requests_with_an_error() -> None:
     assert "generated 6" in done.stdout
     assert "killed by SIGKILL" in done.stdout
     assert "idle True" in done.stdout
+
+
+@pytest.mark.parametrize("layout", ["padded", "paged"])
+def test_an_engine_on_the_second_gpu_leaves_the_first_alone(layout: Layout) -> None:
+    """Kernels, streams and events belong to the GPU that is current, whatever GPU their tensors are on."""
+    texts = []
+    for device in ("cuda:0", "cuda:1"):
+        torch.cuda.synchronize(0)
+        before = torch.cuda.memory_allocated(0)
+        engine = InferenceEngine("shape:tiny", device=device, layout=layout, kv_tokens=4096, max_running=4)
+        texts.append([result.token_ids for result in engine.generate([[1, 2, 3], [9, 8]], max_tokens=20)])
+        assert device == "cuda:0" or torch.cuda.memory_allocated(0) == before
+    assert texts[0] == texts[1]
+    assert torch.cuda.current_device() == 0
