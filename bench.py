@@ -13,21 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from core.arguments import DEFAULT_BUDGET_S, UsageError, parse_arguments
+from core.costs import read_costs
+from core.folders import experiment_folders, open_folder, replay_folder, write_experiment
 from core.reproduce.experiment import Experiment, Options
 from core.reproduce.registry import chosen, run_experiments, write_findings
-from core.runs import (
-    Case,
-    Measured,
-    Session,
-    calibration_workload,
-    experiment_folders,
-    open_folder,
-    read_costs,
-    recording_session,
-    replay_folder,
-    twin_requests,
-    write_experiment,
-)
+from core.runs import Case, Measured, Session, calibration_workload, recording_session, twin_requests
 from reports import gate, terminal
 from reports.agreement import Agreement, agree
 from reports.comparison import compare

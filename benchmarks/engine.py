@@ -36,7 +36,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from core.runs import git_commit  # noqa: E402
+from core.provenance import git_commit  # noqa: E402
 from engine.executors import build_executor, default_graph_rows, plan_memory, start_executor  # noqa: E402
 from engine.loop import EngineLoop  # noqa: E402
 from engine.models import LoadedModel, load_model  # noqa: E402

@@ -19,8 +19,8 @@ from pathlib import Path
 # this folder's scheduler.py is not the package
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from core.provenance import git_commit, hardware  # noqa: E402
 from core.reproduce.mm1 import DISCIPLINES, TOLERANCE, rows_of  # noqa: E402
-from core.runs import git_commit, hardware  # noqa: E402
 
 COLUMNS = ("discipline", "load", "jobs", "published", "theory", "simulated", "error_99", "difference", "verdict",
            "wall_s")  # fmt: skip

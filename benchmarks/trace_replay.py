@@ -23,7 +23,7 @@ from pathlib import Path
 # this folder's scheduler.py is not the package
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from core.runs import git_commit, hardware  # noqa: E402
+from core.provenance import git_commit, hardware  # noqa: E402
 from scheduler.policies import POLICIES  # noqa: E402
 
 BENCH = Path(__file__).resolve().parent.parent / "bench.py"

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-import json
 import os
-import platform
 import random
-import subprocess
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property, partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +19,13 @@ import numpy.typing as npt
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from core.arguments import DEFAULT_MAX_RUNNING, PLAIN, UsageError, scheduler_config, takes
+from core.costs import cost_notes, own_costs
+from core.folders import JOURNAL_FILE
+from core.provenance import git_commit, hardware, versions
 from core.recording import Recording, recording_config, run_pilot, scale_of
 from reports.overhead import TimedJournaledScheduler, TimedScheduler
-from reports.rows import RunFolderError
 from reports.run import Run
-from reports.run_folder import MANIFEST_FILE, RunWriter
+from reports.run_folder import RunWriter
 from reports.slo import Slo
 from reports.summary import WallClock
 from scheduler.buckets import equal_mass_buckets, equal_mass_edges
@@ -45,12 +41,9 @@ from scheduler.request import Request, SamplingParams, requests_of
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
 from scheduler.user_policies import is_policy_file, open_user_policy
-from simulator.costs import CostError, CostModel, prefill_token_ns
-from simulator.profiles import is_profile_file, profile_costs, profile_names, profile_path
-from simulator.profiles import title as profile_title
-from simulator.recorded import RecordedCosts, recorded_costs
+from simulator.costs import CostModel, prefill_token_ns
+from simulator.recorded import RecordedCosts
 from simulator.replica import simulate
-from simulator.roofline import RooflineCosts, roofline
 from workloads.load import load_workload
 from workloads.prompts import PromptWriter
 from workloads.workload import Row, Workload
@@ -60,12 +53,10 @@ if TYPE_CHECKING:
     from engine.loop import EngineLoop, StepScheduler
     from engine.models import LoadedModel
 
-JOURNAL_FILE = "replay.jsonl"
 #: policies that costs are recorded under: full batches, and rows on their own
 CALIBRATION = ("fcfs", "sjf")
 #: the most rows that are run before anything is measured
 WARM_UP_ROWS = 16
-PACKAGES = ("lockstep", "torch", "transformers", "simpy", "numpy", "pandas")
 
 
 @dataclass(frozen=True)
@@ -211,7 +202,7 @@ class Session:
         """Simulate ``requests`` into ``folder``."""
         if isinstance(costs, RecordedCosts):
             costs.require(case.layout)
-        manifest = self._manifest("sim", case, config, {"costs": costs.name, **_cost_notes(costs, config)})
+        manifest = self._manifest("sim", case, config, {"costs": costs.name, **cost_notes(costs, config)})
         started_s = time.monotonic()
         with (
             RunWriter(folder, manifest) as writer,
@@ -399,7 +390,7 @@ class Session:
             writer.flush()
             wall = WallClock(manifest["started_at"], time.monotonic() - started_s, scheduler.spent_ns)
             counters, digest = scheduler.counters, scheduler.digest.hexdigest()
-            run = writer.close(counters, digest, slo=self.slo, costs=_own_costs(folder), wall=wall)
+            run = writer.close(counters, digest, slo=self.slo, costs=own_costs(folder), wall=wall)
         return run, loop, interrupted
 
     def calibrations(
@@ -438,7 +429,7 @@ class Session:
             "workload": self.workload.source,
             **notes,
             "slo": dict(self.slo.limits_ms) if self.slo else None,
-            "versions": _versions(),
+            "versions": versions(),
             "hardware": self._hardware() if world == "real" else "none: simulated",
             "git_commit": git_commit(),
             "sha256": {"workload": self.workload.sha256(), **notes.pop("sha256", {})},
@@ -504,66 +495,12 @@ def _memory_for_prompts(requests: list[Request], count: int, block_tokens: int) 
     return max(prompts, longest) * block_tokens
 
 
-def read_costs(spec: str) -> CostModel:
-    """The cost model that ``--costs`` names."""
-    if spec.startswith("roofline:"):
-        parts = spec.split(":")
-        if len(parts) != 3:
-            raise CostError(f"costs {spec!r}: a roofline is roofline:GPU:MODEL, such as roofline:a100-40gb:qwen-7b")
-        return roofline(parts[1], parts[2])
-    place = Path(spec)
-    if is_profile_file(place):
-        return profile_costs(place, spec)
-    if place.exists():
-        return recorded_costs(*experiment_folders(place))
-    names = profile_names()
-    if spec in names:
-        return profile_costs(profile_path(spec), spec)
-    near = difflib.get_close_matches(spec, names, n=1, cutoff=0.4)
-    raise CostError(
-        f"costs {spec!r}: neither a run folder nor roofline:GPU:MODEL, and no profile "
-        f"(profiles: {', '.join(names) or 'none'}){f'; did you mean {near[0]}?' if near else ''}"
-    )
-
-
-def _cost_notes(costs: CostModel, config: SchedulerConfig) -> dict[str, Any]:
-    """Where costs are from and how good they are, for the manifest, and what of ``config`` nobody has recorded."""
-    if isinstance(costs, RooflineCosts):
-        return {"projection": f"{costs.gpu.title}, {costs.gpu.measured}; not measured on that GPU"}
-    if isinstance(costs, RecordedCosts):
-        notes: dict[str, Any] = {
-            "tp": costs.tp,
-            "fit_error": {f"{layout} {kind}": round(error, 4) for (layout, kind), error in costs.errors.items()},
-            "sha256": {"costs": costs.sha256},
-        }
-        if "hardware" in costs.about:
-            notes["costs_of"] = profile_title(costs.about)
-        composed = compose(config)
-        if composed.phase == "mixed" and (config.layout, "mixed") not in costs.device:
-            notes["mixed_steps"] = "costed from prefill and decode steps: too few mixed ones were recorded"
-        if composed.swaps:
-            swap_ns = costs.swap_token_ns.get(config.layout)
-            notes["swaps"] = (
-                "taken to cost nothing: none was recorded" if swap_ns is None else f"{swap_ns:.0f} ns a token, recorded"
-            )
-        return notes
-    return {}
-
-
 def _policy_notes(config: SchedulerConfig) -> dict[str, Any]:
     """What a policy in a file is called; its path and SHA-256 are among the settings."""
     own = open_user_policy(config)
     if own is None:
         return {}
     return {"label": f"{own.name} on {config.layout}", "policy": {"name": own.name, "summary": own.summary}}
-
-
-def _own_costs(folder: Path) -> CostModel | None:
-    """Costs fitted to the run itself: for its padding waste in time."""
-    try:
-        return recorded_costs(folder)
-    except CostError:
-        return None
 
 
 def _warm_up(model: LoadedModel, config: SchedulerConfig, memory: MemoryPlan) -> None:
@@ -585,53 +522,6 @@ def _warm_up(model: LoadedModel, config: SchedulerConfig, memory: MemoryPlan) ->
     )
 
 
-def open_folder(args: argparse.Namespace, name: str) -> Path:
-    """The folder that a command writes to. An earlier run at ``--out`` is moved aside, never overwritten."""
-    if args.out is None:
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        return Path("runs") / f"{stamp}-{args.name or name}"
-    out: Path = args.out
-    if (out / MANIFEST_FILE).is_file():
-        number = next(n for n in range(1, 1 << 30) if not out.with_name(f"{out.name}.{n}").exists())
-        aside = out.with_name(f"{out.name}.{number}")
-        try:
-            out.rename(aside)
-        except OSError as error:
-            raise UsageError(f"{out} holds an earlier run that cannot be moved aside: {error.strerror}") from error
-        if not args.quiet:
-            print(f"{out} held an earlier run; it is now {aside}")
-    return out
-
-
-def write_experiment(folder: Path, command: str, runs: list[Run]) -> None:
-    """A manifest for a folder of several runs."""
-    names = [run.folder.name for run in runs if run.folder is not None]
-    text = json.dumps({"command": command, "runs": names}, indent=2)
-    try:
-        (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise RunFolderError(f"cannot write {folder / MANIFEST_FILE}: {error.strerror}") from error
-
-
-def experiment_folders(folder: Path) -> list[Path]:
-    """The run folders in ``folder``: itself, or those that :func:`write_experiment` lists."""
-    try:
-        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return [folder]
-    names = manifest.get("runs") if isinstance(manifest, dict) else None
-    return [folder / str(name) for name in names] if isinstance(names, list) else [folder]
-
-
-def replay_folder(folder: Path) -> bool | None:
-    """Whether the journal in a run folder replays to the same plans; ``None`` where there is none."""
-    path = folder / JOURNAL_FILE
-    if not path.is_file():
-        return None
-    with path.open(encoding="utf-8") as journal:
-        return replay(journal).exact
-
-
 def twin_requests(measured: Run, requests: list[Request]) -> list[Request]:
     """The requests as a simulation is given them: with the output lengths that the engine came to."""
     lengths = measured.requests.set_index("id")["output_tokens"]
@@ -641,46 +531,3 @@ def twin_requests(measured: Run, requests: list[Request]) -> list[Request]:
         else replace(request, output_tokens=max(1, int(lengths.get(request.id, 1))), stop_kind="eos")
         for request in requests
     ]
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
-
-
-def hardware(gpus: Iterable[int] = (0,)) -> str:
-    """This machine, in words, with those ``gpus`` that it has."""
-    cpu = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
-    except OSError:
-        pass
-    text = f"{cpu}, {os.cpu_count()} cores"
-    try:
-        import torch
-    except ImportError:
-        return text
-    if torch.cuda.is_available():
-        names = Counter(torch.cuda.get_device_name(gpu) for gpu in gpus if gpu < torch.cuda.device_count())
-        found = " + ".join(name if count == 1 else f"{count} x {name}" for name, count in names.items())
-        text = f"{found}, {text}"
-    return text
-
-
-def git_commit() -> str | None:
-    """The commit that the code was at, with ``-dirty`` where it was changed since."""
-    folder = Path(__file__).parent
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=folder, capture_output=True, text=True, check=True, timeout=10,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None

@@ -17,7 +17,8 @@ import pytest
 
 import bench
 from core.arguments import parse_arguments, scheduler_config
-from core.runs import Case, Session, read_costs
+from core.costs import read_costs
+from core.runs import Case, Session
 from reports.run_folder import load_run
 from scheduler.config import SchedulerConfig
 from scheduler.request import Request

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import bench
-from core.runs import replay_folder
+from core.folders import replay_folder
 from engine.executors import PagedExecutor
 from reports.run_folder import load_run
 

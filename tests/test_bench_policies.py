@@ -11,7 +11,8 @@ import pytest
 
 import bench
 from core.arguments import parse_arguments, scheduler_config
-from core.runs import Case, Session, replay_folder
+from core.folders import replay_folder
+from core.runs import Case, Session
 from reports.run_folder import load_run
 from scheduler.policies import POLICIES
 

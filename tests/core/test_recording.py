@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import bench
+from core.folders import replay_folder
 from core.recording import Pilot, Recording, Watch, decode_seconds, recording_config, run_pilot, scale_of, swap_rows
-from core.runs import replay_folder
 from reports.run_folder import load_run
 from scheduler.config import SchedulerConfig
 from scheduler.graphs import graph_sizes
