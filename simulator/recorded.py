@@ -121,6 +121,12 @@ def recorded_costs(*folders: Path) -> RecordedCosts:
     frames = [read_recorded(folder) for folder in folders]
     manifests = [read_manifest(folder) for folder in folders]
     configs = [manifest.get("config", {}) for manifest in manifests]
+    divided = sorted({int(manifest.get("tp", 1)) for manifest in manifests})
+    if len(divided) > 1:
+        numbers = " and ".join(map(str, divided))
+        raise CostError(
+            f"{', '.join(map(str, folders))} were recorded on {numbers} GPUs; give the costs of one of them"
+        )
     about = {
         "kv_tokens": manifests[0].get("kv_capacity_tokens") or configs[0].get("kv_tokens"),
         "context_tokens": configs[0].get("context_tokens"),
@@ -210,7 +216,9 @@ def read_recorded(folder: Path) -> pd.DataFrame:
             raise CostError(f"{path}: {column} is {wrong.iloc[0]!r}; must be a number")
     if (steps["repeat"] > 1).any():
         raise CostError(f"{path} was simulated, not recorded: costs must come from a run of the engine")
-    return steps.dropna(subset=["device_ns", "host_ns", *_ALWAYS, *NEW_COLUMNS])
+    steps = steps.dropna(subset=["device_ns", "host_ns", *_ALWAYS, *NEW_COLUMNS])
+    # a step that was lost (memory was too short for it) has no time of the device
+    return steps[steps["device_ns"] > 0]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

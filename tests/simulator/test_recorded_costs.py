@@ -71,6 +71,21 @@ def test_known_weights_come_back(tmp_path: Path, rows: list[dict[str, Any]]) -> 
         assert fit.error < 1e-6
 
 
+def test_a_step_that_was_lost_has_no_part_in_the_fit(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    lost = [{**row, "device_ns": 0} for row in rows[:10]]
+    assert (
+        recorded_costs(write(tmp_path / "a", rows + lost)).device == recorded_costs(write(tmp_path / "b", rows)).device
+    )
+
+
+def test_runs_on_different_numbers_of_gpus_are_not_fitted_together(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    config = {"kv_tokens": 4096, "context_tokens": 2048}
+    one, two = (write(tmp_path / str(tp), rows, {"tp": tp, "config": config}) for tp in (1, 2))
+    with pytest.raises(CostError, match="were recorded on 1 and 2 GPUs; give the costs of one of them"):
+        recorded_costs(one, two)
+    assert recorded_costs(two).tp == 2
+
+
 def test_a_decode_that_was_not_recorded_is_extrapolated(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     costs = recorded_costs(write(tmp_path, rows))
     constant, per_row, per_column = KNOWN["paged", "decode"]
