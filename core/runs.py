@@ -233,9 +233,8 @@ class Session:
         model = self.model()
         limits = self.config(case, None, model.context_tokens, costs, plain)
         graph_rows = default_graph_rows(model, limits.layout, _most_rows(limits))
-        kv_tokens = self.memory(self._with_graphs(limits, graph_rows)).kv_tokens
-        config = self.config(case, kv_tokens, model.context_tokens, costs, plain)
-        return self._with_graphs(config, graph_rows)
+        limits = self._with_graphs(limits, graph_rows)
+        return replace(limits, kv_tokens=self.memory(limits).kv_tokens)
 
     def memory(self, config: SchedulerConfig) -> MemoryPlan:
         """How the device's memory is shared out under the limits of ``config``; found once for equal ones."""

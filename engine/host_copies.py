@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
+
+from engine.tensors import host_memory, upload
 
 
 class HostCopies:
@@ -29,3 +34,24 @@ class HostCopies:
     def drop(self, number: int) -> None:
         """Forget the sequence; one that is not known is ignored."""
         self._held.pop(number, None)
+
+
+def to_host(tensors: Sequence[Tensor], blocks: Sequence[int]) -> Tensor:
+    """``[tensors, blocks, *block shape]`` in host memory: these ``blocks`` of each of ``tensors`` (blocks first).
+
+    On a GPU the copy is under way when this returns.
+    """
+    first = tensors[0]
+    indices = upload(blocks, torch.int64, first.device)
+    host = host_memory((len(tensors), len(blocks), *first.shape[1:]), first.dtype, first.device)
+    for place, tensor in enumerate(tensors):
+        host[place].copy_(tensor.index_select(0, indices), non_blocking=True)
+    return host
+
+
+def from_host(tensors: Sequence[Tensor], blocks: Sequence[int], host: Tensor) -> None:
+    """Copy what :func:`to_host` gave into these ``blocks``, which need not be the ones that it came from."""
+    device = tensors[0].device
+    indices = upload(blocks, torch.int64, device)
+    for place, tensor in enumerate(tensors):
+        tensor.index_copy_(0, indices, host[place].to(device, non_blocking=True))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from engine.executors.base import Booking, DeviceTimer, PendingStep, SequenceState, StepResult, halves
 from engine.executors.paged import PrivateBlocks
+from engine.executors.paged_memory import is_row, slots_of
 from engine.faults import free_unused, is_out_of_memory
 from engine.fused.decoder import Decoder, KvCache
 from engine.fused.device import (
@@ -249,8 +250,8 @@ class FusedExecutor:
 
     def _mixed(self, chunks: list[Chunk], states: Mapping[int, SequenceState]) -> tuple[list[int], MixedInputs]:
         """Chunks of prompts, and rows that decode beside them."""
-        prompts = [chunk for chunk in chunks if not self._is_row(chunk, states)]
-        rows = [chunk for chunk in chunks if self._is_row(chunk, states)]
+        prompts = [chunk for chunk in chunks if not is_row(chunk.start, chunk.tokens)]
+        rows = [chunk for chunk in chunks if is_row(chunk.start, chunk.tokens)]
         ids: list[int] = []
         unknown: list[tuple[int, int]] = []
         positions: list[int] = []
@@ -266,7 +267,7 @@ class FusedExecutor:
             else:
                 ids += known[start:end]
             positions += range(start, end)
-            slots += self._slots(number, start, end)
+            slots += slots_of(self._tables[number], start, end, self.block_tokens)
             if samples:
                 sampled.append(len(ids) - 1)
             offsets.append(len(ids))
@@ -290,11 +291,6 @@ class FusedExecutor:
             draws=draws,
         )
 
-    @staticmethod
-    def _is_row(chunk: Chunk, states: Mapping[int, SequenceState]) -> bool:
-        """Whether decode attention serves it: one token behind others."""
-        return chunk.tokens == 1 and chunk.start > 0
-
     # -- memory
 
     def _named_blocks(self, plan: StepPlan, chunks: list[Chunk]) -> TableUpdate | None:
@@ -316,10 +312,6 @@ class FusedExecutor:
             update.indices.extend(range(named, needed))
             update.blocks.extend(held[named:])
         return update if update.blocks else None
-
-    def _slots(self, number: int, start: int, end: int) -> list[int]:
-        size, table = self.block_tokens, self._tables[number]
-        return [table[position // size] * size + position % size for position in range(start, end)]
 
     def _leave(self, number: int) -> None:
         """The sequence holds no KV on the device any more."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from engine.executors.base import Batch, Copy, ExecutorWaste, ModelExecutor, SequenceState, draws_of
-from engine.executors.paged_memory import GatheredMemory, KernelMemory, PackedChunk, PagedMemory, is_row
+from engine.executors.paged_memory import GatheredMemory, KernelMemory, PackedChunk, PagedMemory, is_row, slots_of
+from engine.host_copies import from_host, to_host
 from engine.kernels import Kernels, kernels_for
 from engine.models import LoadedModel
 from scheduler.kv import PoolKind
@@ -87,7 +88,7 @@ class PagedExecutor(ModelExecutor):
             packed.append(PackedChunk(len(token_ids), tokens, end, table))
             token_ids += states[sequence.number].token_ids[start:end]
             positions += range(start, end)
-            write_slots += self._slots(table, start, end)
+            write_slots += slots_of(table, start, end, self.block_tokens)
             if chunk.samples:
                 sampled.append(len(token_ids) - 1)
                 numbers.append(sequence.number)
@@ -104,14 +105,14 @@ class PagedExecutor(ModelExecutor):
         """See :class:`~engine.executors.base.ModelExecutor`."""
         held = self._swapped_blocks(swap)
         self.release(swap.number)
-        return lambda: self.host_copies.put(swap.number, self.memory.to_host(held))
+        return lambda: self.host_copies.put(swap.number, to_host(self.memory.tensors, held))
 
     def swap_in(self, swap: Swap) -> Copy:
         """See :class:`~engine.executors.base.ModelExecutor`. The blocks need not be the ones that it had."""
         held = self._swapped_blocks(swap)
 
         def copy() -> None:
-            self.memory.from_host(held, self.host_copies.get(swap.number))
+            from_host(self.memory.tensors, held, self.host_copies.get(swap.number))
             self.host_copies.drop(swap.number)
 
         return copy
@@ -145,7 +146,3 @@ class PagedExecutor(ModelExecutor):
         if self._private is not None:
             return self._private.table(chunk.sequence.number, end)
         return plan.block_table(chunk.sequence)[: -(-end // self.block_tokens)]
-
-    def _slots(self, table: list[int], start: int, end: int) -> list[int]:
-        size = self.block_tokens
-        return [table[position // size] * size + position % size for position in range(start, end)]

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from engine.attention import StepAttention
-from engine.fused.decoder import KvCache
-from engine.kernels import DecodeWorkspace, Heads, Kernels, decode_splits
+from engine.fused.decoder import Chunks, KvCache, Rows, attend
+from engine.kernels import DecodeWorkspace, Heads, Kernels, decode_splits, processors_of
 from engine.models import LoadedModel
-from engine.tensors import host_memory, upload
+from engine.tensors import upload
 
 
 class PackedChunk(NamedTuple):
@@ -40,12 +40,6 @@ class PagedMemory(Protocol):
 
         Rows of one token behind a context come after all other chunks.
         """
-
-    def to_host(self, blocks: list[int]) -> Tensor:
-        """A copy of these blocks in host memory, under way when this returns."""
-
-    def from_host(self, blocks: list[int], host: Tensor) -> None:
-        """Copy what :meth:`to_host` gave into these blocks."""
 
     def masked_pairs(self, chunks: Iterable[tuple[int, int]]) -> int:
         """Query-key pairs that are computed under a mask, for chunks of (start, tokens)."""
@@ -73,7 +67,7 @@ class GatheredMemory:
     """
 
     def __init__(self, model: LoadedModel, blocks: int, block_tokens: int) -> None:
-        self._device, self._dtype = model.device, model.dtype
+        self._device = model.device
         shape = (blocks, block_tokens, 2, model.kv_heads, model.head_dim)
         self.tensors = [torch.empty(shape, dtype=model.dtype, device=model.device) for _ in range(model.layers)]
 
@@ -83,19 +77,6 @@ class GatheredMemory:
             members.setdefault((chunk.tokens, chunk.end), []).append(chunk)
         groups = [self._group(rows) for rows in members.values()]
         return GatheredAttention(self.tensors, self._indices(slots), groups, longest_context)
-
-    def to_host(self, blocks: list[int]) -> Tensor:
-        """``[layers, blocks, *block shape]``."""
-        indices = self._indices(blocks)
-        host = host_memory((len(self.tensors), len(blocks), *self.tensors[0].shape[1:]), self._dtype, self._device)
-        for layer, pool in enumerate(self.tensors):
-            host[layer].copy_(pool.index_select(0, indices), non_blocking=True)
-        return host
-
-    def from_host(self, blocks: list[int], host: Tensor) -> None:
-        indices = self._indices(blocks)
-        for layer, pool in enumerate(self.tensors):
-            pool.index_copy_(0, indices, host[layer].to(self._device, non_blocking=True))
 
     def masked_pairs(self, chunks: Iterable[tuple[int, int]]) -> int:
         """Of a chunk that continues a prompt, the masked pairs of its own square."""
@@ -160,13 +141,11 @@ class KernelMemory:
     """The fused executor's cache, read where it is by its kernels. A :class:`PagedMemory`."""
 
     def __init__(self, model: LoadedModel, blocks: int, block_tokens: int, kernels: Kernels) -> None:
-        self._device, self._dtype = model.device, model.dtype
+        self._device = model.device
         self._heads = Heads(model.heads, model.kv_heads, model.head_dim)
         self._block_tokens, self._kernels = block_tokens, kernels
         self._cache = KvCache(model, blocks, block_tokens)
-        self.tensors = self._cache.keys + self._cache.values
-        on_gpu = self._device.type == "cuda"
-        self._processors = torch.cuda.get_device_properties(self._device).multi_processor_count if on_gpu else 1
+        self.tensors = self._cache.tensors
 
     def attention(self, chunks: Sequence[PackedChunk], slots: list[int], longest_context: int) -> StepAttention:
         prompts = [chunk for chunk in chunks if not is_row(chunk.end - chunk.tokens, chunk.tokens)]
@@ -178,34 +157,28 @@ class KernelMemory:
             tables[row, : len(chunk.table)] = chunk.table
         offsets = [chunk.first for chunk in prompts]
         offsets.append(sum(chunk.tokens for chunk in prompts))
-        splits = decode_splits(len(rows), self._heads.key_value, longest_context, self._processors)
+        splits = decode_splits(len(rows), self._heads.key_value, longest_context, processors_of(self._device))
+        named, split = upload(tables, torch.int32, self._device), len(prompts)
         return KernelAttention(
             self._kernels,
             self._cache,
             longest_context,
             upload([slot // self._block_tokens for slot in slots], torch.int64, self._device),
             upload([slot % self._block_tokens for slot in slots], torch.int64, self._device),
-            upload(tables, torch.int32, self._device),
-            upload([chunk.end - chunk.tokens for chunk in prompts], torch.int32, self._device),
-            upload(offsets, torch.int32, self._device),
-            upload([chunk.end for chunk in rows], torch.int32, self._device),
-            max((chunk.tokens for chunk in prompts), default=0),
-            offsets[-1],
-            DecodeWorkspace(len(rows), self._heads, splits, self._device) if rows and splits > 1 else None,
-        )
-
-    def to_host(self, blocks: list[int]) -> Tensor:
-        """``[2 x layers, blocks, *block shape]``: all keys, then all values."""
-        indices = upload(blocks, torch.int64, self._device)
-        host = host_memory((len(self.tensors), len(blocks), *self.tensors[0].shape[1:]), self._dtype, self._device)
-        for place, tensor in enumerate(self.tensors):
-            host[place].copy_(tensor.index_select(0, indices), non_blocking=True)
-        return host
-
-    def from_host(self, blocks: list[int], host: Tensor) -> None:
-        indices = upload(blocks, torch.int64, self._device)
-        for place, tensor in enumerate(self.tensors):
-            tensor.index_copy_(0, indices, host[place].to(self._device, non_blocking=True))
+            Chunks(
+                offsets[-1],
+                named[:split],
+                upload([chunk.end - chunk.tokens for chunk in prompts], torch.int32, self._device),
+                upload(offsets, torch.int32, self._device),
+                max(chunk.tokens for chunk in prompts),
+            ) if prompts else None,
+            Rows(
+                named[split:],
+                upload([chunk.end for chunk in rows], torch.int32, self._device),
+                DecodeWorkspace(len(rows), self._heads, splits, self._device) if splits > 1 else None,
+                splits,
+            ) if rows else None,
+        )  # fmt: skip
 
     def masked_pairs(self, chunks: Iterable[tuple[int, int]]) -> int:
         """None: the kernels leave out what is masked, but for parts of a tile."""
@@ -221,13 +194,8 @@ class KernelAttention:
     longest_context: int
     blocks: Tensor
     offsets_in_block: Tensor
-    tables: Tensor
-    starts: Tensor
-    offsets: Tensor
-    lengths: Tensor
-    longest_chunk: int
-    prompt_tokens: int
-    workspace: DecodeWorkspace | None
+    chunks: Chunks | None
+    rows: Rows | None
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Store and attend; see :class:`~engine.attention.StepAttention`. ``batch`` is 1."""
@@ -235,24 +203,14 @@ class KernelAttention:
         keys[self.blocks, :, self.offsets_in_block] = key[0].transpose(0, 1)
         values[self.blocks, :, self.offsets_in_block] = value[0].transpose(0, 1)
         packed = query[0].transpose(0, 1).contiguous()
-        split, parts = len(self.starts), []
-        if split:
-            parts.append(
-                self.kernels.prefill_attention(
-                    packed[: self.prompt_tokens], keys, values, self.tables[:split], self.starts, self.offsets,
-                    self.longest_chunk, scale=scale,
-                )
-            )  # fmt: skip
-        if len(self.lengths):
-            parts.append(
-                self.kernels.decode_attention(
-                    packed[self.prompt_tokens :], keys, values, self.tables[split:], self.lengths, scale=scale,
-                    workspace=self.workspace,
-                )
-            )  # fmt: skip
-        return (parts[0] if len(parts) == 1 else torch.cat(parts))[None]
+        return attend(self.kernels, packed, keys, values, self.chunks, self.rows, scale=scale)[None]
 
 
 def is_row(start: int, tokens: int) -> bool:
     """Whether a chunk is a row of one token behind others."""
     return tokens == 1 and start > 0
+
+
+def slots_of(table: Sequence[int], start: int, end: int, block_tokens: int) -> list[int]:
+    """The slots (block x block tokens + offset) of the positions from ``start`` to ``end`` of a sequence."""
+    return [table[position // block_tokens] * block_tokens + position % block_tokens for position in range(start, end)]

@@ -55,6 +55,43 @@ class KvCache:
         self.keys = [torch.empty(shape, dtype=model.dtype, device=model.device) for _ in range(model.layers)]
         self.values = [torch.empty(shape, dtype=model.dtype, device=model.device) for _ in range(model.layers)]
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All keys, then all values."""
+        return self.keys + self.values
+
+
+def attend(
+    kernels: Kernels,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    chunks: Chunks | None,
+    rows: Rows | None,
+    **settings: Any,
+) -> Tensor:
+    """Attention of a step's packed queries ``[T, query heads, head_dim]``: its chunks', then its rows'.
+
+    ``settings`` are those of both kernels: ``scale``, ``softcap``, ``window``.
+    """
+    parts = []
+    if chunks is not None:
+        parts.append(
+            kernels.prefill_attention(
+                query[: chunks.tokens], keys, values, chunks.tables, chunks.starts, chunks.offsets, chunks.longest,
+                **settings,
+            )
+        )  # fmt: skip
+    if rows is not None:
+        first = 0 if chunks is None else chunks.tokens
+        parts.append(
+            kernels.decode_attention(
+                query[first:], keys, values, rows.tables, rows.lengths, workspace=rows.workspace, splits=rows.splits,
+                **settings,
+            )
+        )  # fmt: skip
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
 
 class Decoder:
     """A model whose weights have been merged. Raises ``ModelError`` for one that it cannot compute."""
@@ -139,41 +176,10 @@ class Decoder:
             bias=weights.qkv_bias, q_norm=weights.q_norm, k_norm=weights.k_norm, norm_eps=architecture.norm_eps,
             norm_offset=architecture.family.norm_offset,
         )  # fmt: skip
-        settings: dict[str, Any] = {
-            "scale": architecture.scale,
-            "softcap": architecture.softcap,
-            "window": architecture.windows[index],
-        }
-        chunks, rows = step.chunks, step.rows
-        parts = []
-        if chunks is not None:
-            parts.append(
-                kernels.prefill_attention(
-                    query[: chunks.tokens],
-                    keys,
-                    values,
-                    chunks.tables,
-                    chunks.starts,
-                    chunks.offsets,
-                    chunks.longest,
-                    **settings,
-                )
-            )
-        if rows is not None:
-            first = 0 if chunks is None else chunks.tokens
-            parts.append(
-                kernels.decode_attention(
-                    query[first:],
-                    keys,
-                    values,
-                    rows.tables,
-                    rows.lengths,
-                    workspace=rows.workspace,
-                    splits=rows.splits,
-                    **settings,
-                )
-            )
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return attend(
+            kernels, query, keys, values, step.chunks, step.rows, scale=architecture.scale,
+            softcap=architecture.softcap, window=architecture.windows[index],
+        )  # fmt: skip
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[rows, vocab]`` of rows that :meth:`forward` gave."""

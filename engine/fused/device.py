@@ -18,10 +18,10 @@ from torch import Tensor
 from engine.faults import free_unused
 from engine.fused.decoder import Chunks, Decoder, KvCache, Rows, StepTensors
 from engine.fused.graphs import PLACE, DecodeSteps, Memory
-from engine.host_copies import HostCopies
+from engine.host_copies import HostCopies, from_host, to_host
 from engine.models import LoadedModel
 from engine.sampling import Draw, Sampler
-from engine.tensors import host_memory, upload
+from engine.tensors import upload
 
 
 class DeviceSettings(NamedTuple):
@@ -194,22 +194,10 @@ class FusedDevice:
         self._memory.tables[self._indices(places), self._indices(indices)] = upload(blocks, torch.int32, self.device)
 
     def _swap_out(self, moved: Moved) -> None:
-        """Copy the KV to host memory, ``[2, layers, blocks, *block shape]``: keys, then values."""
-        cache, blocks = self.cache, self._indices(moved.blocks)
-        shape = (2, len(cache.keys), len(blocks), *cache.keys[0].shape[1:])
-        host = host_memory(shape, self.dtype, self.device)
-        for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
-            host[0, layer].copy_(keys.index_select(0, blocks), non_blocking=True)
-            host[1, layer].copy_(values.index_select(0, blocks), non_blocking=True)
-        self.host_copies.put(moved.number, host)
+        self.host_copies.put(moved.number, to_host(self.cache.tensors, moved.blocks))
 
     def _swap_in(self, moved: Moved) -> None:
-        """Copy the KV back from host memory, into the blocks that the sequence has now."""
-        cache, blocks = self.cache, self._indices(moved.blocks)
-        host = self.host_copies.get(moved.number)
-        for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
-            keys.index_copy_(0, blocks, host[0, layer].to(self.device, non_blocking=True))
-            values.index_copy_(0, blocks, host[1, layer].to(self.device, non_blocking=True))
+        from_host(self.cache.tensors, moved.blocks, self.host_copies.get(moved.number))
         self.host_copies.drop(moved.number)
 
     def _indices(self, values: Sequence[int]) -> Tensor:

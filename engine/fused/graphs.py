@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.fused.decoder import Decoder, KvCache, Rows, StepTensors
-from engine.kernels import DecodeWorkspace, decode_splits
+from engine.kernels import DecodeWorkspace, decode_splits, processors_of
 from engine.kernels.captures import captured
 from scheduler.graphs import graph_rows_for
 from scheduler.graphs import graph_sizes as default_sizes
@@ -56,7 +56,7 @@ class DecodeSteps:
         #: numbers of rows that attention is split for: those of graphs, and for what no graph is large enough
         beyond = [size for size in default_sizes(most_rows) if size > max(self._graph_sizes, default=0)]
         self.sizes = (*self._graph_sizes, *beyond)
-        processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+        processors = processors_of(device)
         self._splits = {size: decode_splits(size, heads.key_value, context_tokens, processors) for size in self.sizes}
         room = max(size * self._splits[size] for size in self.sizes)
         most_splits = max(self._splits.values())

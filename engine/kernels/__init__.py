@@ -11,9 +11,18 @@ import torch
 
 from engine.errors import MissingExtraError
 from engine.kernels import reference
-from engine.kernels.interface import Activation, DecodeWorkspace, Heads, Kernels, Rotary, decode_splits
+from engine.kernels.interface import Activation, DecodeWorkspace, Heads, Kernels, Rotary, decode_splits, processors_of
 
-__all__ = ["Activation", "DecodeWorkspace", "Heads", "Kernels", "Rotary", "decode_splits", "kernels_for"]
+__all__ = [
+    "Activation",
+    "DecodeWorkspace",
+    "Heads",
+    "Kernels",
+    "Rotary",
+    "decode_splits",
+    "kernels_for",
+    "processors_of",
+]
 
 
 def kernels_for(device: torch.device, implementation: Literal["reference", "triton"] | None = None) -> Kernels:

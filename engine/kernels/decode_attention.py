@@ -11,9 +11,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
-from engine.kernels.hopper import has_copy_engine, launch_options, release, wait
+from engine.kernels.hopper import launch_options, release, wait
 from engine.kernels.interface import DecodeWorkspace
 
 _TILE = 64
@@ -44,18 +43,6 @@ def load_tile(
             offsets = starts[:, None] * D + d[None, :]
         tile = tl.load(pages + offsets, mask=((n >= first) & (n < end))[:, None] & (d[None, :] < D), other=0.0)
     return tile
-
-
-def tiles_of(pages: Tensor, tile: int) -> Any:
-    """``pages`` ``[blocks, HKV, block_tokens, D]`` as the copy engine is told of it, in tiles of ``tile`` tokens."""
-    return TensorDescriptor.from_tensor(pages.view(-1, pages.shape[-1]), [tile, pages.shape[-1]])
-
-
-def can_bulk(pages: Tensor, tile: int) -> bool:
-    """Whether the copy engine (sm_90 and later) can fetch tiles of ``tile`` tokens: each in one block, D in full."""
-    block_tokens, dim = pages.shape[2:]
-    whole = block_tokens % tile == 0 and dim == triton.next_power_of_2(dim) and dim >= 16
-    return whole and has_copy_engine(pages.device)
 
 
 @triton.jit

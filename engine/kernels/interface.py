@@ -67,6 +67,11 @@ def decode_splits(rows: int, kv_heads: int, longest_tokens: int, processors: int
     return 1 << max(wanted.bit_length() - 1, 0)
 
 
+def processors_of(device: torch.device) -> int:
+    """Streaming multiprocessors of a GPU; 1 of a CPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
 class Kernels(Protocol):
     """The functions of a decoder; a module is one. Every result is a new tensor unless the function says otherwise."""
 

@@ -8,8 +8,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from engine.kernels.decode_attention import can_bulk, load_tile, tiles_of
+from engine.kernels.decode_attention import load_tile
+from engine.kernels.hopper import has_copy_engine
 
 
 @triton.jit
@@ -87,6 +89,18 @@ def _prefill_kernel(
                 scale, softcap, D, BLOCK_TOKENS, TILE, SOFTCAP, True, BULK,
             )  # fmt: skip
         tl.store(out + places, (acc / total[:, None]).to(out.dtype.element_ty), mask=real)
+
+
+def tiles_of(pages: Tensor, tile: int) -> Any:
+    """``pages`` ``[blocks, HKV, block_tokens, D]`` as the copy engine is told of it, in tiles of ``tile`` tokens."""
+    return TensorDescriptor.from_tensor(pages.view(-1, pages.shape[-1]), [tile, pages.shape[-1]])
+
+
+def can_bulk(pages: Tensor, tile: int) -> bool:
+    """Whether the copy engine (sm_90 and later) can fetch tiles of ``tile`` tokens: each in one block, D in full."""
+    block_tokens, dim = pages.shape[2:]
+    whole = block_tokens % tile == 0 and dim == triton.next_power_of_2(dim) and dim >= 16
+    return whole and has_copy_engine(pages.device)
 
 
 def prefill_attention(

@@ -63,9 +63,10 @@ def test_tables_have_one_kind_of_stride_however_long_they_are(reference: Callabl
     longest = list(range(2, blocks + 2))
     chunks = [PackedChunk(0, 3, 3, [1]), PackedChunk(3, 1, 4 * blocks, longest)]
     attention: Any = memory.attention(chunks, [4, 5, 6, 4 * longest[-1]], 4 * blocks)
-    assert attention.tables.stride(0) % 16 == 0
-    assert attention.tables[0, :1].tolist() == [1]
-    assert attention.tables[1, :blocks].tolist() == longest
+    for tables in (attention.chunks.tables, attention.rows.tables):
+        assert tables.stride(0) % 16 == 0
+    assert attention.chunks.tables[0, :1].tolist() == [1]
+    assert attention.rows.tables[0, :blocks].tolist() == longest
 
 
 def test_a_prompt_goes_on_from_blocks_that_another_one_computed(reference: Callable[[str], Any]) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hand_plans import Desk, executor_of
 
+from engine.host_copies import to_host
 from scheduler.plan import Swap
 
 MEMORIES = ["padded", "paged", "private blocks", "kernels"]
@@ -124,4 +125,4 @@ def test_the_time_of_moving_kv_is_the_devices(
 
 def test_host_copies_have_the_models_precision(reference: Callable[[str], Any]) -> None:
     executor = executor_of(reference("qwen2").ours, "kernels")
-    assert executor.memory.to_host([0, 3]).dtype == torch.float32
+    assert to_host(executor.memory.tensors, [0, 3]).dtype == torch.float32
