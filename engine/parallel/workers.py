@@ -85,6 +85,7 @@ class _Watch:
         self.abort: Callable[[], None] | None = None
         #: what runs this rank's part; its graphs have to go before the group's communicator can
         self.device: weakref.ref[FusedDevice] | None = None
+        self._giving_up: threading.Thread | None = None
         self._lock = threading.Lock()
 
     def fail(self, reason: str, details: str = "") -> None:
@@ -99,13 +100,16 @@ class _Watch:
             worker.process.kill()
 
     def abandon(self) -> threading.Thread | None:
-        """Give the group up, in a thread, since that may have to wait for somebody to let go of graphs."""
+        """Give the group up, once, in a thread, since that may have to wait for somebody to let go of graphs.
+
+        An interpreter must not end before the thread has: it would be cut off in the middle of the library's code,
+        which ends the process with an error.
+        """
         abort, self.abort = self.abort, None
-        if abort is None:
-            return None
-        thread = threading.Thread(target=abort, name="group's end", daemon=True)
-        thread.start()
-        return thread
+        if abort is not None:
+            self._giving_up = threading.Thread(target=abort, name="group's end", daemon=True)
+            self._giving_up.start()
+        return self._giving_up
 
     def check(self) -> None:
         """Raise :class:`RankError` if any rank has failed, or all have been ended."""

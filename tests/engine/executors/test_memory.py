@@ -264,6 +264,7 @@ def test_a_step_that_does_not_fit_without_any_kv_is_refused_with_the_numbers(
 
 
 @pytest.mark.gpu
+@pytest.mark.whole_gpu
 @pytest.mark.parametrize("max_rows", [64, 256])
 def test_the_pool_fills_the_gpu_to_within_five_percent(max_rows: int) -> None:
     """Beside the pool the largest steps run, and what is in use then is the share that was to be used."""
@@ -304,6 +305,7 @@ def test_a_memory_that_the_gpu_has_not_is_refused() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.whole_gpu
 def test_where_others_take_the_memory_after_the_plan_it_starts_with_less() -> None:
     model = load_model("shape:smollm2-135m", device="cuda")
     free_unused(model.device)
