@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from engine.kernels.interface import Activation
+from engine.kernels.launching import launch
 
 _BLOCK = 1024
 
@@ -44,8 +43,8 @@ def gated(gate_up: Tensor, activation: Activation) -> Tensor:
     """See :meth:`~engine.kernels.interface.Kernels.gated`."""
     tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty(tokens, width, dtype=gate_up.dtype, device=gate_up.device)
-    kernel: Any = _gated_kernel
-    kernel[(triton.cdiv(width, _BLOCK), tokens)](gate_up, out, width, ACTIVATION=activation, BLOCK=_BLOCK, num_warps=4)
+    grid = (triton.cdiv(width, _BLOCK), tokens)
+    launch(_gated_kernel, grid, gate_up, out, width, ACTIVATION=activation, BLOCK=_BLOCK, num_warps=4)
     return out
 
 
@@ -65,6 +64,6 @@ def embed(ids: Tensor, table: Tensor, scale: float = 1.0) -> Tensor:
     hidden = table.shape[1]
     out = torch.empty(len(ids), hidden, dtype=table.dtype, device=table.device)
     rounded = torch.tensor(scale, dtype=table.dtype).item()
-    kernel: Any = _embed_kernel
-    kernel[(len(ids),)](ids, table, out, hidden, rounded, BLOCK=triton.next_power_of_2(hidden), num_warps=4)
+    block = triton.next_power_of_2(hidden)
+    launch(_embed_kernel, (len(ids),), ids, table, out, hidden, rounded, BLOCK=block, num_warps=4)
     return out

@@ -5,8 +5,6 @@ No length is baked in: how many parts a launch has is fixed, and each row divide
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from engine.kernels.hopper import launch_options, release, wait
 from engine.kernels.interface import DecodeWorkspace
+from engine.kernels.launching import launch
 
 _TILE = 64
 
@@ -151,8 +150,8 @@ def decode_attention(
     if splits > 1 and (workspace is None or workspace.splits < splits or workspace.rows < rows):
         raise ValueError(f"{rows} rows in {splits} parts need a workspace of that size")
     tile = _TILE if dim <= 128 else 32
-    kernel: Any = _decode_kernel
-    kernel[(kv_heads, rows, splits)](
+    launch(
+        _decode_kernel, (kv_heads, rows, splits),
         query, keys, values, block_tables, lengths, out, *parts,
         scale, softcap or 1.0, window or 0, block_tables.stride(0), kv_heads,
         GROUP=heads // kv_heads, ROWS=max(16, triton.next_power_of_2(heads // kv_heads)),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from engine.kernels.hopper import launch_options, release, wait
+from engine.kernels.launching import launch
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -48,8 +47,8 @@ def _launch(
 ) -> Tensor:
     tokens, hidden = residual.shape
     out = torch.empty_like(residual)
-    kernel: Any = _norm_kernel
-    kernel[(tokens,)](
+    launch(
+        _norm_kernel, (tokens,),
         residual if update is None else update, residual, weight, weight if post is None else post, out,
         tokens, hidden, eps, offset,
         PARTS=update.shape[0] if update is not None and update.dim() == 3 else 1,

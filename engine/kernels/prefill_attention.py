@@ -12,6 +12,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from engine.kernels.decode_attention import load_tile
 from engine.kernels.hopper import has_copy_engine
+from engine.kernels.launching import launch
 
 
 @triton.jit
@@ -127,8 +128,8 @@ def prefill_attention(
     rows, warps, stages = (32, 4, 2) if wide else (64, 4, 2 if bulk else 3)
     if longest_chunk > 1024 and not wide:
         rows, warps, stages = (128, 4 if bulk else 8, 3)
-    kernel: Any = _prefill_kernel
-    kernel[(triton.cdiv(longest_chunk, rows), heads, len(starts))](
+    launch(
+        _prefill_kernel, (triton.cdiv(longest_chunk, rows), heads, len(starts)),
         query, tiles_of(keys, tile) if bulk else keys, tiles_of(values, tile) if bulk else values, block_tables,
         starts, offsets, out, scale, softcap or 1.0, window or 0, block_tables.stride(0), heads, kv_heads,
         D=dim, PADDED=max(16, triton.next_power_of_2(dim)), BLOCK_TOKENS=block_tokens, ROWS=rows, TILE=tile,

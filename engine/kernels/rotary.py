@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -11,6 +9,7 @@ from torch import Tensor
 
 from engine.kernels.hopper import launch_options, release, wait
 from engine.kernels.interface import Heads, Rotary
+from engine.kernels.launching import launch
 
 
 @triton.jit
@@ -105,8 +104,8 @@ def rotate_and_store(
     query = torch.empty(tokens, heads.query, heads.dim, dtype=qkv.dtype, device=qkv.device)
     # few tokens: small programs, so that all processors have some
     together, warps = (8, 4) if tokens > 32 else (2, 1)
-    kernel: Any = _rotate_kernel
-    kernel[(triton.cdiv(heads.query + 2 * heads.key_value, together), tokens)](
+    launch(
+        _rotate_kernel, (triton.cdiv(heads.query + 2 * heads.key_value, together), tokens),
         qkv, qkv if bias is None else bias, qkv if q_norm is None else q_norm, qkv if k_norm is None else k_norm,
         rotary.cos, rotary.sin, positions, slots, keys, values, query,
         heads.query, heads.key_value, keys.shape[2], norm_eps, norm_offset,

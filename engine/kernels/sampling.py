@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from engine.kernels.launching import launch
 
 _PIECE = 4096
 
@@ -80,8 +81,9 @@ def sample(logits: Tensor, temperature: Tensor, keys: Tensor) -> Tensor:
     best = torch.empty(rows, pieces, dtype=torch.float32, device=logits.device)
     best_token = torch.empty(rows, pieces, dtype=torch.int32, device=logits.device)
     out = torch.empty(rows, dtype=torch.int64, device=logits.device)
-    first: Any = _best_of_piece_kernel
-    second: Any = _best_kernel
-    first[(pieces, rows)](logits, temperature, keys, best, best_token, vocab, pieces, PIECE=_PIECE, num_warps=8)
-    second[(rows,)](best, best_token, out, pieces, BLOCK=triton.next_power_of_2(pieces), num_warps=1)
+    launch(
+        _best_of_piece_kernel, (pieces, rows),
+        logits, temperature, keys, best, best_token, vocab, pieces, PIECE=_PIECE, num_warps=8,
+    )  # fmt: skip
+    launch(_best_kernel, (rows,), best, best_token, out, pieces, BLOCK=triton.next_power_of_2(pieces), num_warps=1)
     return out

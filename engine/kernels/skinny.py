@@ -23,6 +23,7 @@ from engine.kernels.activation import activated, gated
 from engine.kernels.captures import captured
 from engine.kernels.hopper import has_copy_engine, launch_options, prefetch, release, wait
 from engine.kernels.interface import Activation
+from engine.kernels.launching import launch
 
 #: rows beyond which the library's products are taken
 MOST_ROWS = 128
@@ -112,8 +113,8 @@ def _launch(
     if tiles.bulk:
         x_tiles = TensorDescriptor.from_tensor(x, [tiles.rows, tiles.depth])
         weight_tiles = TensorDescriptor.from_tensor(weight, [tiles.columns, tiles.depth])
-    kernel: Any = _skinny_kernel
-    kernel[(triton.cdiv(rows, tiles.rows) * triton.cdiv(columns, tiles.columns), tiles.parts)](
+    launch(
+        _skinny_kernel, (triton.cdiv(rows, tiles.rows) * triton.cdiv(columns, tiles.columns), tiles.parts),
         x, weight, weight if bias is None else bias, out, x_tiles, weight_tiles, rows, columns, depth,
         ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth, PARTS=tiles.parts,
         GATED=activation is not None, ACTIVATION=activation or "", BIAS=bias is not None, STAGES=tiles.stages,
