@@ -343,7 +343,7 @@ class EngineLoop:
             return
         self.waste = ExecutorWaste(*(a + b for a, b in zip(self.waste, result.waste, strict=True)))
         texts, stops = self._accept(plan, states, result)
-        ended = self._complete(plan, result.device_ns, stops)
+        ended = self._complete(plan, result.device_ns, stops, result.launch_ns)
         self._report(result, texts, ended)
 
     def _result(self) -> StepResult | str:
@@ -360,7 +360,9 @@ class EngineLoop:
         except Exception as error:
             return self._shortage(error)
 
-    def _complete(self, plan: StepPlan, device_ns: int, stops: dict[int, StopReason]) -> list[Sequence]:
+    def _complete(
+        self, plan: StepPlan, device_ns: int, stops: dict[int, StopReason], launch_ns: int = 0
+    ) -> list[Sequence]:
         """Tell the scheduler that the step has ended now. Returns who ended with it."""
         end_ns = self.now_ns()
         period_ns = 0 if self._period_start_ns is None else end_ns - self._period_start_ns
@@ -368,7 +370,7 @@ class EngineLoop:
         for chunk in plan.chunks if self._failed else ():
             if chunk.sequence.number in self._failed and not chunk.sequence.ended:
                 stops[chunk.sequence.number] = "error"
-        outcome = StepOutcome([end_ns], device_ns, max(0, period_ns - device_ns), stops)
+        outcome = StepOutcome([end_ns], device_ns, max(0, period_ns - device_ns), stops, launch_ns)
         return self.scheduler.complete(plan, outcome, end_ns)
 
     # -- when something goes wrong

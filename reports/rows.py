@@ -41,6 +41,7 @@ STEP_COLUMNS = (
     *StepFeatures._fields,
     "device_ns",
     "host_ns",
+    "launch_ns",
     "overlap",
     "digest",
 )
@@ -55,6 +56,7 @@ _OLDER_STEPS: Older = {
     "decode_context_tokens": lambda table: table["context_tokens"].where(table["kind"] == "decode", 0),
     "swapped_tokens": lambda table: table["rows"] * 0,
     "graph_rows": lambda table: table["rows"] * 0,
+    "launch_ns": lambda table: table["rows"] * 0,
     "overlap": lambda table: table["rows"] * 0,
 }
 _KINDS: dict[str, Kind] = {"prefill": "prefill", "decode": "decode", "mixed": "mixed"}

@@ -96,6 +96,7 @@ class RunWriter:
             *plan.features,
             outcome.device_ns,
             outcome.host_ns,
+            outcome.launch_ns,
             int(plan.now_ns < before_ns),
             digest_text(plan.digest_entry, steps),
         )

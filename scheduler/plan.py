@@ -206,13 +206,15 @@ class StepOutcome:
 
     ``ends_ns``: end time of each step that was run, at most ``plan.repeat`` of them, increasing. ``device_ns`` and
     ``host_ns`` are totals over those steps. ``stops``: sequence numbers that ended by an end token, a stop string
-    or an error in the (last) step, which the plan could not foresee.
+    or an error in the (last) step, which the plan could not foresee. ``launch_ns``: of the device's time, how long the
+    host was about handing the work over.
     """
 
     ends_ns: npt.NDArray[np.int64] | list[int]
     device_ns: int
     host_ns: int
     stops: Mapping[int, StopReason] = field(default_factory=dict)
+    launch_ns: int = 0
 
 
 def iter_sampled(plan: StepPlan) -> Iterator[Sequence]:

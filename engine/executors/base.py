@@ -46,11 +46,15 @@ class ExecutorWaste(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """What a step gave: the token sampled for each sequence number, the device's time, and what it wasted."""
+    """What a step gave: the token sampled for each sequence number, the device's time, and what it wasted.
+
+    ``launch_ns``: how long the host was about launching the work on a GPU, most of which the device runs meanwhile.
+    """
 
     tokens: dict[int, int]
     device_ns: int
     waste: ExecutorWaste = ExecutorWaste()
+    launch_ns: int = 0
 
 
 class PendingStep(Protocol):
@@ -93,21 +97,24 @@ class DeviceTimer:
         self._began_ns = self._ended_ns = 0
 
     def start(self) -> None:
-        if self._events is None:
-            self._began_ns = time.perf_counter_ns()
-        else:
+        self._began_ns = time.perf_counter_ns()
+        if self._events is not None:
             self._events[0].record()
 
     def stop(self) -> None:
         """The work is at its end: on a CPU now, on a GPU when what was launched up to here is done."""
-        if self._events is None:
-            self._ended_ns = time.perf_counter_ns()
-        else:
+        if self._events is not None:
             self._events[1].record()
+        self._ended_ns = time.perf_counter_ns()
 
     def done(self) -> bool:
         """Whether the device has come to the stop."""
         return self._events is None or bool(self._events[1].query())
+
+    @property
+    def launch_ns(self) -> int:
+        """Nanoseconds that the host took from start to stop on a GPU; none on a CPU, where that is the work itself."""
+        return 0 if self._events is None else self._ended_ns - self._began_ns
 
     def elapsed_ns(self) -> int:
         """Nanoseconds from start to stop; waits for the device."""
@@ -184,7 +191,8 @@ class Step:
         """Tokens and time; see :class:`PendingStep`."""
         device_ns = self.timer.elapsed_ns()
         tokens = [] if self.sampled is None else self.sampled.tolist()
-        return StepResult(dict(zip(self.batch.sampled_numbers, tokens, strict=True)), device_ns, self.waste)
+        sampled = dict(zip(self.batch.sampled_numbers, tokens, strict=True))
+        return StepResult(sampled, device_ns, self.waste, self.timer.launch_ns)
 
 
 class _Pieces(NamedTuple):
@@ -196,7 +204,9 @@ class _Pieces(NamedTuple):
     def result(self) -> StepResult:
         results = [step.result() for step in self.steps]
         tokens = {number: token for result in results for number, token in result.tokens.items()}
-        return StepResult(tokens, sum(result.device_ns for result in results), self.waste)
+        return StepResult(
+            tokens, sum(result.device_ns for result in results), self.waste, sum(result.launch_ns for result in results)
+        )
 
 
 class ModelExecutor(ABC):

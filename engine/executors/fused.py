@@ -57,7 +57,7 @@ class _Step:
             self.workers.wait_until(self.timer.done)
         device_ns = self.timer.elapsed_ns()
         tokens = [] if self.tokens is None else self.tokens.tolist()
-        return StepResult(dict(zip(self.numbers, tokens, strict=True)), device_ns)
+        return StepResult(dict(zip(self.numbers, tokens, strict=True)), device_ns, launch_ns=self.timer.launch_ns)
 
 
 class FusedExecutor:
