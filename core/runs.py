@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property, partial
 from pathlib import Path
@@ -49,7 +49,7 @@ from workloads.prompts import PromptWriter
 from workloads.workload import Row, Workload
 
 if TYPE_CHECKING:
-    from engine.executors import Executor, MemoryPlan
+    from engine.executors import Executor, MemoryPlan, Started
     from engine.loop import EngineLoop, StepScheduler
     from engine.models import LoadedModel
 
@@ -108,18 +108,37 @@ class Counting:
         self._progress.advance(self._task)
 
 
-class Session:
-    """What the runs of one command have in common: the workload, the objectives, the manifest."""
+@dataclass
+class Engine:
+    """What stays on the device from run to run: the model, how its memory is shared out, and the last executor."""
 
-    def __init__(self, args: argparse.Namespace, command: str, workload: Workload | None = None) -> None:
+    model: LoadedModel | None = None
+    warm: set[Layout] = field(default_factory=set)
+    """layouts whose executor has run in this process"""
+    memory: dict[tuple[Any, ...], MemoryPlan] = field(default_factory=dict)
+    """by what they are found from"""
+    started: tuple[tuple[Any, ...], Started] | None = None
+    """the executor that is there, with the settings that it depends on"""
+
+
+class Session:
+    """What the runs of one command have in common: the workload, the objectives, the manifest.
+
+    ``engine`` is another session's, whose model and executor are used again.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        command: str,
+        workload: Workload | None = None,
+        engine: Engine | None = None,
+    ) -> None:
         self.workload = _workload(args, args.seed) if workload is None else workload
         self.args = with_edges(args, self.workload)
         self.command = command
         self.slo = Slo.parse(args.slo) if args.slo else None
-        self._model: LoadedModel | None = None
-        #: layouts whose executor has run in this process
-        self._warm: set[Layout] = set()
-        self._memory: dict[tuple[Any, ...], MemoryPlan] = {}
+        self.engine = Engine() if engine is None else engine
 
     # -- settings
 
@@ -217,14 +236,14 @@ class Session:
 
     def model(self) -> LoadedModel:
         """The model that ``--model`` names, loaded once."""
-        if self._model is None:
+        if self.engine.model is None:
             from engine.parallel.loading import load_divided_model
 
             args = self.args
-            self._model = load_divided_model(
+            self.engine.model = load_divided_model(
                 args.model, args.tp, dtype=args.dtype, device=args.device, progress=not args.quiet
             )
-        return self._model
+        return self.engine.model
 
     def real_config(self, case: Case, costs: CostModel | None = None, plain: bool = False) -> SchedulerConfig:
         """The settings for ``case`` on the engine, with the KV memory and the graphs that the model's device has."""
@@ -245,14 +264,35 @@ class Session:
             raise UsageError(f"--gpu-memory-utilization has no effect on a model on the {model.device}; leave it out")
         limits = (config.layout, config.pool, config.max_running, config.rows, config.max_prefill_tokens,
                   config.chunk_tokens, config.block_tokens, config.graph_rows)  # fmt: skip
-        if limits not in self._memory:
-            self._memory[limits] = plan_memory(
+        plans = self.engine.memory
+        if limits not in plans:
+            self.engine.started = None  # what it holds is to be shared out
+            plans[limits] = plan_memory(
                 model, config, utilization=DEFAULT_UTILIZATION if share is None else share,
                 kv_tokens=self.args.kv_tokens,
             )  # fmt: skip
             if not self.args.quiet and model.device.type == "cuda":
-                print(self._memory[limits])
-        return self._memory[limits]
+                print(plans[limits])
+        return plans[limits]
+
+    def _start(self, config: SchedulerConfig, memory: MemoryPlan) -> Started:
+        """An executor for ``config`` that knows of no sequence, and ``config`` with the KV memory that it has.
+
+        The one of the run before is taken again where it is just that.
+        """
+        from engine.executors import Started, start_executor
+
+        there = self.engine.started
+        needs = (config.layout, config.pool, config.capacity_tokens, config.max_running, config.rows,
+                 config.block_tokens, config.graph_rows, config.overlap)  # fmt: skip
+        if there is not None and there[0] == needs:
+            there[1].executor.reset()
+        else:
+            there = self.engine.started = None  # its memory is needed
+            there = needs, start_executor(self.model(), config, memory)
+            self.engine.started = there
+        executor, had, memory = there[1]
+        return Started(executor, replace(config, kv_tokens=had.kv_tokens), memory)
 
     def prompts(self, workload: Workload) -> list[Request]:
         """The workload's requests with real prompts of the wanted lengths, reproducible from the seed."""
@@ -281,20 +321,38 @@ class Session:
 
         What there is when the device fails is kept as a run that was interrupted is.
         """
-        from engine.executors import start_executor
-
-        model, memory = self.model(), self.memory(config)
-        if case.layout not in self._warm:
-            _warm_up(model, config, memory)
-            self._warm.add(case.layout)
-        executor, config, memory = start_executor(model, config, memory)
+        if case.layout not in self.engine.warm:
+            self._warm_up(config)
+            self.engine.warm.add(case.layout)
+        executor, config, memory = self._start(config, self.memory(config))
         run, loop, interrupted = self._run(
             case, folder, config, {"memory": memory.as_dict()}, len(requests), lambda loop: loop.run(requests),
             partial(self._loop, executor=executor, memory=memory),
         )  # fmt: skip
+        if interrupted or loop.broken is not None:
+            self.engine.started = None
         with (folder / JOURNAL_FILE).open(encoding="utf-8") as journal:
             replayed = replay(journal)
         return Measured(run, replayed, interrupted, config, loop.broken, loop.errors, loop.last_error)
+
+    def _warm_up(self, config: SchedulerConfig) -> None:
+        """A short run: libraries load what they need for a shape when they first meet it.
+
+        The batch thins out from ``rows`` to one, so that each number of rows is met once.
+        """
+        from engine.loop import EngineLoop
+
+        rows = min(config.max_running, WARM_UP_ROWS)
+        # the executor is to be the run's own
+        plain = {name: value for name, value in PLAIN.items() if name != "overlap"}
+        plain_config = SchedulerConfig.from_dict({**config.as_dict(), **plain, "policy": "fcfs", "policy_sha256": None})
+        executor, config, memory = self._start(plain_config, self.memory(config))
+        loop = EngineLoop(Scheduler(config), executor, memory=memory)
+        lengths = [8 + 4 * row for row in range(rows)]
+        loop.run(
+            Request(f"warm-up {row}", 0, length, row + 2, row + 2, prompt_token_ids=tuple(range(length)))
+            for row, length in enumerate(lengths)
+        )
 
     def record(self, case: Case, folder: Path, budget_s: float) -> tuple[Run, list[str], bool]:
         """Record what steps cost on ``case``'s layout into ``folder``, in about ``budget_s`` seconds.
@@ -312,6 +370,7 @@ class Session:
         memory = self.memory(config)
         # as much as there is, however few sequences are to run
         config = recording_config(replace(config, kv_tokens=self.args.kv_tokens or memory.room_tokens))
+        self.engine.started = None  # the pilot and the recording have their own
         pilot = run_pilot(self._loop, config, model.vocab, budget_s)
         scale = scale_of(config, pilot, budget_s)
         executor, had, memory = start_executor(model, scale.config, memory)
@@ -500,25 +559,6 @@ def _policy_notes(config: SchedulerConfig) -> dict[str, Any]:
     if own is None:
         return {}
     return {"label": f"{own.name} on {config.layout}", "policy": {"name": own.name, "summary": own.summary}}
-
-
-def _warm_up(model: LoadedModel, config: SchedulerConfig, memory: MemoryPlan) -> None:
-    """A short run through an executor of its own: libraries load what they need for a shape when they first meet it.
-
-    The batch thins out from ``rows`` to one, so that each number of rows is met once.
-    """
-    from engine.executors import start_executor
-    from engine.loop import EngineLoop
-
-    rows = min(config.max_running, WARM_UP_ROWS)
-    config = SchedulerConfig.from_dict({**config.as_dict(), **PLAIN, "policy": "fcfs", "policy_sha256": None})
-    executor, config, memory = start_executor(model, config, memory)
-    loop = EngineLoop(Scheduler(config), executor, memory=memory)
-    lengths = [8 + 4 * row for row in range(rows)]
-    loop.run(
-        Request(f"warm-up {row}", 0, length, row + 2, row + 2, prompt_token_ids=tuple(range(length)))
-        for row, length in enumerate(lengths)
-    )
 
 
 def twin_requests(measured: Run, requests: list[Request]) -> list[Request]:

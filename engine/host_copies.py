@@ -19,6 +19,11 @@ class HostCopies:
     def __len__(self) -> int:
         return len(self._held)
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Of the sequences of which something is held."""
+        return tuple(self._held)
+
     def put(self, number: int, tensor: torch.Tensor) -> None:
         """Keep ``tensor``. Raises ``RuntimeError`` where the sequence has been swapped out already."""
         if number in self._held:

@@ -87,6 +87,9 @@ class Executor(Protocol):
         that is what memory allows.
         """
 
+    def reset(self) -> None:
+        """Forget all sequences and their KV: the next plan is a new scheduler's. No step may be running."""
+
 
 class DeviceTimer:
     """Time of a stretch of work on ``device``, in nanoseconds: events on a GPU, the clock on a CPU."""
@@ -241,6 +244,11 @@ class ModelExecutor(ABC):
     def execute(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> StepResult:
         """Run one step and wait for what it gives."""
         return self.launch(plan, states).result()
+
+    def reset(self) -> None:
+        """See :class:`Executor`."""
+        self.host_copies = HostCopies()
+        self._booking = None
 
     def launch(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> PendingStep:
         """Start one step; see :class:`Executor`.

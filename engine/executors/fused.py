@@ -97,10 +97,13 @@ class FusedExecutor:
         if kv_pool != "paged":
             blocks += max_running + 1
             self._private = PrivateBlocks(blocks, block_tokens)
+        self._max_running = max_running
         #: of sequences that hold KV: their place, and those of their blocks that the device's table names
         self._places: dict[int, int] = {}
         self._tables: dict[int, list[int]] = {}
         self._free_places = list(range(max_running - 1, -1, -1))
+        #: swapped out by a scheduler before this one: every rank forgets them with its next step
+        self._forgotten: tuple[int, ...] = ()
         self._booking: Booking | None = None
         settings = DeviceSettings(
             blocks,
@@ -140,6 +143,16 @@ class FusedExecutor:
         """Run one step and wait for what it gives."""
         return self.launch(plan, states).result()
 
+    def reset(self) -> None:
+        """See :class:`~engine.executors.base.Executor`."""
+        self._places.clear()
+        self._tables.clear()
+        self._free_places = list(range(self._max_running - 1, -1, -1))
+        self._forgotten = self.host_copies.numbers
+        self._booking = None
+        if self._private is not None:
+            self._private.clear()
+
     def launch(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> PendingStep:
         """Start one step; see :class:`~engine.executors.base.Executor`. It waits for nothing on the device.
 
@@ -176,6 +189,7 @@ class FusedExecutor:
 
     def _moves(self, plan: StepPlan) -> Moves:
         """Take note of ``plan``: the memory of its sequences is theirs. Nothing here asks for memory of the device."""
+        forgotten, self._forgotten = self._forgotten, ()
         swapped_out = []
         for swap in plan.swapped_out:
             swapped_out.append(self._moved(swap))
@@ -183,7 +197,7 @@ class FusedExecutor:
         for number in plan.released:
             self._leave(number)
         swapped_in = [self._moved(swap) for swap in plan.swapped_in]
-        return Moves(swapped_out, tuple(plan.released), swapped_in, self._named_blocks(plan, plan.chunks))
+        return Moves(swapped_out, (*forgotten, *plan.released), swapped_in, self._named_blocks(plan, plan.chunks))
 
     def _rows(
         self, kind: Kind, chunks: list[Chunk], states: Mapping[int, SequenceState]

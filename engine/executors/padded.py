@@ -106,8 +106,14 @@ class PaddedExecutor(ModelExecutor):
     def __init__(self, model: LoadedModel, *, max_running: int, overlap: bool = False) -> None:
         super().__init__(model, overlap)
         self._cache = DenseCache(model, max_running)
+        self._max_running = max_running
+        self.reset()
+
+    def reset(self) -> None:
+        """See :class:`~engine.executors.base.Executor`."""
+        super().reset()
         self._slot_of: dict[int, int] = {}
-        self._free = list(range(max_running - 1, -1, -1))
+        self._free = list(range(self._max_running - 1, -1, -1))
 
     def prepare(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> Batch:
         """Lay the chunks out as rows, in the order of their slots; then the dead rows of a closed batch."""

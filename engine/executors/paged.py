@@ -20,8 +20,12 @@ class PrivateBlocks:
     """
 
     def __init__(self, blocks: int, block_tokens: int) -> None:
-        self._free = list(range(blocks - 1, -1, -1))
-        self._block_tokens = block_tokens
+        self._blocks, self._block_tokens = blocks, block_tokens
+        self.clear()
+
+    def clear(self) -> None:
+        """Take all blocks back."""
+        self._free = list(range(self._blocks - 1, -1, -1))
         self._tables: dict[int, list[int]] = {}
 
     def table(self, number: int, tokens: int) -> list[int]:
@@ -71,6 +75,12 @@ class PagedExecutor(ModelExecutor):
             if kernels is None
             else KernelMemory(model, blocks, block_tokens, kernels)
         )
+
+    def reset(self) -> None:
+        """See :class:`~engine.executors.base.Executor`."""
+        super().reset()
+        if self._private is not None:
+            self._private.clear()
 
     def prepare(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> Batch:
         """Pack the chunks' tokens into one row: those of prompts, then the rows of one token."""
