@@ -15,9 +15,10 @@ from typing import Any
 from core.arguments import DEFAULT_BUDGET_S, UsageError, parse_arguments
 from core.costs import read_costs
 from core.folders import experiment_folders, open_folder, replay_folder, write_experiment
+from core.matrix import MATRIX_REPORT, CellRun, read_matrix, write_matrix
 from core.reproduce.experiment import Experiment, Options
 from core.reproduce.registry import chosen, run_experiments, write_findings
-from core.runs import Case, Measured, Session, calibration_workload, recording_session, twin_requests
+from core.runs import Case, Engine, Measured, Session, calibration_workload, recording_session, twin_requests
 from reports import gate, terminal
 from reports.agreement import Agreement, agree
 from reports.comparison import compare
@@ -26,6 +27,7 @@ from reports.rows import RunFolderError
 from reports.run import Run
 from reports.run_folder import REPORT_FILE, load_run
 from reports.slo import SloError
+from reports.validation import verdict_lines
 from scheduler.buckets import BUCKETS
 from scheduler.errors import ConfigError, PolicyError
 from scheduler.journal import JournalError
@@ -220,6 +222,8 @@ def _record(args: argparse.Namespace, command: str) -> int:
 
 def validate(args: argparse.Namespace, command: str) -> int:
     """``--mode validate``: on the engine and in the simulator, and the error between them."""
+    if args.matrix is not None:
+        return _validate_matrix(args, command)
     return _validate(_with_workload(args, "seed"), command, _cases(args, default_layout="paged"))
 
 
@@ -261,6 +265,49 @@ def _validate(args: argparse.Namespace, command: str, cases: list[Case]) -> int:
             return _broken(args, command, folder, [*runs, load_run(place)], error)
         agreements.append(agree(measured.run, runs[-1], measured.replay.exact))
     return max(_finish(args, command, folder, runs, agreements), FAILED if failed else OK)
+
+
+def _validate_matrix(args: argparse.Namespace, command: str) -> int:
+    """``--matrix``: many cells, each of them run several times and simulated; goes on where it was stopped."""
+    given = [name for name in ("workload", "policy", "layout", "rate") if getattr(args, name) not in (None, [])]
+    if given:
+        raise UsageError(f"--{given[0]} has no effect with --matrix, whose cells say it; leave it out")
+    if not args.costs:
+        raise UsageError("--matrix needs --costs, recorded on this machine (--mode real --record-costs)")
+    matrix = read_matrix(args.matrix)
+    costs = read_costs(args.costs)
+    terminal.print_costs(costs, quiet=args.quiet)
+    folder: Path = args.out or open_folder(args, f"validation-{args.matrix.stem}")
+    engine = Engine()
+    cells = [CellRun(cell, folder / cell.name, args, command, engine) for cell in matrix.cells]
+    if args.dry_run:
+        print(f"would run {len(cells)} cells {matrix.rounds} times: {', '.join(cell.cell.name for cell in cells)}")
+        return OK
+    failed = False
+    for cell in cells:
+        cell.prepare(costs)
+    try:
+        for round_ in range(matrix.rounds):
+            for place, cell in enumerate(cells, 1):
+                if cell.is_measured(round_):
+                    continue
+                measured = cell.measure(round_, costs)
+                failed = _with_errors(measured) or failed
+                if measured.broken:
+                    raise _engine_errors()[0](measured.broken)
+                if measured.interrupted:
+                    raise KeyboardInterrupt
+                if not args.quiet:
+                    tokens = measured.run.summary["output_tokens_per_s"]
+                    print(f"round {round_ + 1}, cell {place} of {len(cells)}, {cell.cell.name}: {tokens:,.0f} tok/s",
+                          flush=True)  # fmt: skip
+    finally:
+        results = [result for cell in cells if (result := cell.result(costs, matrix.rounds)) is not None]
+        if results:
+            write_matrix(folder, results)
+            print(*verdict_lines(results), sep="\n")
+            print(f"matrix: {folder / MATRIX_REPORT}")
+    return FAILED if failed else OK
 
 
 def _record_costs(session: Session, layout: Layout, cases: list[Case], folder: Path) -> CostModel:

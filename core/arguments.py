@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -66,7 +66,7 @@ FLAGS_OF_MODE = {
     "tour": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT,
     "real": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | {"policy", "layout", "stop_on_eos", "tp", *_RECORDING},
     "sim": _PLAYED | _SCHEDULED | _OUTPUT | {"policy", "layout", "costs"},
-    "validate": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | {"policy", "layout", "stop_on_eos", "costs", "tp"},
+    "validate": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | {"policy", "layout", "stop_on_eos", "costs", "tp", "matrix"},
     "report": {"runs", "profile", "out", "config", "quiet"},
     "gate": {"baseline", "update_baseline", "config", "quiet"},
     "reproduce": {"experiments", "jobs", "seed", "out", "name", "config", "quiet"},
@@ -269,6 +269,10 @@ def build_parser() -> ArgumentParser:
                        help="a recorded run folder, a profile, or a roofline (--list costs)")  # fmt: skip
     group.add_argument("--profile", type=Path, metavar="FILE.csv.xz", help="make a profile of recorded runs (report)")
 
+    group = parser.add_argument_group("a validation matrix (--mode validate)")
+    group.add_argument("--matrix", type=Path, metavar="FILE.yaml",
+                       help="cells of policy, layout, workload and load; goes on where it was stopped")  # fmt: skip
+
     group = parser.add_argument_group("published results (--mode reproduce)")
     group.add_argument("--experiments", type=_names, metavar="NAME[,NAME]", help="which ones (default: all)")
     group.add_argument(
@@ -327,6 +331,10 @@ def _config_flags(path: Path) -> list[str]:
         raise UsageError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise UsageError(f"--config {path} must be a mapping of flags to values, such as 'policy: sjf-bucket'")
+    return _as_flags(settings)
+
+
+def _as_flags(settings: Mapping[str, Any]) -> list[str]:
     flags: list[str] = []
     for name, value in settings.items():
         flag = "--" + str(name).replace("_", "-")
@@ -337,6 +345,20 @@ def _config_flags(path: Path) -> list[str]:
         elif value is not False and value is not None:
             flags.append(f"{flag}={value}")
     return flags
+
+
+def cell_arguments(args: argparse.Namespace, flags: Mapping[str, Any]) -> argparse.Namespace:
+    """``args`` with ``flags`` (names to values, as in YAML) in the place of its own, each checked as on a command line.
+
+    Raises :class:`UsageError` for what is no flag of the mode, or has a wrong value.
+    """
+    allowed = FLAGS_OF_MODE[args.mode] - _OUTPUT - {"matrix", "costs"}
+    for name in flags:
+        if name.replace("-", "_") not in allowed:
+            raise UsageError(f"a cell's {unknown_name('flag', name, sorted(allowed))}")
+    given = build_parser().parse(["--mode", args.mode, *_as_flags(flags)])
+    own = {name.replace("-", "_"): getattr(given, name.replace("-", "_")) for name in flags}
+    return argparse.Namespace(**{**vars(args), **own})
 
 
 def scheduler_config(args: argparse.Namespace, policy: str, layout: Layout, **limits: Any) -> SchedulerConfig:
