@@ -37,7 +37,13 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from core.provenance import git_commit  # noqa: E402
-from engine.executors import build_executor, default_graph_rows, plan_memory, start_executor  # noqa: E402
+from engine.executors import (  # noqa: E402
+    build_executor,
+    default_graph_rows,
+    default_graph_tokens,
+    plan_memory,
+    start_executor,
+)
 from engine.loop import EngineLoop  # noqa: E402
 from engine.models import LoadedModel, load_model  # noqa: E402
 from engine.parallel.loading import load_divided_model  # noqa: E402
@@ -121,6 +127,7 @@ def serve(model: LoadedModel, running: int, gpu: dict[str, Any], layout: Layout 
     config = SchedulerConfig(
         policy="fcfs", layout=layout, max_running=running, max_prefill_tokens=MOST_PREFILL_TOKENS, overlap=True,
         block_tokens=64, context_tokens=CONTEXT_TOKENS, graph_rows=default_graph_rows(model, layout, running),
+        graph_tokens=default_graph_tokens(model, layout, MOST_PREFILL_TOKENS),
     )  # fmt: skip
     memory = plan_memory(model, config)
     config = replace(config, kv_tokens=min(memory.kv_tokens, running * 1024))
@@ -248,6 +255,7 @@ def first_token(shape: str) -> None:
     config = SchedulerConfig(
         policy="fcfs", layout="paged", max_running=16, max_prefill_tokens=MOST_PREFILL_TOKENS, overlap=True,
         block_tokens=64, context_tokens=CONTEXT_TOKENS, graph_rows=default_graph_rows(model, "paged", 16),
+        graph_tokens=default_graph_tokens(model, "paged", MOST_PREFILL_TOKENS),
     )  # fmt: skip
     memory = plan_memory(model, config)
     executor, config, _ = start_executor(model, replace(config, kv_tokens=memory.kv_tokens), memory)

@@ -56,7 +56,7 @@ _OWN_SETTINGS = ("bucket", "bucket_order", "bins", "min_rows", "quantum", "min_b
 PLAIN = {f.name: f.default for f in fields(SchedulerConfig) if f.name in (*_PARTS, *_OWN_SETTINGS)}
 
 _PLAYED = {"workload", "trace_format", "requests", "rate", "arrivals", "time_scale", "seed", "strict"}
-_SCHEDULED = {*PLAIN, *_COMMON_SETTINGS, "max_running", "kv_tokens", "graph_rows"}
+_SCHEDULED = {*PLAIN, *_COMMON_SETTINGS, "max_running", "kv_tokens", "graph_rows", "graph_tokens"}
 _ENGINE = {"model", "device", "dtype", "temperature", "gpu_memory_utilization"}
 _RECORDING = {"record_costs", "budget_s"}
 _OUTPUT = {"slo", "out", "name", "config", "dry_run", "quiet"}
@@ -75,8 +75,8 @@ FLAGS_OF_MODE = {
 
 #: what a recording of costs leaves open: the rest of a real run is its plan's to say
 RECORDING_FLAGS = _ENGINE | _RECORDING | {
-    "tp", "layout", "max_running", "max_prefill_tokens", "kv_tokens", "block_tokens", "graph_rows", "seed", "out",
-    "name", "config", "dry_run", "quiet",
+    "tp", "layout", "max_running", "max_prefill_tokens", "kv_tokens", "block_tokens", "graph_rows", "graph_tokens",
+    "seed", "out", "name", "config", "dry_run", "quiet",
 }  # fmt: skip
 
 
@@ -162,14 +162,14 @@ def _bucket(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
-def _graph_rows(text: str) -> tuple[int, ...]:
+def _graphs(text: str) -> tuple[int, ...]:
     try:
         sizes = () if text == "none" else tuple(int(size) for size in text.split(","))
         return SchedulerConfig(graph_rows=sizes).graph_rows
     except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        raise argparse.ArgumentTypeError(str(error).removeprefix("graph_rows ")) from None
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither 'none' nor numbers of rows, such as 1,2,4,8") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 'none' nor numbers, such as 1,2,4,8") from None
 
 
 def _names(text: str) -> list[str]:
@@ -246,8 +246,9 @@ def build_parser() -> ArgumentParser:
     group.add_argument("--kv-tokens", type=positive, metavar="N", help="KV memory (default: the model's or the GPU's)")
     group.add_argument("--block-tokens", type=positive, default=16, metavar="N", help="KV block size (default 16)")
 
-    group.add_argument("--graph-rows", type=_graph_rows, metavar="N,N,...|none",
-                       help="graphs that decode steps run as (default: the engine's, or as recorded)")  # fmt: skip
+    for flag, what in (("--graph-rows", "decode steps"), ("--graph-tokens", "steps of prompts")):
+        group.add_argument(flag, type=_graphs, metavar="N,N,...|none",
+                           help=f"graphs that {what} run as (default: the engine's, or as recorded)")  # fmt: skip
 
     group = parser.add_argument_group("the engine")
     group.add_argument("--model", metavar="NAME", help="folder, Hugging Face name, shape:NAME (default: embedded)")

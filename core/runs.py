@@ -173,17 +173,17 @@ class Session:
         if takes(case.policy, "bins") or (args.oracle or "").startswith("noisy"):
             limits["length_quantiles"] = quantile_table(row.output_tokens for row in self.workload.rows)
         config = scheduler_config(args, case.policy, case.layout, **limits)
-        recorded = costs.graph_rows if isinstance(costs, RecordedCosts) else ()
-        return self._with_graphs(config, resized(recorded, _most_rows(config)))
+        rows, tokens = (costs.graph_rows, costs.graph_tokens) if isinstance(costs, RecordedCosts) else ((), ())
+        tokens = tuple(size for size in tokens if size <= config.max_prefill_tokens)
+        return self._with_graphs(config, resized(rows, _most_rows(config)), tokens)
 
-    def _with_graphs(self, config: SchedulerConfig, sizes: tuple[int, ...]) -> SchedulerConfig:
-        """``config`` with graphs of ``sizes``, or of those that were asked for."""
-        asked: tuple[int, ...] | None = self.args.graph_rows
-        if asked and "paged" not in (self.args.layout or ["paged"]):
-            return replace(config, graph_rows=asked)  # which is refused, with the reason
-        if config.layout != "paged":
-            return config
-        return replace(config, graph_rows=sizes if asked is None else asked)
+    def _with_graphs(self, config: SchedulerConfig, rows: tuple[int, ...], tokens: tuple[int, ...]) -> SchedulerConfig:
+        """``config`` with graphs of so many ``rows`` and ``tokens``, or of those that were asked for."""
+        args, sizes = self.args, {"graph_rows": rows, "graph_tokens": tokens}
+        asked = {name: getattr(args, name) for name in sizes if getattr(args, name) is not None}
+        if any(asked.values()) and "paged" not in (args.layout or ["paged"]):
+            return replace(config, **asked)  # which is refused, with the reason
+        return config if config.layout != "paged" else replace(config, **{**sizes, **asked})
 
     def check(self, config: SchedulerConfig, requests: list[Request]) -> None:
         """Refuse what could not be served: a lone or (``--strict``) any such request, a KV memory that is too small."""
@@ -247,12 +247,15 @@ class Session:
 
     def real_config(self, case: Case, costs: CostModel | None = None, plain: bool = False) -> SchedulerConfig:
         """The settings for ``case`` on the engine, with the KV memory and the graphs that the model's device has."""
-        from engine.executors import default_graph_rows
+        from engine.executors import default_graph_rows, default_graph_tokens
 
         model = self.model()
         limits = self.config(case, None, model.context_tokens, costs, plain)
-        graph_rows = default_graph_rows(model, limits.layout, _most_rows(limits))
-        limits = self._with_graphs(limits, graph_rows)
+        limits = self._with_graphs(
+            limits,
+            default_graph_rows(model, limits.layout, _most_rows(limits)),
+            default_graph_tokens(model, limits.layout, limits.max_prefill_tokens),
+        )
         return replace(limits, kv_tokens=self.memory(limits).kv_tokens)
 
     def memory(self, config: SchedulerConfig) -> MemoryPlan:
@@ -263,7 +266,7 @@ class Session:
         if share is not None and model.device.type != "cuda":
             raise UsageError(f"--gpu-memory-utilization has no effect on a model on the {model.device}; leave it out")
         limits = (config.layout, config.pool, config.max_running, config.rows, config.max_prefill_tokens,
-                  config.chunk_tokens, config.block_tokens, config.graph_rows)  # fmt: skip
+                  config.chunk_tokens, config.block_tokens, config.graph_rows, config.graph_tokens)  # fmt: skip
         plans = self.engine.memory
         if limits not in plans:
             self.engine.started = None  # what it holds is to be shared out
@@ -284,7 +287,7 @@ class Session:
 
         there = self.engine.started
         needs = (config.layout, config.pool, config.capacity_tokens, config.max_running, config.rows,
-                 config.block_tokens, config.graph_rows, config.overlap)  # fmt: skip
+                 config.block_tokens, config.graph_rows, config.graph_tokens, config.overlap)  # fmt: skip
         if there is not None and there[0] == needs:
             there[1].executor.reset()
         else:

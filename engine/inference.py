@@ -14,7 +14,13 @@ from typing import Any, TypedDict, Unpack, overload
 import torch
 
 from engine.errors import DeviceError, GenerationError
-from engine.executors import DEFAULT_UTILIZATION, default_graph_rows, plan_memory, start_executor
+from engine.executors import (
+    DEFAULT_UTILIZATION,
+    default_graph_rows,
+    default_graph_tokens,
+    plan_memory,
+    start_executor,
+)
 from engine.loop import EngineLoop, TokenOutput
 from engine.models import LoadedModel
 from engine.parallel.loading import load_divided_model
@@ -142,7 +148,9 @@ class InferenceEngine:
         self.model: LoadedModel = load_divided_model(model_path, tp, dtype=dtype, device=device)
         given.setdefault("context_tokens", self.model.context_tokens)
         most_rows = min(max_running, given.get("max_rows") or max_running)
+        most_tokens = given.get("max_prefill_tokens") or SchedulerConfig.max_prefill_tokens
         given.setdefault("graph_rows", default_graph_rows(self.model, layout, most_rows))
+        given.setdefault("graph_tokens", default_graph_tokens(self.model, layout, most_tokens))
         limits = Scheduler(SchedulerConfig.from_dict(given)).config
         memory = plan_memory(self.model, limits, utilization=gpu_memory_utilization, kv_tokens=kv_tokens)
         limits = Scheduler(SchedulerConfig.from_dict({**given, "kv_tokens": memory.kv_tokens})).config

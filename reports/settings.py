@@ -18,6 +18,7 @@ from scheduler.user_policies.files import PYTHON
 _LIMITS = (
     "max_running", "max_rows", "max_prefill_tokens", "kv_tokens", "block_tokens", "context_tokens", "starvation_s",
     "graph_rows",
+    "graph_tokens",
 )  # fmt: skip
 _PARTS = (
     "batching", "phase", "chunk_tokens", "admission", "aging", "aging_s", "aging_weight", "victim", "preemption",
@@ -126,6 +127,9 @@ def readable(settings: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if limits.get("graph_rows"):
         sizes = limits["graph_rows"]
         lines.append(("Graphs of decode steps", f"{len(sizes)}, of {sizes[0]:,} to {sizes[-1]:,} rows"))
+    if limits.get("graph_tokens"):
+        sizes = limits["graph_tokens"]
+        lines.append(("Graphs of prompts", f"{len(sizes)}, of {sizes[0]:,} to {sizes[-1]:,} tokens"))
     lines.append(("Prompt tokens of a step", f"at most {limits['max_prefill_tokens']:,}"))
     if limits["context_tokens"] < _NO_LIMIT:
         lines.append(("Context", f"{limits['context_tokens']:,} tokens"))

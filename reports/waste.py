@@ -105,9 +105,9 @@ def counters_from_rows(requests: pd.DataFrame, steps: pd.DataFrame) -> RunCounte
             setattr(counters, f"{unit}_{part}", int(getattr(amounts, unit).sum()))
     counters.decode_rows = int(sums.decode_rows.sum())
     counters.decode_rows_computed = int(sums.decode_rows_computed.sum())
-    as_graphs = column(steps, "graph_rows") > 0
-    counters.graph_rows = int((sums.repeat * column(steps, "graph_rows")).sum())
-    counters.graph_rows_used = int(sums.decode_rows[as_graphs].sum())
+    sizes = column(steps, "graph_rows")
+    counters.graph_rows = int((sums.repeat * sizes).sum())
+    counters.graph_rows_used = int((sums.repeat * column(steps, "new_tokens"))[sizes > 0].sum())
     counters.swapped_tokens = int(column(steps, "swapped_tokens").sum())
     outcomes = requests["outcome"]
     for outcome in ("finished", "rejected", "aborted"):

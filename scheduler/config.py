@@ -25,7 +25,7 @@ class SchedulerConfig:
     ``kv_tokens`` is the KV memory, ``context_tokens`` the longest sequence that the model takes. ``kv_pool`` defaults
     to the layout's: paged for ``paged``, contiguous for ``padded``. ``starvation_s`` is only reported on.
     ``graph_rows``: the sizes, increasing, of the graphs that decode steps run as on ``paged``
-    (:mod:`scheduler.graphs`); none where steps run as they are.
+    (:mod:`scheduler.graphs`); none where steps run as they are. ``graph_tokens``: likewise of steps of prompts.
     """
 
     policy: str = "fcfs"
@@ -39,6 +39,7 @@ class SchedulerConfig:
     context_tokens: int = 1 << 30
     starvation_s: float = 60.0
     graph_rows: tuple[int, ...] = ()
+    graph_tokens: tuple[int, ...] = ()
     # parts that go with any policy
     batching: str | None = None
     phase: str | None = None
@@ -83,11 +84,12 @@ class SchedulerConfig:
             quantiles = self.length_quantiles
             if not quantiles or quantiles[0] < 1 or any(a > b for a, b in pairwise(quantiles)):
                 raise ConfigError("length_quantiles must be lengths >= 1 that never fall, at least one")
-        sizes = self.graph_rows
-        if sizes and (sizes[0] < 1 or any(a >= b for a, b in pairwise(sizes))):
-            raise ConfigError("graph_rows must be numbers of rows >= 1, each larger than the one before")
-        if sizes and self.layout != "paged":
-            raise ConfigError(f"graph_rows are for the paged layout: steps on {self.layout} do not run as graphs")
+        for name, what in (("graph_rows", "rows"), ("graph_tokens", "tokens")):
+            sizes = getattr(self, name)
+            if sizes and (sizes[0] < 1 or any(a >= b for a, b in pairwise(sizes))):
+                raise ConfigError(f"{name} must be numbers of {what} >= 1, each larger than the one before")
+            if sizes and self.layout != "paged":
+                raise ConfigError(f"{name} are for the paged layout: steps on {self.layout} do not run as graphs")
         if self.kv_tokens < self.block_tokens and self.pool == "paged":
             raise ConfigError(f"kv_tokens is {self.kv_tokens}, less than one block of {self.block_tokens} tokens")
 

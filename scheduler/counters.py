@@ -15,7 +15,7 @@ class RunCounters:
     the steps: held by a token, reserved, free, and free but of no use to the request that is next; the
     ``kv_*_token_ns`` weigh them by each step's time. The decode rows of a mixed step count as decode, its chunks as
     prefill. ``wasted_rows`` were computed for sequences that had ended; they are counted as useful elsewhere.
-    ``graph_rows`` were computed by decode steps that ran as graphs of fixed sizes, for ``graph_rows_used`` sequences.
+    ``graph_rows`` were computed by steps that ran as graphs of fixed sizes, for ``graph_rows_used`` tokens.
     """
 
     submitted: int = 0
@@ -64,6 +64,9 @@ class RunCounters:
     def add_steps(self, features: StepFeatures, steps: int) -> None:
         """Count ``steps`` steps of a stretch whose first one has these features."""
         growth = steps * (steps - 1) // 2
+        if features.graph_rows:
+            self.graph_rows += steps * features.graph_rows
+            self.graph_rows_used += steps * features.new_tokens
         if features.kind == "decode":
             context = steps * features.context_tokens + features.rows * growth
             rows_computed = features.rows_computed if features.layout == "padded" else features.rows
@@ -74,9 +77,6 @@ class RunCounters:
             self.attention_computed_decode += steps * features.kv_columns_computed + rows_computed * growth
             self.decode_rows += steps * features.rows
             self.decode_rows_computed += steps * features.rows_computed
-            if features.graph_rows:
-                self.graph_rows += steps * features.graph_rows
-                self.graph_rows_used += steps * features.rows
             return
         rows, context = features.decode_rows, features.decode_context_tokens
         if features.kind == "mixed":

@@ -6,7 +6,7 @@ from collections.abc import Sequence as Sizes
 from dataclasses import dataclass, field
 
 from scheduler.cohorts import MASK64, Cohort
-from scheduler.graphs import graph_rows_for
+from scheduler.graphs import graph_rows_for, graph_tokens_for
 from scheduler.kv import KvPool
 from scheduler.plan import Chunk, DigestEntry, Layout, StepFeatures
 from scheduler.sequence import Sequence
@@ -49,15 +49,17 @@ def measure(
     batch_rows: int,
     swapped_tokens: int,
     steps: int,
-    graph_sizes: Sizes[int] = (),
+    graph_rows: Sizes[int] = (),
+    graph_tokens: Sizes[int] = (),
 ) -> tuple[StepFeatures, DigestEntry]:
     """Features and digest of a draft's (first) step.
 
-    ``batch_rows``: rows that a closed batch began with. ``graph_sizes``: of the graphs that decode steps run as.
+    ``batch_rows``: rows that a closed batch began with. ``graph_rows``, ``graph_tokens``: sizes of the graphs that
+    decode steps and steps of prompts run as.
     """
     if not draft.chunks:
-        return _decode(draft, layout, pool, batch_rows, swapped_tokens, steps, graph_sizes)
-    prefill, entry = _prefill(draft.chunks, layout, pool, swapped_tokens)
+        return _decode(draft, layout, pool, batch_rows, swapped_tokens, steps, graph_rows)
+    prefill, entry = _prefill(draft.chunks, layout, pool, swapped_tokens, () if draft.decodes else graph_tokens)
     if not draft.decodes:
         return prefill, entry
     decode, other = _decode(draft, layout, pool, 0, 0, 1, ())
@@ -88,20 +90,23 @@ def measure(
     )
 
 
-def _prefill(chunks: list[Chunk], layout: Layout, pool: KvPool, swapped: int) -> tuple[StepFeatures, DigestEntry]:
+def _prefill(
+    chunks: list[Chunk], layout: Layout, pool: KvPool, swapped: int, graph_tokens: Sizes[int]
+) -> tuple[StepFeatures, DigestEntry]:
     rows = len(chunks)
     new = sum(chunk.tokens for chunk in chunks)
     context = sum(chunk.tokens * chunk.start + chunk.tokens * (chunk.tokens + 1) // 2 for chunk in chunks)
     ends = [chunk.start + chunk.tokens for chunk in chunks]
     longest_chunk = max(chunk.tokens for chunk in chunks)
     padded = layout == "padded"
+    graph = graph_tokens_for(new, rows, graph_tokens)
     features = StepFeatures(
         layout=layout,
         kind="prefill",
         rows=rows,
         rows_computed=rows,
         new_tokens=new,
-        new_tokens_computed=rows * longest_chunk if padded else new,
+        new_tokens_computed=rows * longest_chunk if padded else graph or new,
         context_tokens=context,
         kv_columns_computed=rows * longest_chunk * max(ends) if padded else context,
         kv_tokens_read=sum(ends),
@@ -109,6 +114,7 @@ def _prefill(chunks: list[Chunk], layout: Layout, pool: KvPool, swapped: int) ->
         blocks_touched=sum(pool.blocks_for(end) for end in ends) if pool.grows else rows,
         sampled_rows=sum(chunk.samples for chunk in chunks),
         swapped_tokens=swapped,
+        graph_rows=graph,
     )
     entry = DigestEntry(
         "prefill",

@@ -1,7 +1,9 @@
-"""Decode steps as graphs of fixed sizes: which sizes there are, and which one a step takes.
+"""Steps as graphs of fixed sizes: which sizes there are, and which one a step takes.
 
 A GPU replays a recorded graph of kernels faster than a host can launch them, but a graph has a fixed number of rows.
-A step of R rows runs as the smallest graph of G >= R rows, and G - R rows are computed for nothing.
+A decode step of R rows runs as the smallest graph of G >= R rows, and G - R rows are computed for nothing. So does a
+step of prompts alone, of so many tokens in at most :data:`MOST_CHUNKS` chunks; one of more tokens than the largest
+graph runs as it is. Steps that mix both run as they are.
 """
 
 from __future__ import annotations
@@ -11,6 +13,22 @@ from collections.abc import Sequence
 
 #: dense where rows are few, and a row more is a larger share
 _SIZES = (1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, 1025, 32))
+
+
+#: chunks of prompts that a graph has room for
+MOST_CHUNKS = 16
+#: tokens of prompts, likewise
+_TOKENS = (16, 32, 64, 96, *range(128, 512, 64), *range(512, 2048, 128), *range(2048, 8193, 256))
+
+
+def prompt_graph_sizes(most: int) -> tuple[int, ...]:
+    """The numbers of prompt tokens that an engine has graphs for, increasing, up to ``most``."""
+    return tuple(size for size in _TOKENS if size <= most)
+
+
+def graph_tokens_for(tokens: int, chunks: int, sizes: Sequence[int]) -> int:
+    """Tokens of the graph that a step of prompts runs as; 0 where there is none."""
+    return graph_rows_for(tokens, sizes) if chunks <= MOST_CHUNKS else 0
 
 
 def graph_sizes(most: int) -> tuple[int, ...]:

@@ -55,6 +55,8 @@ class RecordedCosts:
     swap_token_ns: dict[str, float] = field(default_factory=dict)
     graph_rows: tuple[int, ...] = ()
     """of the graphs that the recorded decode steps ran as"""
+    graph_tokens: tuple[int, ...] = ()
+    """of those that the recorded steps of prompts ran as"""
     tp: int = 1
     """GPUs that the model was divided over"""
     most: dict[Key, dict[str, int]] = field(default_factory=dict)
@@ -131,7 +133,10 @@ def recorded_costs(*folders: Path) -> RecordedCosts:
         "kv_tokens": manifests[0].get("kv_capacity_tokens") or configs[0].get("kv_tokens"),
         "context_tokens": configs[0].get("context_tokens"),
         "tp": manifests[0].get("tp", 1),
-        "graph_rows": next((config["graph_rows"] for config in configs if config.get("graph_rows")), ()),
+        **{
+            name: next((config[name] for config in configs if config.get(name)), ())
+            for name in ("graph_rows", "graph_tokens")
+        },
     }
     name = "+".join(str(folder) for folder in folders)
     return costs_of(name, about, pd.concat(frames), b"".join((folder / "steps.csv").read_bytes() for folder in folders))
@@ -155,6 +160,7 @@ def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: byt
         host=host,
         swap_token_ns=_swaps(steps, device),
         graph_rows=tuple(about.get("graph_rows") or ()),
+        graph_tokens=tuple(about.get("graph_tokens") or ()),
         tp=about.get("tp") or 1,
         most=_most(steps),
         about=dict(about),

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
+
 from engine.embedded import say
 from engine.errors import DeviceMemoryError, ModelError
 from engine.executors.base import Executor, ExecutorWaste, PendingStep, SequenceState, StepResult
@@ -26,7 +28,7 @@ from engine.fused.architecture import missing_features
 from engine.models import LoadedModel
 from scheduler.config import SchedulerConfig
 from scheduler.errors import ConfigError
-from scheduler.graphs import graph_sizes
+from scheduler.graphs import graph_sizes, prompt_graph_sizes
 from scheduler.plan import Layout
 
 __all__ = [
@@ -43,9 +45,18 @@ __all__ = [
     "StepResult",
     "build_executor",
     "default_graph_rows",
+    "default_graph_tokens",
     "plan_memory",
     "start_executor",
 ]
+
+
+#: what a host takes to launch a layer's kernels one by one: 0.25 to 0.5 ms were seen beside H100s
+_LAUNCH_S_A_LAYER = 0.25e-3
+#: dense 16-bit operations a second of a multiprocessor, by compute capability: datasheets of the A100 and the H100
+_FLOPS_A_PROCESSOR = {8: 312e12 / 108, 9: 989e12 / 132}
+#: the share of them that products of some hundred rows reach
+_REACHED = 0.6
 
 
 class Started(NamedTuple):
@@ -138,8 +149,9 @@ def build_executor(model: LoadedModel, config: SchedulerConfig) -> Executor:
         )
     if config.layout == "padded":
         return PaddedExecutor(model, max_running=config.max_running, overlap=config.overlap)
-    if config.graph_rows and not _can_run_fused(model):
-        raise ConfigError(f"graph_rows: {model.name!r} is not run by the executor that has graphs; leave them out")
+    for name in ("graph_rows", "graph_tokens"):
+        if getattr(config, name) and not _can_run_fused(model):
+            raise ConfigError(f"{name}: {model.name!r} is not run by the executor that has graphs; leave them out")
     if _runs_fused(model, config):
         return FusedExecutor(
             model,
@@ -149,6 +161,7 @@ def build_executor(model: LoadedModel, config: SchedulerConfig) -> Executor:
             block_tokens=config.block_tokens,
             kv_pool=config.pool,
             graph_rows=config.graph_rows,
+            graph_tokens=config.graph_tokens,
         )
     return PagedExecutor(
         model,
@@ -165,8 +178,26 @@ def default_graph_rows(model: LoadedModel, layout: Layout, most_rows: int) -> tu
 
     None but on a GPU, and there for models that run fused.
     """
-    graphs = layout == "paged" and model.device.type == "cuda" and _can_run_fused(model)
-    return graph_sizes(most_rows) if graphs else ()
+    return graph_sizes(most_rows) if _has_graphs(model, layout) else ()
+
+
+def default_graph_tokens(model: LoadedModel, layout: Layout, most_tokens: int) -> tuple[int, ...]:
+    """The sizes of the graphs that steps of prompts of at most ``most_tokens`` tokens run as, likewise.
+
+    They pay as long as the GPU is done with a step's products sooner than the host is with launching its kernels.
+    """
+    if not _has_graphs(model, layout):
+        return ()
+    causal: Any = model.model
+    weights = sum(parameter.numel() for parameter in causal.base_model.layers.parameters())
+    properties = torch.cuda.get_device_properties(model.device)
+    peak = properties.multi_processor_count * _FLOPS_A_PROCESSOR.get(properties.major, _FLOPS_A_PROCESSOR[9])
+    tokens = model.layers * _LAUNCH_S_A_LAYER * _REACHED * peak / (2 * weights)
+    return prompt_graph_sizes(min(int(tokens), most_tokens))
+
+
+def _has_graphs(model: LoadedModel, layout: Layout) -> bool:
+    return layout == "paged" and model.device.type == "cuda" and _can_run_fused(model)
 
 
 def _can_run_fused(model: LoadedModel) -> bool:
@@ -176,5 +207,9 @@ def _can_run_fused(model: LoadedModel) -> bool:
 
 def _runs_fused(model: LoadedModel, config: SchedulerConfig) -> bool:
     """Whether :class:`FusedExecutor` is the executor of ``config``."""
-    elsewhere = bool(config.graph_rows) or model.group is not None or bool(beyond_plain_attention(model.model.config))
+    elsewhere = (
+        bool(config.graph_rows or config.graph_tokens)
+        or model.group is not None
+        or bool(beyond_plain_attention(model.model.config))
+    )
     return config.layout == "paged" and _can_run_fused(model) and (model.device.type == "cuda" or elsewhere)

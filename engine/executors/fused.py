@@ -32,11 +32,13 @@ from engine.fused.device import (
     TableUpdate,
 )
 from engine.fused.graphs import COLUMNS, ID, KEY, LENGTH, PLACE, POSITION, SLOT, TEMPERATURE, DecodeSteps
+from engine.fused.prompts import PromptSteps
 from engine.host_copies import HostCopies
 from engine.models import LoadedModel
 from engine.parallel.workers import Workers
 from engine.sampling import Draw, row_keys
 from engine.tensors import current_device
+from scheduler.graphs import graph_tokens_for
 from scheduler.kv import PoolKind
 from scheduler.plan import Chunk, Kind, Layout, StepPlan, Swap
 
@@ -68,8 +70,9 @@ class FusedExecutor:
     one in each rank, and all are given the same.
 
     ``kv_tokens`` and ``block_tokens`` are the scheduler's; ``kv_pool`` says whether its plans carry block tables.
-    ``graph_rows``: sizes that decode steps are filled up to; on a GPU each is captured as a CUDA graph when the
-    executor is made. A model that is divided has one executor at a time: a new one ends the use of the one before.
+    ``graph_rows``, ``graph_tokens``: sizes that decode steps and steps of prompts are filled up to; on a GPU each is
+    captured as a CUDA graph when the executor is made. A model that is divided has one executor at a time: a new one
+    ends the use of the one before.
 
     Raises :class:`~engine.errors.RankError` (also of :meth:`launch` and of its results) where another rank has failed.
     """
@@ -88,6 +91,7 @@ class FusedExecutor:
         block_tokens: int = 16,
         kv_pool: PoolKind = "paged",
         graph_rows: Sequence[int] = (),
+        graph_tokens: Sequence[int] = (),
     ) -> None:
         self.model = model
         self.device = model.device
@@ -111,7 +115,9 @@ class FusedExecutor:
             max_running,
             min(max_running, max_rows or max_running),
             tuple(graph_rows),
+            tuple(graph_tokens),
         )
+        self._graph_tokens = settings.graph_tokens
         self._workers = None if model.group is None else model.group.workers
         with current_device(self.device):
             if self._workers is None:
@@ -133,6 +139,11 @@ class FusedExecutor:
     def decodes(self) -> DecodeSteps:
         """The decode steps and their graphs."""
         return self._device.decodes
+
+    def prompt_steps(self, sizes: Sequence[int]) -> PromptSteps:
+        """Graphs of steps of prompts of other ``sizes``, over this executor's memory."""
+        with current_device(self.device):
+            return self._device.prompt_steps(sizes)
 
     @property
     def cache(self) -> KvCache:
@@ -205,7 +216,9 @@ class FusedExecutor:
         """The sequence numbers that sample, in row order, and what the device is given for ``chunks``."""
         if kind == "decode":
             return self._decode(chunks, states)
-        return self._mixed(chunks, states)
+        tokens = sum(chunk.tokens for chunk in chunks)
+        graph = graph_tokens_for(tokens, len(chunks), self._graph_tokens) if kind == "prefill" else 0
+        return self._mixed(chunks, states, graph)
 
     def _compute(self, rows: RowInputs) -> Tensor | None:
         """The tokens of the rows that sample."""
@@ -262,10 +275,12 @@ class FusedExecutor:
             draws = [Draw(p, state.seed, start + 1) for p, state, (_, start) in zip(params, own, members, strict=True)]
         return [number for number, _ in members], DecodeInputs(numbers, draws)
 
-    def _mixed(self, chunks: list[Chunk], states: Mapping[int, SequenceState]) -> tuple[list[int], MixedInputs]:
-        """Chunks of prompts, and rows that decode beside them."""
-        prompts = [chunk for chunk in chunks if not is_row(chunk.start, chunk.tokens)]
-        rows = [chunk for chunk in chunks if is_row(chunk.start, chunk.tokens)]
+    def _mixed(
+        self, chunks: list[Chunk], states: Mapping[int, SequenceState], graph: int
+    ) -> tuple[list[int], MixedInputs]:
+        """Chunks of prompts, and rows that decode beside them; a graph takes all as chunks."""
+        prompts = [chunk for chunk in chunks if graph or not is_row(chunk.start, chunk.tokens)]
+        rows = [chunk for chunk in chunks if not graph and is_row(chunk.start, chunk.tokens)]
         ids: list[int] = []
         unknown: list[tuple[int, int]] = []
         positions: list[int] = []
@@ -303,6 +318,7 @@ class FusedExecutor:
             sampled=sampled,
             sampling_places=[self._places[chunk.sequence.number] for chunk in sampling],
             draws=draws,
+            graph=graph,
         )
 
     # -- memory

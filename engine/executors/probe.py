@@ -73,6 +73,7 @@ def _measured(model: LoadedModel, config: SchedulerConfig, used: int) -> Needs:
     # what the steps needed is still the allocator's
     step_bytes = max(0, used_bytes(device)[0] - used - one_block)
     graphs_bytes = _graphs_bytes(executor.decodes, model, config.graph_rows)
+    graphs_bytes += _prompt_graphs_bytes(executor, config.graph_tokens)
     del executor
     free_unused(device)
     return Needs(step_bytes, graphs_bytes, max(0, used - weights_bytes(model)), measured=True)
@@ -98,6 +99,19 @@ def _graphs_bytes(decodes: DecodeSteps, model: LoadedModel, sizes: SequenceOf[in
     found = first + sum(small + (large - small) * (size - sizes[0]) // reach for size in sizes[:-1])
     # each graph keeps its logits
     return max(found, first + sum(sizes[:-1]) * model.vocab * model.dtype.itemsize)
+
+
+def _prompt_graphs_bytes(executor: FusedExecutor, sizes: SequenceOf[int]) -> int:
+    """What graphs of steps of prompts take: all of them are captured."""
+    if not sizes:
+        return 0
+    free_unused(executor.device)
+    before = used_bytes(executor.device)[0]
+    graphs = executor.prompt_steps(sizes)
+    free_unused(executor.device)
+    taken = max(0, used_bytes(executor.device)[0] - before)
+    del graphs
+    return taken
 
 
 class LargestStep(NamedTuple):

@@ -18,6 +18,7 @@ from torch import Tensor
 from engine.faults import free_unused
 from engine.fused.decoder import Chunks, Decoder, KvCache, Rows, StepTensors
 from engine.fused.graphs import PLACE, DecodeSteps, Memory
+from engine.fused.prompts import Prompts, PromptSteps
 from engine.host_copies import HostCopies, from_host, to_host
 from engine.models import LoadedModel
 from engine.sampling import Draw, Sampler
@@ -27,7 +28,7 @@ from engine.tensors import upload
 class DeviceSettings(NamedTuple):
     """The memory of a :class:`FusedDevice`: KV blocks, places for sequences that hold some, rows of a decode step.
 
-    ``graph_rows``: sizes that decode steps are filled up to.
+    ``graph_rows``, ``graph_tokens``: sizes that decode steps and steps of prompts are filled up to.
     """
 
     blocks: int
@@ -35,6 +36,7 @@ class DeviceSettings(NamedTuple):
     places: int
     most_rows: int
     graph_rows: tuple[int, ...]
+    graph_tokens: tuple[int, ...] = ()
 
 
 class Moved(NamedTuple):
@@ -67,7 +69,8 @@ class MixedInputs(NamedTuple):
 
     A token that is on the device only has an entry in ``unknown``: where it is among ``ids``, and the place of its
     sequence. ``places`` are those of all chunks, then rows. ``starts`` and ``offsets`` (one more) belong to the chunks,
-    ``lengths`` to the rows. ``sampled`` are indices of packed tokens, ``sampling_places`` whose they are.
+    ``lengths`` to the rows. ``sampled`` are indices of packed tokens, ``sampling_places`` whose they are. ``graph``:
+    tokens of the graph that the step runs as, 0 for none.
     """
 
     ids: list[int]
@@ -82,6 +85,7 @@ class MixedInputs(NamedTuple):
     sampled: list[int]
     sampling_places: list[int]
     draws: list[Draw]
+    graph: int = 0
 
 
 RowInputs = DecodeInputs | MixedInputs
@@ -126,6 +130,11 @@ class FusedDevice:
         self.decodes = DecodeSteps(
             self.decoder, self.cache, self._memory, settings.most_rows, model.context_tokens, settings.graph_rows
         )
+        self.prompts = self.prompt_steps(settings.graph_tokens)
+
+    def prompt_steps(self, sizes: Sequence[int]) -> PromptSteps:
+        """Steps of prompts of up to ``sizes[-1]`` tokens, captured on a GPU."""
+        return PromptSteps(self.decoder, self.cache, self._memory, sizes)
 
     def run(self, inputs: StepInputs) -> Tensor | None:
         """Start a step; nothing is waited for. The sampled tokens ``int64[sampling rows]``, good until the next step.
@@ -152,7 +161,7 @@ class FusedDevice:
 
     def close(self) -> None:
         """Let go of the graphs; no step can be run any more."""
-        del self.decodes
+        del self.decodes, self.prompts
 
     def _decode(self, inputs: DecodeInputs) -> Tensor:
         tokens, logits = self.decodes.run(inputs.numbers)
@@ -162,6 +171,20 @@ class FusedDevice:
         return tokens
 
     def _mixed(self, inputs: MixedInputs) -> Tensor | None:
+        hidden = self._eager(inputs) if not inputs.graph else self.prompts.run(
+            inputs.graph,
+            Prompts(inputs.ids, inputs.positions, inputs.slots, inputs.places, inputs.starts, inputs.offsets),
+            inputs.unknown,
+        )  # fmt: skip
+        if not inputs.sampled:
+            return None
+        logits = self.decoder.logits(hidden[self._indices(inputs.sampled)])
+        chosen = Sampler(inputs.draws, logits.shape[-1], self.device)(logits)
+        self._memory.last[self._indices(inputs.sampling_places)] = chosen
+        return chosen
+
+    def _eager(self, inputs: MixedInputs) -> Tensor:
+        """What :meth:`Decoder.forward` gives, kernel by kernel."""
         packed = self._indices(inputs.ids)
         if inputs.unknown:
             at, source = zip(*inputs.unknown, strict=True)
@@ -181,13 +204,7 @@ class FusedDevice:
             ) if split else None,
             Rows(tables[split:], upload(inputs.lengths, torch.int32, self.device)) if inputs.lengths else None,
         )  # fmt: skip
-        hidden = self.decoder.forward(step, self.cache)
-        if not inputs.sampled:
-            return None
-        logits = self.decoder.logits(hidden[self._indices(inputs.sampled)])
-        chosen = Sampler(inputs.draws, logits.shape[-1], self.device)(logits)
-        self._memory.last[self._indices(inputs.sampling_places)] = chosen
-        return chosen
+        return self.decoder.forward(step, self.cache)
 
     def _name_blocks(self, table: TableUpdate) -> None:
         places, indices, blocks = table

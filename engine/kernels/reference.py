@@ -140,6 +140,8 @@ def prefill_attention(
     ends = offsets.tolist()
     for chunk, start in enumerate(starts.tolist()):
         rows = slice(ends[chunk], ends[chunk + 1])
+        if rows.start == rows.stop:
+            continue
         output[rows] = _attended(query[rows], keys, values, block_tables[chunk], start, scale, softcap, window)
     return output
 

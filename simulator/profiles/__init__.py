@@ -131,7 +131,10 @@ def _about(manifests: list[dict[str, Any]], steps: pd.DataFrame) -> dict[str, An
         "layouts": sorted(steps["layout"].unique().tolist()),
         "kv_tokens": max((tokens for tokens in capacities if tokens), default=None),
         **{name: configs[0].get(name) for name in _SETTINGS},
-        "graph_rows": next((config["graph_rows"] for config in configs if config.get("graph_rows")), []),
+        **{
+            name: next((config[name] for config in configs if config.get(name)), [])
+            for name in ("graph_rows", "graph_tokens")
+        },
         "steps": len(steps),
         "recorded": str(first.get("started_at", ""))[:10],
         "command": _without_places(str(first.get("command", ""))),

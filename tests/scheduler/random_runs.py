@@ -156,6 +156,7 @@ def _draw_any_config(rng: Random, policy: str) -> SchedulerConfig:
         prefill_token_ns=pick((50_000, 1_000_000, 5_000_000)),
         length_quantiles=pick(((1, 2, 5, 7, 12, 12, 16, 20, 26), (3, 3, 9), tuple(range(1, 30)))),
         graph_rows=pick(((), (), (1, 2, 4, 8), (3,), (2, 5))) if layout == "paged" else (),
+        graph_tokens=pick(((), (), (16, 32, 64), (40,), (7, 90))) if layout == "paged" else (),
         **(own | drawn),
     )
 

@@ -33,7 +33,7 @@ def count_step(c: RunCounters, f: StepFeatures) -> None:
     c.decode_rows += rows
     c.decode_rows_computed += rows_computed
     c.graph_rows += f.graph_rows
-    c.graph_rows_used += f.rows if f.graph_rows else 0
+    c.graph_rows_used += f.new_tokens if f.graph_rows else 0
     c.linear_useful_prefill += linear[0] - decode_linear[0]
     c.linear_computed_prefill += linear[1] - decode_linear[1]
     c.attention_useful_prefill += attention[0] - decode_attention[0]

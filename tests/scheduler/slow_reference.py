@@ -507,13 +507,17 @@ class Reference:
         graphs = [size for size in self.config.graph_rows if size >= rows and kind == "decode"]
         rows_computed = min(graphs, default=rows_computed)
         filled = rows_computed - rows if graphs else 0
+        prompts = [
+            size for size in self.config.graph_tokens if size >= sum(tokens) and kind == "prefill" and rows <= 16
+        ]
+        more = min(prompts) - sum(tokens) if prompts else filled
         return StepFeatures(
             layout=self.config.layout,
             kind=kind,  # type: ignore[arg-type]
             rows=rows,
             rows_computed=rows_computed,
             new_tokens=sum(tokens),
-            new_tokens_computed=rows_computed * max(tokens) if padded else sum(tokens) + filled,
+            new_tokens_computed=rows_computed * max(tokens) if padded else sum(tokens) + more,
             context_tokens=pairs,
             kv_columns_computed=rows_computed * max(tokens) * max(ends) if padded else pairs + filled,
             kv_tokens_read=sum(ends),
@@ -523,7 +527,7 @@ class Reference:
             decode_rows=len(decoding),
             decode_context_tokens=pairs_of(decoding),
             swapped_tokens=self.moved_tokens,
-            graph_rows=min(graphs, default=0),
+            graph_rows=min(graphs + prompts, default=0),
         )
 
     def unusable(self) -> int:

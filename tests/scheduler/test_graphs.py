@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 
 from scheduler.config import ConfigError, SchedulerConfig
-from scheduler.graphs import graph_rows_for, graph_sizes, resized
-from scheduler.plan import StepOutcome
+from scheduler.graphs import (
+    MOST_CHUNKS,
+    graph_rows_for,
+    graph_sizes,
+    graph_tokens_for,
+    prompt_graph_sizes,
+    resized,
+)
+from scheduler.plan import StepOutcome, StepPlan
 from scheduler.request import Request
 from scheduler.scheduler import Scheduler
+from scheduler.sequence import Sequence
 from simulator.costs import IntegerCosts
 from simulator.replica import simulate
 
@@ -78,3 +87,52 @@ def test_graphs_change_what_is_computed_and_no_plan() -> None:
     assert counters.decode_rows_computed == counters.linear_computed_decode == counters.graph_rows
     extra = counters.graph_rows - counters.graph_rows_used
     assert counters.attention_computed_decode - counters.attention_useful_decode == extra
+
+
+def test_steps_of_prompts_run_as_the_next_larger_graph_with_room_for_their_chunks() -> None:
+    sizes = prompt_graph_sizes(2048)
+    assert sizes[0] == 16
+    assert sizes[-1] == 2048
+    assert all(size % 16 == 0 for size in sizes)
+    assert prompt_graph_sizes(100) == (16, 32, 64, 96)
+    assert prompt_graph_sizes(3) == ()
+    assert graph_tokens_for(65, 1, sizes) == 96
+    assert graph_tokens_for(96, MOST_CHUNKS, sizes) == 96
+    assert graph_tokens_for(96, MOST_CHUNKS + 1, sizes) == 0
+    assert graph_tokens_for(2049, 1, sizes) == 0
+
+
+def test_what_fills_up_a_graph_of_prompts_is_computed_and_counted() -> None:
+    """And steps that mix prompts and decode rows run as they are."""
+    requests = [Request(str(number), 0, 20 + number, 30, 5) for number in range(3)]
+    scheduler = Scheduler(SchedulerConfig(graph_tokens=(64, 128), max_running=8))
+    for request in requests:
+        scheduler.submit(request, 0)
+    plan = scheduler.next_step(0)
+    assert plan is not None
+    f = plan.features
+    assert (f.kind, f.rows, f.rows_computed, f.new_tokens, f.new_tokens_computed, f.graph_rows) == (
+        "prefill", 3, 3, 63, 64, 64,
+    )  # fmt: skip
+    assert f.kv_columns_computed == f.context_tokens
+    counters = simulate(requests, Scheduler(SchedulerConfig(graph_tokens=(64, 128))), IntegerCosts()).counters
+    assert (counters.graph_rows, counters.graph_rows_used) == (64, 63)
+    assert (counters.linear_useful_prefill, counters.linear_computed_prefill) == (63, 64)
+    mixed = SchedulerConfig(graph_tokens=(64, 128), phase="mixed", chunk_tokens=24)
+    steps = Steps()
+    simulate(requests, Scheduler(mixed, steps), IntegerCosts())
+    assert {kind: sizes for kind, sizes in steps.graphs.items() if kind != "decode"} == {"prefill": {64}, "mixed": {0}}
+
+
+class Steps:
+    """An observer that keeps the graphs that steps of each kind ran as."""
+
+    def __init__(self) -> None:
+        self.graphs: dict[str, set[int]] = {}
+
+    def stepped(self, plan: StepPlan, steps: int, outcome: StepOutcome) -> None:
+        self.graphs.setdefault(plan.kind, set()).add(plan.features.graph_rows)
+
+    def gaps(self, gap_ns: Any, weight: int) -> None: ...
+
+    def ended(self, sequence: Sequence) -> None: ...

@@ -36,6 +36,7 @@ def fused(model: LoadedModel, config: SchedulerConfig) -> FusedExecutor:
     return FusedExecutor(
         model, kv_tokens=config.capacity_tokens, max_running=config.max_running, max_rows=config.rows,
         block_tokens=config.block_tokens, kv_pool=config.pool, graph_rows=config.graph_rows,
+        graph_tokens=config.graph_tokens,
     )  # fmt: skip
 
 
@@ -50,6 +51,10 @@ def on_device(both: Any) -> LoadedModel:
         {},
         {"graph_rows": ()},
         {"graph_rows": (2, 3), "max_running": 5},
+        {"graph_tokens": (16, 64, 2048)},
+        {**TIGHT, "graph_tokens": (4, 16)},
+        {**TIGHT, "graph_tokens": (4, 16), "preemption": "swap"},
+        {"prefix_cache": True, "block_tokens": 4, "graph_tokens": (4, 16, 32)},
         TIGHT,
         {**TIGHT, "preemption": "swap"},
         {**TIGHT, "phase": "mixed", "chunk_tokens": 12},
@@ -57,7 +62,21 @@ def on_device(both: Any) -> LoadedModel:
         {"prefix_cache": True, "block_tokens": 4, "phase": "mixed", "chunk_tokens": 20},
         {**TIGHT, "policy": "srpt", "oracle": "true"},
     ],
-    ids=["plain", "no graphs", "graphs for some", "tight", "swap", "mixed", "contiguous", "prefix", "srpt"],
+    ids=[
+        "plain",
+        "no graphs",
+        "graphs for some",
+        "graphs of prompts",
+        "tight graphs of prompts",
+        "swap and graphs of prompts",
+        "prefix and graphs of prompts",
+        "tight",
+        "swap",
+        "mixed",
+        "contiguous",
+        "prefix",
+        "srpt",
+    ],
 )
 @pytest.mark.parametrize("family", ["qwen2", "glm4"])
 def test_greedy_tokens_are_transformers(reference: Any, family: str, settings: dict[str, Any], overlap: bool) -> None:
@@ -190,6 +209,47 @@ def test_at_the_edges_of_every_graph_rows_give_their_own_tokens(reference: Any) 
         for place in range(rows):
             expected = both.greedy(prompts[place], output_tokens(place))
             assert found[f"{rows} {place}"][: len(expected)] == expected, (rows, place)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_at_the_edges_of_every_graph_of_prompts_tokens_are_transformers(reference: Any, overlap: bool) -> None:
+    """Of one chunk and of several, after longer and after shorter ones; a graph's spare tokens touch nothing."""
+    both = reference("qwen2")
+    model = on_device(both)
+    sizes = (4, 16, 24, 40)
+    config = SchedulerConfig(
+        max_running=20, kv_tokens=4096, block_tokens=16, context_tokens=model.context_tokens, overlap=overlap,
+        graph_rows=graph_sizes(20), graph_tokens=sizes, max_prefill_tokens=44,
+    )  # fmt: skip
+    found: dict[str, list[int]] = {}
+    graphs: dict[int, int] = {}
+
+    def hear(output: TokenOutput) -> None:
+        if output.token_id is not None:
+            found.setdefault(output.request_id, []).append(output.token_id)
+
+    scheduler = Scheduler(config)
+    executor = fused(model, config)
+    launch = executor.launch
+
+    def launched(plan: StepPlan, states: Any) -> Any:
+        if plan.kind == "prefill":
+            graphs[plan.features.new_tokens] = plan.features.graph_rows
+        return launch(plan, states)
+
+    executor.launch = launched  # type: ignore[method-assign]
+    loop = EngineLoop(scheduler, executor, listener=hear)
+    groups = [(total,) for total in (*reversed(edges(sizes)), 41, 44)] + [(1, 2, 1), (7, 9), (20, 3, 17), (2,) * 17]
+    for group in groups:
+        prompts = prompts_of(512, group)
+        for place, prompt in enumerate(prompts):
+            loop.submit(Request(f"{group} {place}", loop.now_ns(), len(prompt), 5, 5, prompt_token_ids=tuple(prompt)))
+        loop.run()
+        for place, prompt in enumerate(prompts):
+            expected = both.greedy(prompt, 5)
+            assert found[f"{group} {place}"][: len(expected)] == expected, (group, place)
+    assert {graphs[total] for total in edges(sizes)} == set(sizes)
+    assert graphs[41] == graphs[44] == 0
 
 
 def test_what_the_host_makes_of_a_plan_is_none_of_the_devices_time(

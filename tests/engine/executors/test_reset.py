@@ -26,7 +26,9 @@ SETTINGS = {
     "fused, swap": {
         "layout": "paged", "policy": "srpt", "preemption": "swap", "kv_tokens": 64, "graph_rows": (1, 2, 4),
     },
-    "fused, private": {"layout": "paged", "kv_pool": "contiguous", "kv_tokens": 128, "graph_rows": (4,)},
+    "fused, private": {
+        "layout": "paged", "kv_pool": "contiguous", "kv_tokens": 128, "graph_rows": (4,), "graph_tokens": (8, 16, 40),
+    },
 }  # fmt: skip
 
 
