@@ -25,7 +25,7 @@ import yaml
 from core.arguments import UsageError, cell_arguments
 from core.runs import Case, Engine, Measured, Session, twin_requests
 from reports.run import Run
-from reports.run_folder import SUMMARY_FILE, load_run
+from reports.run_folder import load_run
 from reports.validation import CellResult, compared, markdown, table
 from scheduler.config import SchedulerConfig
 from scheduler.errors import unknown_name
@@ -155,7 +155,7 @@ class CellRun:
         capacity = capacity_per_s(session.real_config(self.cell.case, costs), costs, session.requests())
         return {
             "flags": dict(self.cell.flags), "load": self.cell.load, "seed": self._args.seed,
-            "capacity_per_s": capacity, "rate_per_s": self.cell.load * capacity, "replayed": [],
+            "capacity_per_s": capacity, "rate_per_s": self.cell.load * capacity, "replayed": {},
         }  # fmt: skip
 
     def place(self, round_: int) -> Path:
@@ -171,8 +171,9 @@ class CellRun:
         place = self.place(round_)
         shutil.rmtree(place, ignore_errors=True)
         measured = session.measure(self.cell.case, place, config, requests)
-        self._about["replayed"].append(measured.replay.exact)
-        self._write()
+        if not measured.interrupted and measured.broken is None:
+            self._about["replayed"][str(round_ + 1)] = measured.replay.exact
+            self._write()
         return measured
 
     def simulate(self, costs: CostModel, real: Run) -> Run:
@@ -185,7 +186,7 @@ class CellRun:
 
     def is_measured(self, round_: int) -> bool:
         """Whether a round has been run to its end."""
-        return (self.place(round_) / SUMMARY_FILE).is_file()
+        return str(round_ + 1) in self._about["replayed"]
 
     def result(self, costs: CostModel, rounds: int) -> CellResult | None:
         """The rounds that have been run to their ends, beside a simulation that is made now."""
@@ -198,7 +199,7 @@ class CellRun:
         return CellResult(
             self.cell.name, str(runs[0].manifest["model"]), self._ready().workload.name, policy,
             self.cell.case.layout, self.cell.load, self._about["rate_per_s"], len(self._ready().workload), figures,
-            all(replayed) if replayed else None,
+            all(replayed.values()),
         )  # fmt: skip
 
     def _ready(self) -> Session:

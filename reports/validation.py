@@ -77,7 +77,7 @@ class CellResult:
     rate_per_s: float
     requests: int
     figures: tuple[Compared, ...]
-    replayed: bool | None
+    replayed: bool
 
     def figure(self, path: str) -> Compared | None:
         """The figure at ``path``, if both worlds have it."""
@@ -236,12 +236,11 @@ def verdict_lines(cells: Sequence[CellResult]) -> list[str]:
                 f"- Policies ranked by {figure_at(path).title}: Kendall's tau {found.tau:.2f} over "
                 f"{found.alike + found.unlike} pairs that the rounds tell apart ({found.ties} pairs they do not)"
             )
-    replays = [cell.replayed for cell in cells if cell.replayed is not None]
-    if replays:
-        lines.append(
-            f"- Plans and counters, replayed on the measured clock: equal in every round of {sum(replays)} of "
-            f"{len(replays)} cells"
-        )
+    replays = [cell.replayed for cell in cells]
+    lines.append(
+        f"- Plans and counters, replayed on the measured clock: equal in every round of {sum(replays)} of "
+        f"{len(replays)} cells"
+    )
     return lines
 
 

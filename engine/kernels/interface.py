@@ -162,9 +162,9 @@ class Kernels(Protocol):
     ) -> Tensor:
         """Causal attention of packed chunks, ``query`` ``[T, HQ, D]``, over contexts that are already in the cache.
 
-        Chunk c is ``query[offsets[c]:offsets[c + 1]]``, which may be empty, at the positions from ``starts[c]`` on; its
-        blocks are ``block_tables[c]`` (all int32). No chunk is longer than ``longest_chunk``. With ``window`` position p
-        sees ``p - window + 1 .. p``. Rows of no chunk are undefined.
+        Chunk c is ``query[offsets[c]:offsets[c + 1]]``, which may be empty, at the positions from ``starts[c]`` on;
+        its blocks are ``block_tables[c]`` (all int32). No chunk is longer than ``longest_chunk``. With ``window``
+        position p sees ``p - window + 1 .. p``. Rows of no chunk are undefined.
         """
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
