@@ -265,8 +265,9 @@ def build_parser() -> ArgumentParser:
                        help="GPUs that the model is divided over (default 1; paged layout)")  # fmt: skip
 
     group = parser.add_argument_group("the simulated hardware")
-    group.add_argument("--costs", metavar="RUN|PROFILE|roofline:GPU:MODEL",
-                       help="a recorded run folder, a profile, or a roofline (--list costs)")  # fmt: skip
+    group.add_argument("--costs", metavar="RUN|PROFILE|roofline:GPU:MODEL|project:PROFILE:GPU[:MODEL]",
+                       help="a recorded run folder, a profile, a roofline, or a profile projected to another GPU "
+                            "(--list costs)")  # fmt: skip
     group.add_argument("--profile", type=Path, metavar="FILE.csv.xz", help="make a profile of recorded runs (report)")
 
     group = parser.add_argument_group("published results (--mode reproduce)")
