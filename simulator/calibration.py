@@ -67,7 +67,7 @@ def project(name: str, profile: Profile, gpu: str, model: str | None = None, dat
     shape = found.shape if model is None else _shape(model)
     costs = ProjectedCosts(
         name, target, shape, found.dtype, found.shares, recorded, found.errors,
-        _workspace_bytes(found, recorded.kv_tokens), title(profile.about),
+        _workspace_bytes(found, recorded.kv_tokens), title(profile.about), found.shape,
     )  # fmt: skip
     if not costs.kv_tokens:
         raise CostError(
@@ -82,21 +82,34 @@ def calibrate(profile: Profile, recorded: RecordedCosts) -> Calibration:
     :class:`CostError` for hardware or a model that nobody knows, and for what a roofline knows nothing of.
     """
     gpu, shape, dtype = _origin(profile.about)
+    steps = _measured(profile)
     shares: dict[Layout, Shares] = {}
-    errors: dict[Key, float] = {}
-    steps = profile.steps[(profile.steps["swapped_tokens"] == 0) & (profile.steps["device_ns"] > 0)]
     for layout in get_args(Layout):
         groups = list(_groups(steps[steps["layout"] == layout]))
         if groups:
-            shares[layout] = _fit(
-                gpu, shape, dtype, groups, _link(gpu, shape, dtype, recorded.swap_token_ns.get(layout))
-            )
-            roofline = SharedRoofline(gpu, shape, shares[layout], dtype)
-            for group in groups:
-                errors[layout, group.columns.kind] = mean_error(
-                    1e9 * roofline.seconds(group.columns, group.graph), 1e9 * group.seconds
-                )
-    return Calibration(gpu, shape, dtype, shares, errors)
+            link = _link(gpu, shape, dtype, recorded.swap_token_ns.get(layout))
+            shares[layout] = _fit(gpu, shape, dtype, groups, link)
+    rooflines = {layout: SharedRoofline(gpu, shape, found, dtype) for layout, found in shares.items()}
+    return Calibration(gpu, shape, dtype, shares, errors_on(profile, rooflines))
+
+
+def errors_on(profile: Profile, rooflines: Mapping[Layout, SharedRoofline]) -> dict[Key, float]:
+    """What ``rooflines`` are off by on the steps of ``profile``: mean |error| / mean, by layout and kind."""
+    predicted: dict[Key, list[Floats]] = {}
+    measured: dict[Key, list[Floats]] = {}
+    for group in _groups(_measured(profile)):
+        columns = group.columns
+        if columns.layout in rooflines:
+            key = (columns.layout, columns.kind)
+            predicted.setdefault(key, []).append(1e9 * rooflines[columns.layout].seconds(columns, group.graph))
+            measured.setdefault(key, []).append(1e9 * group.seconds)
+    return {key: mean_error(np.concatenate(predicted[key]), np.concatenate(measured[key])) for key in measured}
+
+
+def _measured(profile: Profile) -> pd.DataFrame:
+    """The steps that moved no KV, and were not lost."""
+    steps = profile.steps
+    return steps[(steps["swapped_tokens"] == 0) & (steps["device_ns"] > 0)]
 
 
 class _Group(NamedTuple):

@@ -24,6 +24,9 @@ from simulator.roofline import Parts, RooflineCosts, kv_tokens
 #: the sum of their powers. 2.5 describes the matrix products of one decode step of Qwen-7B's shape, by the library, on
 #: an H100 within 3 %: 5.39, 5.53, 5.69, 5.88 and 6.71 ms at 1, 16, 64, 128 and 256 rows.
 OVERLAP_POWER = 2.5
+#: Shares of a model carry over to one of its own size: between shapes of 7 billion weights steps are off by a tenth, to
+#: one of less than a tenth of the weights by a third to one and a half (``benchmarks/projection.py``).
+MOST_TIMES_WEIGHTS = 4
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,10 @@ class SharedRoofline:
         return self._launches_s.get(kind, max(self._launches_s.values(), default=0.0))
 
 
+def _size(weights: int, recorded: int) -> str:
+    return "smaller" if weights < recorded else "larger"
+
+
 def _root_of_powers(*times_s: Any) -> Any:
     total = sum(time_s**OVERLAP_POWER for time_s in times_s)
     return total ** (1 / OVERLAP_POWER)
@@ -112,6 +119,7 @@ class ProjectedCosts:
         errors: Mapping[Key, float],
         workspace_bytes: int,
         origin: str,
+        recorded_shape: ModelShape,
     ) -> None:
         self.name = name
         self.gpu, self.shape, self.dtype = gpu, shape, dtype
@@ -119,15 +127,21 @@ class ProjectedCosts:
         self.recorded = recorded
         self.errors = dict(errors)
         self.origin = origin
+        self.recorded_shape = recorded_shape
         self.graph_rows = recorded.graph_rows
         self.context_tokens: int | None = shape.context_tokens
         self.kv_tokens: int | None = kv_tokens(gpu, shape, dtype, workspace_bytes)
-        self._rooflines = {layout: SharedRoofline(gpu, shape, reached, dtype) for layout, reached in shares.items()}
+        self.rooflines = {layout: SharedRoofline(gpu, shape, reached, dtype) for layout, reached in shares.items()}
 
     @property
     def projection(self) -> str:
         """What a reader must know of it, in a line."""
-        return f"{self.shape.name} on an {self.gpu.title}, calibrated on {self.origin}; not measured on that GPU"
+        sizes = self.shape.matrix_weights, self.recorded_shape.matrix_weights
+        far = max(sizes) > MOST_TIMES_WEIGHTS * min(sizes)
+        beyond = f", whose shares need not be those of a model so much {_size(*sizes)}" if far else ""
+        return (
+            f"{self.shape.name} on an {self.gpu.title}, calibrated on {self.origin}{beyond}; not measured on that GPU"
+        )
 
     def device_ns(self, columns: StepColumns) -> PerStep:
         return whole_ns(self._roofline(columns.layout).seconds(columns, columns.graph_rows > 0) * 1e9)
@@ -170,7 +184,7 @@ class ProjectedCosts:
         }
 
     def _roofline(self, layout: Layout) -> SharedRoofline:
-        if layout not in self._rooflines:
+        if layout not in self.rooflines:
             self.recorded.require(layout)
             raise CostError(f"{self.name} has too few {layout} steps to be calibrated on; record a longer run")
-        return self._rooflines[layout]
+        return self.rooflines[layout]
