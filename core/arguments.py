@@ -273,7 +273,10 @@ def build_parser() -> ArgumentParser:
     group = parser.add_argument_group("published results (--mode reproduce)")
     group.add_argument("--experiments", type=_names, metavar="NAME[,NAME]", help="which ones (default: all)")
     group.add_argument(
-        "--jobs", type=positive, metavar="N", help="of the M/M/1 queue (default 4000; 1000000 for the tolerances)"
+        "--jobs",
+        type=positive,
+        metavar="N",
+        help="of each queue (default 4000 for M/M/1, 9600 for others; 1000000 for the tolerances)",
     )
 
     group = parser.add_argument_group("what counts, and where it goes")
