@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import t
+from scipy.special import stdtrit
 
 #: of all intervals here
 CONFIDENCE = 0.99
@@ -43,7 +43,7 @@ def of_replications(values: Sequence[float], controls: npt.ArrayLike = (), confi
     weights = np.linalg.lstsq(design, found)[0]
     residual = float(((found - design @ weights) ** 2).sum()) / freedom
     spread = sqrt(residual * float(np.linalg.inv(design.T @ design)[0, 0]))
-    return Estimate(float(weights[0]), float(t.ppf((1 + confidence) / 2, freedom)) * spread)
+    return Estimate(float(weights[0]), float(stdtrit(freedom, (1 + confidence) / 2)) * spread)
 
 
 def of_batches(values: npt.ArrayLike, batches: int = 20, confidence: float = CONFIDENCE) -> Estimate:
