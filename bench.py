@@ -96,7 +96,12 @@ def show_list(what: str) -> int:
         + [("FILE", "a trace of your own: arrival_s,input_tokens,output_tokens[,max_tokens][,tenant][,...]")],
         "models": [("(none)", "the embedded SmolLM2-135M-Instruct"), ("FOLDER or NAME", "a Hugging Face model")]
         + [(f"shape:{s.name}", f"random weights, {s.parameters / 1e9:.2f} B") for s in MODEL_SHAPES.values()],
-        "costs": [("RUN", "a recorded run folder"), ("roofline:GPU:MODEL", "a projection; see --list gpus, models")]
+        "costs": [
+            ("RUN", "a recorded run folder"),
+            ("roofline:GPU:MODEL", "a projection; see --list gpus, models"),
+            ("project:PROFILE:GPU", "a projection of a profile or recorded run to another GPU; see --list gpus"),
+            ("project:PROFILE:GPU:MODEL", "a projection to another GPU and another model's shape; see --list models"),
+        ]
         + [
             (name, profiles.title(profiles.read_profile(profiles.profile_path(name)).about))
             for name in profiles.profile_names()
@@ -143,7 +148,8 @@ def simulated(args: argparse.Namespace, command: str) -> int:
     """``--mode sim``: play the workload in the simulator."""
     if not args.costs:
         raise UsageError(
-            "--mode sim needs --costs: a recorded run folder, a profile, or roofline:GPU:MODEL (see --list costs, gpus)"
+            "--mode sim needs --costs: a recorded run folder, a profile, roofline:GPU:MODEL or project:PROFILE:GPU "
+            "(see --list costs, gpus)"
         )
     session = Session(_with_workload(args, "seed"), command)
     costs = read_costs(args.costs)

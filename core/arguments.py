@@ -266,8 +266,9 @@ def build_parser() -> ArgumentParser:
                        help="GPUs that the model is divided over (default 1; paged layout)")  # fmt: skip
 
     group = parser.add_argument_group("the simulated hardware")
-    group.add_argument("--costs", metavar="RUN|PROFILE|roofline:GPU:MODEL",
-                       help="a recorded run folder, a profile, or a roofline (--list costs)")  # fmt: skip
+    group.add_argument("--costs", metavar="RUN|PROFILE|roofline:GPU:MODEL|project:PROFILE:GPU[:MODEL]",
+                       help="a recorded run folder, a profile, a roofline, or a profile projected to another GPU "
+                            "(--list costs)")  # fmt: skip
     group.add_argument("--profile", type=Path, metavar="FILE.csv.xz", help="make a profile of recorded runs (report)")
 
     group = parser.add_argument_group("a validation matrix (--mode validate)")
@@ -277,7 +278,10 @@ def build_parser() -> ArgumentParser:
     group = parser.add_argument_group("published results (--mode reproduce)")
     group.add_argument("--experiments", type=_names, metavar="NAME[,NAME]", help="which ones (default: all)")
     group.add_argument(
-        "--jobs", type=positive, metavar="N", help="of the M/M/1 queue (default 4000; 1000000 for the tolerances)"
+        "--jobs",
+        type=positive,
+        metavar="N",
+        help="of each queue (default 4000 for M/M/1, 9600 for others; 1000000 for the tolerances)",
     )
 
     group = parser.add_argument_group("what counts, and where it goes")

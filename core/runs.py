@@ -42,6 +42,7 @@ from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
 from scheduler.user_policies import is_policy_file, open_user_policy
 from simulator.costs import CostModel, prefill_token_ns
+from simulator.projection import ProjectedCosts
 from simulator.recorded import RecordedCosts
 from simulator.replica import simulate
 from workloads.load import load_workload
@@ -173,7 +174,8 @@ class Session:
         if takes(case.policy, "bins") or (args.oracle or "").startswith("noisy"):
             limits["length_quantiles"] = quantile_table(row.output_tokens for row in self.workload.rows)
         config = scheduler_config(args, case.policy, case.layout, **limits)
-        rows, tokens = (costs.graph_rows, costs.graph_tokens) if isinstance(costs, RecordedCosts) else ((), ())
+        recorded = isinstance(costs, RecordedCosts | ProjectedCosts)
+        rows, tokens = (costs.graph_rows, costs.graph_tokens) if recorded else ((), ())
         tokens = tuple(size for size in tokens if size <= config.max_prefill_tokens)
         return self._with_graphs(config, resized(rows, _most_rows(config)), tokens)
 
@@ -219,7 +221,7 @@ class Session:
         self, case: Case, costs: CostModel, folder: Path, config: SchedulerConfig, requests: list[Request]
     ) -> Run:
         """Simulate ``requests`` into ``folder``."""
-        if isinstance(costs, RecordedCosts):
+        if isinstance(costs, (RecordedCosts, ProjectedCosts)):
             costs.require(case.layout)
         manifest = self._manifest("sim", case, config, {"costs": costs.name, **cost_notes(costs, config)})
         started_s = time.monotonic()

@@ -158,8 +158,8 @@ def _tail(series: Sequence[Series], key: str) -> str:
 
 def _header(title: str, series: Sequence[Series]) -> str:
     first = series[0].run.manifest
-    worlds = {one.run.world for one in series}
-    world = "real and simulated time" if len(worlds) == 2 else f"{worlds.pop()} time"
+    worlds = {"projected" if one.run.projection else one.run.world for one in series}
+    world = f"{' and '.join(sorted(worlds))} time"
     facts = [str(first.get(name) or "") for name in ("workload", "model")]
     facts += [_hardware_name(first.get("hardware")), world, str(first.get("started_at") or "")]
     context = " · ".join(escape(fact) for fact in facts if fact)
@@ -192,6 +192,7 @@ def _verdict(series: Sequence[Series], agreements: Sequence[Agreement]) -> str:
         kind, word = _verdict_kind(summary)
         who = "" if len(names) == len(series) else f"{', '.join(names)}: "
         boxes[kind].append(_paragraph(word, who + text))
+    boxes["note"] += _projections(series)
     guesses: dict[str, list[str]] = {}
     for one in series:
         for text in one.run.summary.get("beyond_recorded") or ():
@@ -199,6 +200,18 @@ def _verdict(series: Sequence[Series], agreements: Sequence[Agreement]) -> str:
     boxes["note"] += _beyond_recorded(guesses, len(series))
     parts = [f'<div class="verdict {kind}">{"".join(texts)}</div>' for kind, texts in boxes.items() if texts]
     return "\n".join(parts)
+
+
+def _projections(series: Sequence[Series]) -> list[str]:
+    """What runs are projections of, each with the runs that it is true of."""
+    found: dict[str, list[str]] = {}
+    for one in series:
+        if one.run.projection:
+            found.setdefault(one.run.projection, []).append(one.label)
+    return [
+        _paragraph("Projection.", f"{'' if len(names) == len(series) else ', '.join(names) + ': '}{text}.")
+        for text, names in found.items()
+    ]
 
 
 def _beyond_recorded(guesses: Mapping[str, Sequence[str]], runs: int) -> list[str]:

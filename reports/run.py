@@ -19,7 +19,8 @@ class Run:
     Of the manifest, reports read these keys where they are there, and show all others as they are: ``name``, ``label``,
     ``world`` (``real`` or ``sim``; else told from ``mode``), ``mode``, ``command``, ``started_at``, ``seed``,
     ``config`` (with ``policy`` and ``layout``), ``workload``, ``versions``, ``hardware``, ``git_commit``, ``sha256``,
-    ``slo`` (milliseconds by objective). ``gaps`` is ``None`` where the folder has none. ``partial``: the run never
+    ``slo`` (milliseconds by objective), ``projection`` (of a simulation of hardware that nobody recorded: what it is a
+    projection of). ``gaps`` is ``None`` where the folder has none. ``partial``: the run never
     closed its folder, so ``summary`` was made from what was written.
     """
 
@@ -39,11 +40,17 @@ class Run:
 
     @property
     def label(self) -> str:
-        """What a table calls it: the manifest's label, or else policy and layout, or else the name."""
-        if self.manifest.get("label"):
-            return str(self.manifest["label"])
+        """What a table calls it: the manifest's label, or else policy and layout, or else the name; a projection says
+        that it is one."""
         policy, layout = self.setting("policy"), self.setting("layout")
-        return f"{policy} on {layout}" if policy and layout else self.name
+        label = self.manifest.get("label") or (f"{policy} on {layout}" if policy and layout else self.name)
+        return f"{label}, projected" if self.projection else str(label)
+
+    @property
+    def projection(self) -> str | None:
+        """What it is a projection of, if its time is one of hardware that nobody recorded."""
+        text = self.manifest.get("projection")
+        return str(text) if text else None
 
     @property
     def simulated(self) -> bool:

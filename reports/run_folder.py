@@ -183,6 +183,7 @@ class RunWriter:
             summary = summarise(
                 requests, steps, self._gaps, counters, plan_digest, slo=slo, costs=costs, wall=wall,
                 config=_config(self.manifest), simulated=self.manifest.get("world") == "sim",
+                projection=self.manifest.get("projection"),
             )  # fmt: skip
             _write_atomically(self.folder / SUMMARY_FILE, _json(summary))
             run = Run(self.folder, self.manifest, summary, requests, steps, self._gaps, partial=False)
@@ -243,6 +244,7 @@ def load_run(folder: str | Path, costs: CostModel | None = None) -> Run:
         wall=WallClock(started_at=manifest.get("started_at")),
         partial=True,
         config=_config(manifest),
+        projection=manifest.get("projection"),
     )
     return Run(folder, manifest, summary, requests, steps, gaps, partial=True)
 

@@ -108,12 +108,14 @@ def summarise(
     partial: bool = False,
     config: SchedulerConfig | None = None,
     simulated: bool = False,
+    projection: str | None = None,
 ) -> dict[str, Any]:
     """All figures of a run, as ``summary.json`` holds them.
 
     ``costs`` gives padding waste in time and, with ``config``, the bounds; ``config`` the settings in force and whether
-    there was a prefix cache; ``slo`` goodput. ``partial`` says that the counters were rebuilt from the rows of a run
-    that was killed, so that some figures are not available.
+    there was a prefix cache; ``slo`` goodput; ``projection`` says what the costs are a projection of, if they are one.
+    ``partial`` says that the counters were rebuilt from the rows of a run that was killed, so that some figures are not
+    available.
     """
     wall = wall or WallClock()
     absent: dict[str, str] = {}
@@ -124,6 +126,7 @@ def summarise(
     summary: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "partial": partial,
+        "projection": projection,
         "requests": _requests(counters, absent, partial),
         **_throughput(requests, absent),
         **_distributions(requests, gaps, partial),

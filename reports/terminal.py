@@ -20,6 +20,7 @@ from reports.settings import asked
 from reports.summary import verdict
 from simulator.costs import CostModel
 from simulator.profiles import title
+from simulator.projection import ProjectedCosts
 from simulator.recorded import RecordedCosts
 
 #: width of what goes into a file or a pipe
@@ -91,6 +92,7 @@ def print_run(run: Run, *, quiet: bool = False, console: Console | None = None) 
             text = interval_text(tuple(interval), figure.unit) if interval else ""
             figures.add_row(figure.title, _value(run, path), text)
     out.print(figures)
+    _print_projections(out, [run])
     for warning in run.summary.get("beyond_recorded") or ():
         out.print(f"Beyond the recording: {warning}", style="yellow")
     settings = asked(run.summary.get("scheduler"))
@@ -102,7 +104,13 @@ def print_run(run: Run, *, quiet: bool = False, console: Console | None = None) 
 
 
 def print_costs(costs: CostModel, *, quiet: bool = False, console: Console | None = None) -> None:
-    """What recorded costs are of, and what they are off by on steps that were left out of the fits."""
+    """What costs are of, and what they are off by: recorded ones on steps that were left out of the fits, projected
+    ones on those that they were calibrated on."""
+    if isinstance(costs, ProjectedCosts):
+        errors = ", ".join(f"{layout} {kind} {100 * error:.1f} %" for (layout, kind), error in costs.errors.items())
+        text = f"Projection {costs.name}: {costs.projection}. Mean error on the recording itself: {errors}"
+        terminal(quiet, console).print(text, soft_wrap=True)
+        return
     if not isinstance(costs, RecordedCosts):
         return
     errors = ", ".join(f"{layout} {kind} {100 * error:.1f} %" for (layout, kind), error in costs.errors.items())
@@ -118,8 +126,15 @@ def print_runs(runs: Sequence[Run], *, quiet: bool = False, console: Console | N
         cells = [_value(run, path).removesuffix(" tok/s") for path in _POLICY_FIGURES]
         table.add_row(label.replace("(simulated)", "(sim)"), *cells)
     out.print(table)
+    _print_projections(out, runs)
     for text in dict.fromkeys(str(_verdict(run)) for run in runs):
         out.print(text)
+
+
+def _print_projections(out: Console, runs: Sequence[Run]) -> None:
+    """What runs are projections of, each once."""
+    for text in dict.fromkeys(run.projection for run in runs if run.projection):
+        out.print(f"Projection: {text}", style="yellow", soft_wrap=True)
 
 
 def print_agreements(agreements: Sequence[Agreement], *, quiet: bool = False, console: Console | None = None) -> None:
@@ -142,6 +157,7 @@ def print_comparison(comparison: Comparison, *, quiet: bool = False, console: Co
         cells = (quantity(value, row.figure.unit) for value in (row.a, row.b))
         table.add_row(row.figure.title, *cells, ratio, _judgement(row), apart)
     out.print(table)
+    _print_projections(out, (comparison.a, comparison.b))
     for name, run in (("A", comparison.a), ("B", comparison.b)):
         out.print(Text.assemble((f"{name}: ", "bold"), _verdict(run)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,14 @@ class CostError(ValueError):
 
 #: one number for all steps, or one a step
 PerStep = int | npt.NDArray[np.int64]
+
+
+def whole_ns(total: Any) -> PerStep:
+    """Nanoseconds of one step or of each of many, rounded to whole ones."""
+    if isinstance(total, np.ndarray):
+        ns: npt.NDArray[np.int64] = np.rint(total).astype(np.int64)
+        return ns
+    return round(float(total))
 
 
 class CostModel(Protocol):

@@ -208,7 +208,7 @@ def fit(kind: str, table: Any, times: Floats) -> StepCost:
     """
     design = _design(kind, table, len(times))
     weights = _solve(design.matrix, times)
-    error = _error(design.matrix @ weights, times)
+    error = mean_error(design.matrix @ weights, times)
     line = _line(design.knots, weights)
     named = dict(zip(design.names, map(float, weights[len(design.knots) :]), strict=True))
     return StepCost(kind, line, named, len(times), error, _held_out(design.matrix, times))
@@ -286,7 +286,8 @@ def _solve(matrix: Floats, times: Floats) -> Floats:
     return weights
 
 
-def _error(predicted: Floats, times: Floats) -> float:
+def mean_error(predicted: Floats, times: Floats) -> float:
+    """Mean |error| as a share of the mean time."""
     return float(np.abs(predicted - times).mean() / max(times.mean(), 1.0))
 
 
@@ -303,4 +304,4 @@ def _held_out(matrix: Floats, times: Floats) -> float | None:
     for fold in range(FOLDS):
         out = folds == fold
         predicted[out] = matrix[out] @ _solve(matrix[~out], times[~out])
-    return _error(predicted, times)
+    return mean_error(predicted, times)

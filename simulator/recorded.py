@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from scheduler.plan import Layout, StepColumns
 from simulator.bounds import Floors
-from simulator.costs import CostError, PerStep
+from simulator.costs import CostError, PerStep, whole_ns
 from simulator.fits import COST_COLUMNS, FEWEST_STEPS, MixedCost, StepCost, fit
 
 Key = tuple[str, str]
@@ -72,10 +71,10 @@ class RecordedCosts:
 
     def device_ns(self, columns: StepColumns) -> PerStep:
         swap_ns = self.swap_token_ns.get(columns.layout, 0.0) * columns.swapped_tokens
-        return _rounded(self._cost(self.device, columns).total(columns) + swap_ns)
+        return whole_ns(self._cost(self.device, columns).total(columns) + swap_ns)
 
     def host_ns(self, columns: StepColumns) -> PerStep:
-        return _rounded(self._cost(self.host, columns).total(columns))
+        return whole_ns(self._cost(self.host, columns).total(columns))
 
     def floors(self, layout: Layout, overlap: bool = False) -> Floors:
         """What no step can be faster than; see :class:`~simulator.bounds.FlooredCosts`. :class:`CostError` if a kind of
@@ -238,10 +237,3 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if manifest.get("world") == "sim":
         raise CostError(f"{folder} was simulated, not recorded: costs must come from a run of the engine")
     return manifest
-
-
-def _rounded(total: Any) -> PerStep:
-    if isinstance(total, np.ndarray):
-        ns: npt.NDArray[np.int64] = np.rint(total).astype(np.int64)
-        return ns
-    return round(float(total))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from scheduler.config import unknown_name
 from scheduler.model_shapes import DTYPE_BYTES, ModelShape, UnknownShapeError, model_shape
 from scheduler.plan import Layout, StepColumns
 from simulator.bounds import ROUNDING_NS, Floors, StepFloor
-from simulator.costs import CostError, PerStep
+from simulator.costs import CostError, PerStep, whole_ns
 from simulator.gpus import GPUS, Gpu
 
 #: share of the memory that an engine takes, as vLLM's default
@@ -20,6 +19,19 @@ MEMORY_SHARE = 0.9
 WORKSPACE_BYTES = 1 << 30
 #: nanoseconds that the host adds to a step: scheduling, launches, sampling's way back
 HOST_NS = 300_000
+
+
+class Parts(NamedTuple):
+    """What a step is made of, in seconds: one number, or one for each of many steps."""
+
+    weights_s: Any
+    """reading the weights"""
+    products_s: Any
+    """the matrix products' operations"""
+    attention_s: Any
+    swap_s: Any
+    sampled: Any
+    """rows that go through the output head"""
 
 
 class RooflineCosts:
@@ -35,27 +47,31 @@ class RooflineCosts:
     def __init__(self, gpu: Gpu, shape: ModelShape, dtype: str = "bfloat16", host_ns_per_step: int = HOST_NS) -> None:
         size = DTYPE_BYTES[dtype]
         flops = gpu.flops * gpu.compute_efficiency
+        attention = gpu.compute_efficiency if gpu.attention_efficiency is None else gpu.attention_efficiency
         kv_bytes = shape.kv_bytes_per_token(size)
         self.gpu = gpu
         self.shape = shape
         self.name = f"roofline:{gpu.name}:{shape.name}"
         self.context_tokens: int | None = shape.context_tokens
-        #: what fits beside the weights, :data:`WORKSPACE_BYTES` and the share that engines leave free
-        room = gpu.memory * MEMORY_SHARE - shape.weight_bytes(dtype) - WORKSPACE_BYTES
-        self.kv_tokens: int | None = max(0, int(room // kv_bytes))
+        self.kv_tokens: int | None = kv_tokens(gpu, shape, dtype)
         self.host_ns_per_step = host_ns_per_step
         self._weights_s = shape.matrix_weights * size / (gpu.bandwidth * gpu.weight_efficiency)
         self._token_s = shape.linear_flops_per_token(sampled=False) / flops
         self._sampled_row_s = 2 * shape.vocab * shape.hidden / flops
         self._kv_token_s = kv_bytes / (gpu.bandwidth * gpu.kv_efficiency)
-        self._pair_s = shape.attention_flops_per_pair() / flops
+        self._pair_s = shape.attention_flops_per_pair() / (gpu.flops * attention)
         self._swap_token_s = kv_bytes / (gpu.host_bandwidth * gpu.host_efficiency)
 
     def device_ns(self, columns: StepColumns) -> PerStep:
+        parts = self.parts(columns)
+        linear_s = _larger(parts.weights_s, parts.products_s)
+        return whole_ns((linear_s + parts.attention_s + parts.swap_s) * 1e9)
+
+    def parts(self, columns: StepColumns) -> Parts:
+        """What a step, or each of a stretch, is made of."""
         mixed = columns.kind == "mixed"
         sampled = columns.sampled_rows if mixed else columns.rows_computed if columns.sampled_rows else 0
         products_s = columns.new_tokens_computed * self._token_s + sampled * self._sampled_row_s
-        linear_s = max(self._weights_s, products_s)
         if columns.kind == "decode":
             # a row reads as many columns as it multiplies by
             attention_s = columns.kv_columns_computed * max(self._kv_token_s, self._pair_s)
@@ -66,11 +82,7 @@ class RooflineCosts:
             pairs = columns.kv_columns_computed - decoded
             attention_s = _larger((read - decoded) * self._kv_token_s, pairs * self._pair_s)
             attention_s = attention_s + decoded * max(self._kv_token_s, self._pair_s)
-        seconds = linear_s + attention_s + columns.swapped_tokens * self._swap_token_s
-        if isinstance(seconds, np.ndarray):
-            ns: npt.NDArray[np.int64] = np.rint(seconds * 1e9).astype(np.int64)
-            return ns
-        return round(seconds * 1e9)
+        return Parts(self._weights_s, products_s, attention_s, columns.swapped_tokens * self._swap_token_s, sampled)
 
     def host_ns(self, columns: StepColumns) -> PerStep:
         return self.host_ns_per_step
@@ -94,6 +106,12 @@ class RooflineCosts:
 def _larger(a: Any, b: Any) -> Any:
     """The larger of two numbers, or of two arrays element by element."""
     return max(a, b) if isinstance(a, float) and isinstance(b, float) else np.maximum(a, b)
+
+
+def kv_tokens(gpu: Gpu, shape: ModelShape, dtype: str, workspace_bytes: int = WORKSPACE_BYTES) -> int:
+    """Tokens whose KV fits beside the weights, ``workspace_bytes`` and the share of memory that engines leave free."""
+    room = gpu.memory * MEMORY_SHARE - shape.weight_bytes(dtype) - workspace_bytes
+    return max(0, int(room // shape.kv_bytes_per_token(DTYPE_BYTES[dtype])))
 
 
 def roofline(gpu: str, model: str, dtype: str = "bfloat16") -> RooflineCosts:

@@ -92,7 +92,7 @@ def test_the_manifest_has_the_file_and_its_hash(
     settings = manifest(tmp_path / "run")["config"]
     assert settings["policy"] == f"{path}{name}"
     assert settings["policy_sha256"] == sha256(path.read_bytes()).hexdigest()
-    assert load_run(tmp_path / "run").label == f"{title} on paged"
+    assert load_run(tmp_path / "run").label == f"{title} on paged, projected"
 
 
 def test_several_are_compared(described: Path, python: Path, trace: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ MS = 1_000_000
 
 @dataclass(frozen=True)
 class Options:
-    """``jobs``: how many of the M/M/1 queue's (``None``: as many as end soon); ``seed`` of everything random."""
+    """``jobs``: how many of each queue (``None``: as many as end soon); ``seed`` of everything random."""
 
     jobs: int | None = None
     seed: int = 0

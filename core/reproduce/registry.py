@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from core.reproduce import alignment, hindsight, kv_sharing, ltr_example, mm1, multi_bin
+from core.reproduce import alignment, hindsight, kv_sharing, ltr_example, mm1, multi_bin, projection, queues
 from core.reproduce.experiment import Experiment, Options
 from reports.reproduction import Findings, as_csv, as_json
 from reports.reproduction_page import render_reproduction
@@ -19,7 +19,7 @@ from simulator.optimum import MissingSolverError
 #: in the order in which they are run and shown: exact ones first
 EXPERIMENTS: dict[str, Experiment] = {
     module.EXPERIMENT.name: module.EXPERIMENT
-    for module in (alignment, ltr_example, multi_bin, kv_sharing, hindsight, mm1)
+    for module in (alignment, ltr_example, multi_bin, projection, kv_sharing, hindsight, queues, mm1)
 }
 
 

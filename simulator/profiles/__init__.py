@@ -60,6 +60,21 @@ def write_profile(path: Path, folders: Iterable[Path]) -> Profile:
     """
     if not is_profile_file(path):
         raise CostError(f"a profile's name ends in {SUFFIX}; write {path.name + SUFFIX} for {path.name}")
+    about, steps = profile_of(folders)
+    costs_of(path.name, about, steps, b"")  # what cannot be fitted is no profile
+    text = f"# {json.dumps(about, ensure_ascii=False)}\n{steps.to_csv(index=False, lineterminator=chr(10))}"
+    try:
+        path.write_bytes(lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))
+    except OSError as error:
+        raise CostError(f"cannot write {path}: {error.strerror or error}") from error
+    return Profile(about, steps)
+
+
+def profile_of(folders: Iterable[Path]) -> Profile:
+    """The profile of the runs in ``folders``, which were recorded on one machine with one model.
+
+    :class:`CostError` for runs that differ or are no recordings.
+    """
     places = list(folders)
     manifests = [read_manifest(place) for place in places]
     first = manifests[0]
@@ -75,14 +90,7 @@ def write_profile(path: Path, folders: Iterable[Path]) -> Profile:
         steps[column] = steps[column].astype("int64")
     for column in ("device_ns", "host_ns"):
         steps[column] = (steps[column] + _ROUND_NS // 2) // _ROUND_NS * _ROUND_NS
-    about = _about(manifests, steps)
-    costs_of(path.name, about, steps, b"")  # what cannot be fitted is no profile
-    text = f"# {json.dumps(about, ensure_ascii=False)}\n{steps.to_csv(index=False, lineterminator=chr(10))}"
-    try:
-        path.write_bytes(lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))
-    except OSError as error:
-        raise CostError(f"cannot write {path}: {error.strerror or error}") from error
-    return Profile(about, steps)
+    return Profile(_about(manifests, steps), steps)
 
 
 def read_profile(path: Path) -> Profile:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from core.reproduce.projection import DECODE_MS, PREFILL_MS
 from scheduler.plan import Layout, StepColumns
 from simulator.costs import CostError, IntegerCosts, prefill_token_ns
 from simulator.gpus import GPUS
@@ -81,31 +82,21 @@ def test_a_prefill_token_costs_its_part_of_a_prompt_of_512_in_whole_microseconds
 
 # -- the roofline
 
-#: Milliseconds of one step of Llama-2-7B's shape on an A100 80 GB, without the host and without the output head: sums
-#: of the per-operator measurements that the Vidur simulator publishes (Agrawal et al., MLSys 2024).
-MEASURED_DECODE_MS = {
-    (1, 512): 10.1, (1, 1024): 10.2, (1, 2048): 10.5,
-    (32, 512): 15.3, (32, 1024): 20.0, (32, 2048): 29.6,
-    (64, 512): 19.9, (64, 1024): 29.9, (64, 2048): 48.7,
-    (128, 512): 32.4, (128, 1024): 51.0, (128, 2048): 88.7,
-}  # fmt: skip
-MEASURED_PREFILL_MS = {512: 48.5, 1024: 99.6, 2048: 199.6}
-
 
 def milliseconds(costs: RooflineCosts, columns: StepColumns) -> float:
     return float(np.sum(costs.device_ns(columns))) / 1e6
 
 
-@pytest.mark.parametrize(("batch", "context"), MEASURED_DECODE_MS)
+@pytest.mark.parametrize(("batch", "context"), DECODE_MS)
 def test_decode_is_within_a_quarter_of_what_was_measured(batch: int, context: int) -> None:
     projected = milliseconds(roofline("a100-80gb", "llama-2-7b"), decode(batch, context))
-    assert projected == pytest.approx(MEASURED_DECODE_MS[batch, context], rel=0.25)
+    assert projected == pytest.approx(DECODE_MS[batch, context], rel=0.25)
 
 
-@pytest.mark.parametrize("tokens", MEASURED_PREFILL_MS)
+@pytest.mark.parametrize("tokens", PREFILL_MS)
 def test_prefill_is_within_a_quarter_of_what_was_measured(tokens: int) -> None:
     projected = milliseconds(roofline("a100-80gb", "llama-2-7b"), prefill(1, tokens))
-    assert projected == pytest.approx(MEASURED_PREFILL_MS[tokens], rel=0.25)
+    assert projected == pytest.approx(PREFILL_MS[tokens], rel=0.25)
 
 
 @pytest.mark.parametrize("gpu", GPUS)
