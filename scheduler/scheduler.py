@@ -86,6 +86,8 @@ class Scheduler:
         tokens = request.prompt_tokens + (1 if request.output_tokens is None else request.planned_output_tokens)
         if tokens > config.context_tokens:
             return f"{tokens} tokens are more than the model's context of {config.context_tokens}"
+        if sequence.known >= sequence.limit:
+            return f"it comes with {sequence.output_tokens} output tokens, and may have no more"
         tokens = max(sequence.limit, self._state.admission.booking(sequence))
         most = self.pool.largest_tokens
         if tokens > most:
@@ -242,6 +244,7 @@ class Scheduler:
         )
         self._plans += 1
         state.released, state.swapped_out, state.swapped_in = [], [], []
+        state.brought_in = False
         flight = Flight(plan, draft, steps, self._unusable_tokens())
         state.flights.append(flight)
         return plan

@@ -102,6 +102,7 @@ class SchedulerState:
         self.released: list[int] = []
         self.swapped_out: list[Swap] = []
         self.swapped_in: list[Sequence] = []
+        self.brought_in = False
         self.evicted: set[int] = set()
 
     def next_wakeup(self) -> int | None:
@@ -193,7 +194,12 @@ class SchedulerState:
         self.counters.swapped_out += 1
         self.counters.swapped_tokens += sequence.host_tokens
 
-    def swap_in(self, sequence: Sequence) -> None:
+    def bring_in(self, sequence: Sequence) -> None:
+        """The KV of ``sequence``, which has been booked, comes from host memory, or has come with the request."""
+        if sequence.brings_kv:
+            sequence.brings_kv = False
+            self.brought_in = True
+            return
         self.leave_host(sequence)
         self.swapped_in.append(sequence)
 
