@@ -86,7 +86,7 @@ class Prefill:
             if fills:
                 self._filling = lane.key
             group = group or sequence
-            waiting.remove(sequence)
+            state.dequeue(sequence)
             self._book(sequence)
             if sequence.kv_elsewhere:
                 state.bring_in(sequence)

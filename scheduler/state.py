@@ -76,6 +76,8 @@ class SchedulerState:
         #: whether blocks are handed out as sequences grow
         self.grows = self.admission.grows and self.pool.grows
         self.waiting: WaitingQueue = build_waiting(policy.waiting, self.view)
+        #: known tokens of those that wait
+        self.waiting_tokens = 0
         self.residents = Residents(
             policy.resident,
             self.view,
@@ -115,6 +117,14 @@ class SchedulerState:
     def empty(self) -> bool:
         """Nobody is resident, apart from those who end in the plan in flight."""
         return not self.residents.count and self.prefilling is None
+
+    def enqueue(self, sequence: Sequence) -> None:
+        self.waiting.push(sequence)
+        self.waiting_tokens += sequence.known
+
+    def dequeue(self, sequence: Sequence) -> None:
+        self.waiting.remove(sequence)
+        self.waiting_tokens -= sequence.known
 
     def batch_is_short(self) -> bool:
         wakeup = self.next_wakeup()
@@ -180,7 +190,7 @@ class SchedulerState:
         sequence.state = "waiting"
         if self.policy.ledger is not None:
             self.policy.ledger.evicted(sequence)
-        self.waiting.push(sequence)
+        self.enqueue(sequence)
 
     def _swap_out(self, sequence: Sequence) -> None:
         sequence.host_tokens = sequence.computed
