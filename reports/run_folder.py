@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -38,8 +38,10 @@ from scheduler.config import ConfigError, SchedulerConfig
 from scheduler.counters import RunCounters
 from scheduler.plan import StepOutcome, StepPlan
 from scheduler.sequence import UNSET, Sequence
-from simulator.cluster import Journey
 from simulator.costs import CostModel
+
+if TYPE_CHECKING:
+    from simulator.cluster import Journey
 
 MANIFEST_FILE = "manifest.json"
 SUMMARY_FILE = "summary.json"

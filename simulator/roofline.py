@@ -36,6 +36,7 @@ class RooflineCosts:
         size = DTYPE_BYTES[dtype]
         flops = gpu.flops * gpu.compute_efficiency
         kv_bytes = shape.kv_bytes_per_token(size)
+        self.kv_token_bytes = kv_bytes
         self.gpu = gpu
         self.shape = shape
         self.name = f"roofline:{gpu.name}:{shape.name}"
