@@ -76,6 +76,7 @@ def cluster_block(cluster: Cluster, plan: ClusterPlan, gpus: int = 1) -> dict[st
         "cost": None if price is None else price * held_s / SECONDS_OF_AN_HOUR,
         "peak_replicas": max(up for _, up, _ in cluster.sizes),
         "sizes": [[time_ns / S, up, coming] for time_ns, up, coming in cluster.sizes],
+        "end_s": cluster.end_ns / S,
         "transfers": _transfers(cluster, plan),
     }
 

@@ -177,6 +177,7 @@ class Cluster:
         self.instances: list[Instance] = []
         self.usage = [Usage() for _ in range(plan.replicas)]
         self.transfers = TransferCounts()
+        self.end_ns = 0
         #: (time, replicas that take requests, those that start or return) at each change
         self.sizes: list[tuple[int, int, int]] = []
         initial = plan.replicas if plan.scaling is None else plan.scaling.initial
@@ -579,6 +580,7 @@ class Cluster:
     def close(self) -> None:
         """All requests have ended: replicas are held up to now, and nothing happens any more but what runs."""
         self._over = True
+        self.end_ns = self.now_ns
         for number in list(self._held_since_ns):
             self._give_back(number)
 
