@@ -82,7 +82,7 @@ def scaled(requests: list[Request], replicas: int, **values: Any) -> tuple[Clust
 
 
 def test_a_replica_takes_requests_once_it_has_started_and_is_given_back_when_idle() -> None:
-    """Steps of a second, ten tokens: two requests at 0 make the autoscaler, at 1 s, want another; it is there at 4 s."""
+    """Ten steps of a second a request: two at 0 make the autoscaler, at 1 s, want another, which is there at 4 s."""
     requests = [Request("a", 0, 1, 10, 10), Request("b", 0, 1, 10, 10), Request("c", 30 * S, 1, 2, 2)]
     cluster, record = scaled(requests, 2, target_ongoing_requests=1, cold_start_s=3, downscale_delay_s=2)
     scheduled = {journey.id: (journey.first_scheduled_ns, journey.replica) for journey in record.journeys}
@@ -132,7 +132,7 @@ def test_settings_come_from_a_file(tmp_path: Path) -> None:
 def test_settings_that_cannot_be_are_named(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "scale.yaml"
     path.write_text(text)
-    with pytest.raises(ClusterError, match="scale.yaml") as caught:
+    with pytest.raises(ClusterError, match=r"scale\.yaml") as caught:
         read_autoscale(path)
     assert message in str(caught.value)
     with pytest.raises(ClusterError, match="cannot be read"):
