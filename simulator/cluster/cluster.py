@@ -8,14 +8,11 @@ and what is handed in then is seen by the plan after the steps that begin at tha
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from random import Random
-from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
 import simpy
 from simpy.events import EventPriority
 
@@ -27,62 +24,21 @@ from scheduler.request import Request
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence as SchedulerSequence
 from scheduler.sequence import State
-from simulator.cluster.autoscaler import Autoscaler, AutoscaleSettings, Observed
+from simulator.cluster.autoscaler import Autoscaler, Observed
 from simulator.cluster.faults import Fault, ReplicaConditions
 from simulator.cluster.instance import Instance, final_start
 from simulator.cluster.journey import Journey
+from simulator.cluster.listener import Listener, Silent
+from simulator.cluster.plan import ClusterPlan
 from simulator.cluster.routers import Router, build_router
-from simulator.cluster.transfer import Link, TransferCounts
-from simulator.costs import CostModel
-from simulator.replica import ANY, LATE, Process, Replica, rare_collections
+from simulator.cluster.transfer import TransferCounts
+from simulator.replica import ANY, LATE, Process, Replica
 
 #: after the ends of the steps of all replicas
 SETTLED = EventPriority(LATE + (1 << 40))
 
 #: why a request ends that no replica is left for
 NO_REPLICA = "no replica is left, and none returns"
-
-
-@dataclass(frozen=True)
-class ClusterPlan:
-    """What a cluster is made of. ``configs`` and ``costs`` are those of each replica, by number.
-
-    With ``prefill`` > 0 that many replicas, the first ones, compute prompts and first tokens, and the others go on from
-    there once the KV has gone over ``link``. ``scaling`` starts and stops replicas; without it all run all the time.
-    """
-
-    configs: tuple[SchedulerConfig, ...]
-    costs: tuple[CostModel, ...]
-    router: str = "round-robin"
-    seed: int = 0
-    faults: tuple[Fault, ...] = ()
-    scaling: AutoscaleSettings | None = None
-    prefill: int = 0
-    link: Link | None = None
-
-    def __post_init__(self) -> None:
-        if len(self.configs) != len(self.costs) or not self.costs:
-            raise ValueError(f"{len(self.configs)} configurations for {len(self.costs)} cost models")
-        if self.prefill and (self.link is None or self.prefill >= len(self.costs) or self.scaling is not None):
-            raise ValueError("prefill replicas need a link, decode replicas beside them, and no autoscaler")
-
-    @property
-    def replicas(self) -> int:
-        """The most there can be."""
-        return len(self.costs)
-
-
-class Listener(Protocol):
-    """Told of what happens in a cluster. All times are integer nanoseconds."""
-
-    def stepped(self, replica: int, start: int, plan: StepPlan, steps: int, outcome: StepOutcome) -> None:
-        """``steps`` of the plan's steps were run on ``replica``, in its ``start``-th start of the run."""
-
-    def gaps(self, gap_ns: npt.NDArray[np.int64], weight: int) -> None:
-        """``weight`` requests each saw these gaps between output tokens."""
-
-    def ended(self, journey: Journey) -> None:
-        """A request has ended; its fields are final."""
 
 
 class Settled(simpy.Event):
@@ -94,16 +50,6 @@ class Settled(simpy.Event):
         self._value = None
         self.callbacks.append(act)
         env.schedule(self, SETTLED)
-
-
-class Silent:
-    """Listens to nothing."""
-
-    def stepped(self, replica: int, start: int, plan: StepPlan, steps: int, outcome: StepOutcome) -> None: ...
-
-    def gaps(self, gap_ns: npt.NDArray[np.int64], weight: int) -> None: ...
-
-    def ended(self, journey: Journey) -> None: ...
 
 
 @dataclass(eq=False)
@@ -587,46 +533,3 @@ class Cluster:
     def busy_ns(self, number: int) -> int:
         """How long the replica was in steps."""
         return sum(instance.busy_ns for instance in self.instances if instance.number == number)
-
-
-def simulate_cluster(
-    requests: Iterable[Request],
-    plan: ClusterPlan,
-    listener: Listener | None = None,
-    *,
-    max_repeat: int = ANY,
-    aborted: Sequence[tuple[int, str]] = (),
-    make_scheduler: Callable[[SchedulerConfig, Observer], Scheduler] = new_scheduler,
-    is_good: Callable[[Journey], bool] = lambda journey: True,
-) -> Cluster:
-    """Run ``requests`` (in order of arrival) on a cluster until all have ended.
-
-    ``max_repeat`` 1 runs step by step. ``is_good``: whether a finished request met its objectives, for an autoscaler
-    that goes by them. ``aborted``: (time, id), in order of time.
-    """
-    env = simpy.Environment(initial_time=0)
-    cluster = Cluster(
-        env, plan, listener, max_repeat=max_repeat, make_scheduler=make_scheduler, is_good=is_good
-    )  # fmt: skip
-
-    def arrivals() -> Process:
-        for request in requests:
-            if request.arrival_ns > env.now:
-                yield env.timeout(request.arrival_ns - env.now)
-            cluster.submit(request)
-        cluster.no_more_arrivals()
-
-    def aborts() -> Process:
-        for time_ns, request_id in aborted:
-            if time_ns > env.now:
-                yield env.timeout(time_ns - env.now)
-            cluster.abort(request_id)
-
-    env.process(arrivals())
-    env.process(aborts())
-    with rare_collections():
-        env.run(until=cluster.done)
-        cluster.close()
-        # a plan in flight may still compute rows for requests that have ended
-        env.run()
-    return cluster
