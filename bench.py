@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from core.arguments import DEFAULT_BUDGET_S, UsageError, parse_arguments
+from core.cluster import ClusterSetup, cluster_setup
 from core.costs import read_costs
 from core.folders import experiment_folders, open_folder, replay_folder, write_experiment
 from core.matrix import MATRIX_REPORT, CellRun, read_matrix, write_matrix
@@ -40,6 +41,8 @@ from scheduler.request import Request
 from scheduler.scheduler import Scheduler
 from scheduler.user_policies.named_orders import ORDERS, URGENCIES
 from simulator import profiles
+from simulator.cluster import ClusterError
+from simulator.cluster.routers import ROUTERS
 from simulator.costs import CostError, CostModel
 from simulator.gpus import GPUS
 from simulator.optimum import MissingSolverError
@@ -50,7 +53,7 @@ from workloads.presets import PRESETS
 #: a mistake of the user's, in one line; all else is ours and shows a traceback
 USER_ERRORS: tuple[type[Exception], ...] = (
     UsageError, ConfigError, PolicyError, WorkloadError, CostError, RunFolderError, SloError, JournalError,
-    UnknownShapeError, gate.GateError, MissingSolverError,
+    UnknownShapeError, ClusterError, gate.GateError, MissingSolverError,
 )  # fmt: skip
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -92,6 +95,7 @@ def show_list(what: str) -> int:
         "orders": order_lines(),
         "oracles": list(ORACLES.items()),
         "buckets": list(BUCKETS.items()),
+        "routers": [(name, router.summary) for name, router in ROUTERS.items()],
         "workloads": [(name, preset.description) for name, preset in PRESETS.items()]
         + [("FILE", "a trace of your own: arrival_s,input_tokens,output_tokens[,max_tokens][,tenant][,...]")],
         "models": [("(none)", "the embedded SmolLM2-135M-Instruct"), ("FOLDER or NAME", "a Hugging Face model")]
@@ -146,6 +150,9 @@ def order_lines() -> list[tuple[str, str]]:
 
 def simulated(args: argparse.Namespace, command: str) -> int:
     """``--mode sim``: play the workload in the simulator."""
+    setup = cluster_setup(args)
+    if setup is not None:
+        return _simulated_cluster(args, command, setup)
     if not args.costs:
         raise UsageError(
             "--mode sim needs --costs: a recorded run folder, a profile, roofline:GPU:MODEL or project:PROFILE:GPU "
@@ -167,6 +174,29 @@ def simulated(args: argparse.Namespace, command: str) -> int:
         place = folder if len(cases) == 1 else folder / f"sim-{case}"
         try:
             runs.append(session.simulate(case, costs, place, config, requests))
+        except KeyboardInterrupt:
+            return _interrupted(place)
+        except PolicyError as error:
+            return _broken(args, command, folder, [*runs, load_run(place)], error)
+    return _finish(args, command, folder, runs, [])
+
+
+def _simulated_cluster(args: argparse.Namespace, command: str, setup: ClusterSetup) -> int:
+    """``--mode sim`` on several replicas."""
+    session = Session(_with_workload(args, "seed"), command)
+    for costs in setup.distinct_costs:
+        terminal.print_costs(costs, quiet=args.quiet)
+    cases = _cases(args, default_layout="paged")
+    requests = session.requests()
+    plans = [session.cluster_plan(case, setup, requests) for case in cases]
+    if args.dry_run:
+        return _dry_run(session, cases)
+    folder = open_folder(args, f"sim-{session.workload.name}")
+    runs: list[Run] = []
+    for case, plan in zip(cases, plans, strict=True):
+        place = folder if len(cases) == 1 else folder / f"sim-{case}"
+        try:
+            runs.append(session.simulate_cluster(case, setup, place, plan, requests))
         except KeyboardInterrupt:
             return _interrupted(place)
         except PolicyError as error:

@@ -30,9 +30,10 @@ from scheduler.parts import (
 from scheduler.plan import Layout
 from scheduler.policies import POLICIES, policy_name
 from scheduler.user_policies import is_policy_file, open_user_policy
+from simulator.cluster.routers import ROUTERS
 
 MODES = ("tour", "real", "sim", "validate", "report", "gate", "reproduce")
-LISTS = ("policies", "parts", "orders", "oracles", "buckets", "workloads", "models", "costs", "gpus")
+LISTS = ("policies", "parts", "orders", "oracles", "buckets", "routers", "workloads", "models", "costs", "gpus")
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 POOLS: tuple[PoolKind, ...] = get_args(PoolKind)
 
@@ -59,13 +60,15 @@ _PLAYED = {"workload", "trace_format", "requests", "rate", "arrivals", "time_sca
 _SCHEDULED = {*PLAIN, *_COMMON_SETTINGS, "max_running", "kv_tokens", "graph_rows", "graph_tokens"}
 _ENGINE = {"model", "device", "dtype", "temperature", "gpu_memory_utilization"}
 _RECORDING = {"record_costs", "budget_s"}
+_CLUSTER = {"replicas", "replica_costs", "router", "autoscale", "faults", "disaggregate", "kv_transfer",
+            "kv_latency_ms", "kv_token_bytes"}  # fmt: skip
 _OUTPUT = {"slo", "out", "name", "config", "dry_run", "quiet"}
 
 #: the flags that mean something in a mode; any other that is given is a mistake, since it would be ignored
 FLAGS_OF_MODE = {
     "tour": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT,
     "real": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | {"policy", "layout", "stop_on_eos", "tp", *_RECORDING},
-    "sim": _PLAYED | _SCHEDULED | _OUTPUT | {"policy", "layout", "costs"},
+    "sim": _PLAYED | _SCHEDULED | _OUTPUT | _CLUSTER | {"policy", "layout", "costs"},
     "validate": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | {"policy", "layout", "stop_on_eos", "costs", "tp", "matrix"},
     "report": {"runs", "profile", "out", "config", "quiet"},
     "gate": {"baseline", "update_baseline", "config", "quiet"},
@@ -172,6 +175,13 @@ def _graphs(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is neither 'none' nor numbers, such as 1,2,4,8") from None
 
 
+def _two_pools(text: str) -> tuple[int, int]:
+    parts = text.split(":")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not P:D, such as 1:2: prefill replicas, then decode replicas")
+    return int(parts[0]), int(parts[1])
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
@@ -274,6 +284,20 @@ def build_parser() -> ArgumentParser:
     group = parser.add_argument_group("a validation matrix (--mode validate)")
     group.add_argument("--matrix", type=Path, metavar="FILE.yaml",
                        help="cells of policy, layout, workload and load; goes on where it was stopped")  # fmt: skip
+
+    group = parser.add_argument_group("many replicas (--mode sim; docs/cluster.md)")
+    group.add_argument("--replicas", type=positive, metavar="N", help="replicas of --costs behind a router")
+    group.add_argument("--replica-costs", type=_names, metavar="COSTS,COSTS,...", help="those of each replica")
+    group.add_argument("--router", type=one_of("router", tuple(ROUTERS)), metavar="NAME",
+                       help="; ".join(ROUTERS) + " (default round-robin; --list routers)")  # fmt: skip
+    group.add_argument("--autoscale", type=Path, metavar="FILE.yaml", help="an autoscaler's settings")
+    group.add_argument("--faults", metavar="FAULT,...|FILE.yaml",
+                       help="die:REPLICA@S[+DOWN_S] | slow:REPLICA@S+FOR_SxFACTOR")  # fmt: skip
+    group.add_argument("--disaggregate", type=_two_pools, metavar="P:D", help="prefill replicas, and decode replicas")
+    group.add_argument("--kv-transfer", type=number(float, 0, exclusive=True), metavar="GB/s",
+                       help="from prefill to decode replicas (default: the link of the roofline's GPU)")  # fmt: skip
+    group.add_argument("--kv-latency-ms", type=number(float, 0), metavar="MS", help="of a transfer (default 0)")
+    group.add_argument("--kv-token-bytes", type=positive, metavar="N", help="of KV (default: the model's shape)")
 
     group = parser.add_argument_group("published results (--mode reproduce)")
     group.add_argument("--experiments", type=_names, metavar="NAME[,NAME]", help="which ones (default: all)")

@@ -19,10 +19,12 @@ import numpy.typing as npt
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from core.arguments import DEFAULT_MAX_RUNNING, PLAIN, UsageError, scheduler_config, takes
+from core.cluster import ClusterSetup, CountingListener, meets
 from core.costs import cost_notes, own_costs
 from core.folders import JOURNAL_FILE
 from core.provenance import git_commit, hardware, versions
 from core.recording import Recording, recording_config, run_pilot, scale_of
+from reports.cluster import ClusterWriter, cluster_block, cluster_digest, common_costs
 from reports.overhead import TimedJournaledScheduler, TimedScheduler
 from reports.run import Run
 from reports.run_folder import RunWriter
@@ -41,6 +43,7 @@ from scheduler.request import Request, SamplingParams, requests_of
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
 from scheduler.user_policies import is_policy_file, open_user_policy
+from simulator.cluster import ClusterPlan, simulate_cluster
 from simulator.costs import CostModel, prefill_token_ns
 from simulator.projection import ProjectedCosts
 from simulator.recorded import RecordedCosts
@@ -93,10 +96,9 @@ class Measured:
 class Counting:
     """An observer that passes everything on and counts the requests that ended on a progress bar."""
 
-    def __init__(self, observer: Observer, progress: Progress, requests: int | None, title: str) -> None:
+    def __init__(self, observer: Observer, advance: Callable[[], None]) -> None:
         self._observer = observer
-        self._progress = progress
-        self._task = progress.add_task(title, total=requests)
+        self._advance = advance
 
     def stepped(self, plan: StepPlan, steps: int, outcome: StepOutcome) -> None:
         self._observer.stepped(plan, steps, outcome)
@@ -106,7 +108,7 @@ class Counting:
 
     def ended(self, sequence: Sequence) -> None:
         self._observer.ended(sequence)
-        self._progress.advance(self._task)
+        self._advance()
 
 
 @dataclass
@@ -174,8 +176,10 @@ class Session:
         if takes(case.policy, "bins") or (args.oracle or "").startswith("noisy"):
             limits["length_quantiles"] = quantile_table(row.output_tokens for row in self.workload.rows)
         config = scheduler_config(args, case.policy, case.layout, **limits)
-        recorded = isinstance(costs, RecordedCosts | ProjectedCosts)
-        rows, tokens = (costs.graph_rows, costs.graph_tokens) if recorded else ((), ())
+        rows: tuple[int, ...] = ()
+        tokens: tuple[int, ...] = ()
+        if isinstance(costs, RecordedCosts | ProjectedCosts):
+            rows, tokens = costs.graph_rows, costs.graph_tokens
         tokens = tuple(size for size in tokens if size <= config.max_prefill_tokens)
         return self._with_graphs(config, resized(rows, _most_rows(config)), tokens)
 
@@ -233,6 +237,47 @@ class Session:
             simulate(requests, scheduler, costs)
             wall = WallClock(manifest["started_at"], time.monotonic() - started_s, scheduler.spent_ns)
             return writer.close(scheduler.counters, scheduler.digest.hexdigest(), slo=self.slo, costs=costs, wall=wall)
+
+    def cluster_plan(self, case: Case, setup: ClusterSetup, requests: list[Request]) -> ClusterPlan:
+        """The cluster for ``case``, each replica with the memory that its costs have; ``requests`` are checked."""
+        configs = []
+        for costs in setup.costs:
+            if isinstance(costs, RecordedCosts):
+                costs.require(case.layout)
+            config = self.config(case, costs.kv_tokens, costs.context_tokens, costs)
+            if config not in configs:
+                self.check(config, requests)
+            configs.append(config)
+        return setup.plan(configs)
+
+    def simulate_cluster(
+        self, case: Case, setup: ClusterSetup, folder: Path, plan: ClusterPlan, requests: list[Request]
+    ) -> Run:
+        """Simulate ``requests`` on several replicas into ``folder``."""
+        costs = common_costs(plan.costs)
+        notes = {"costs": plan.costs[0].name, **cost_notes(plan.costs[0], plan.configs[0])} if costs else {}
+        manifest = self._manifest("sim", case, plan.configs[0], notes | {"cluster": setup.notes()})
+        started_s = time.monotonic()
+        schedulers: list[TimedScheduler] = []
+
+        def make_scheduler(config: SchedulerConfig, observer: Observer) -> Scheduler:
+            schedulers.append(TimedScheduler(config, observer))
+            return schedulers[-1]
+
+        with (
+            ClusterWriter(folder, manifest) as writer,
+            self._progress(len(requests), f"simulating {case} on {plan.replicas} replicas") as advance,
+        ):
+            listener = CountingListener(writer, advance)
+            cluster = simulate_cluster(
+                requests, plan, listener, make_scheduler=make_scheduler, is_good=meets(self.slo)
+            )  # fmt: skip
+            spent_ns = sum(scheduler.spent_ns for scheduler in schedulers)
+            wall = WallClock(manifest["started_at"], time.monotonic() - started_s, spent_ns)
+            return writer.close(
+                cluster.counters, cluster_digest(cluster), slo=self.slo, costs=costs, wall=wall,
+                cluster=cluster_block(cluster, plan, setup.gpus),
+            )  # fmt: skip
 
     # -- the engine
 
@@ -504,9 +549,16 @@ class Session:
 
     @contextmanager
     def _bar(self, writer: RunWriter, requests: int | None, title: str) -> Iterator[Observer]:
+        with self._progress(requests, title) as advance:
+            yield Counting(writer, advance)
+
+    @contextmanager
+    def _progress(self, requests: int | None, title: str) -> Iterator[Callable[[], None]]:
+        """A bar on standard error; what to call when a request has ended."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, disable=self.args.quiet or not os.isatty(2), transient=True) as progress:
-            yield Counting(writer, progress, requests, title)
+            task = progress.add_task(title, total=requests)
+            yield lambda: progress.advance(task)
 
 
 def _most_rows(config: SchedulerConfig) -> int:

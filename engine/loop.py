@@ -172,9 +172,12 @@ class EngineLoop:
         With a prefix cache its ``block_hashes`` are made from its token ids, whatever it came with: KV is shared by
         what the tokens are.
 
-        Raises ``ValueError`` for a request without token ids, or with stop strings and no tokenizer to see them, and
+        Raises ``ValueError`` for a request without token ids, with a head start from elsewhere, which an engine has no
+        tokens of, or with stop strings and no tokenizer to see them, and
         :class:`~engine.errors.DeviceError` once the device has failed.
         """
+        if request.head_start is not None:
+            raise ValueError(f"request {request.id}: an engine takes no request that has got on elsewhere")
         if self._hashed_block_tokens is not None and request.prompt_token_ids is not None:
             hashes = block_hashes_of(request.prompt_token_ids, self._hashed_block_tokens)
             request = replace(request, block_hashes=hashes)

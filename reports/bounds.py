@@ -23,14 +23,16 @@ def bounds_block(
     absent: dict[str, str],
     *,
     simulated: bool,
+    several: bool = False,
 ) -> dict[str, Any]:
     """The bounds for the finished requests ``done``, and how near the run came: bound / mean E2E, throughput / bound.
 
     1 is the bound itself. ``proven``: simulated on these very costs, so that no schedule can pass it; a measured step
-    may be faster than costs fitted to the run say. ``absent`` gets the reason where there is none.
+    may be faster than costs fitted to the run say. ``absent`` gets the reason where there is none, as on ``several``
+    replicas: the bounds are those of one.
     """
     nothing: dict[str, Any] = {**dict.fromkeys(FIGURES), "limited_by": None, "proven": None}
-    reason = _why_not(done, config, costs)
+    reason = "bounds are of one replica, and there are several" if several else _why_not(done, config, costs)
     if reason is None and config is not None and isinstance(costs, FlooredCosts):
         jobs = map(Job, *(column(done, name).tolist() for name in ("arrival_ns", "prompt_tokens", "output_tokens")))
         try:

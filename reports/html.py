@@ -10,6 +10,7 @@ from typing import Any
 
 from reports.agreement import Agreement, CounterCheck, summary_line
 from reports.charts import PANELS, SERIES_COLOURS, Series, cdf_chart, timeline_chart, timeline_of
+from reports.cluster_page import cluster_section
 from reports.comparison import Compared, Comparison, labels
 from reports.figures import (
     FIGURES,
@@ -82,6 +83,7 @@ def render_report(
         _two_runs(comparison) if comparison is not None else "",
         _latency_charts(series),
         _over_time(series),
+        cluster_section([(one.label, one.run) for one in series]),
         _agreements(agreements, series),
         _all_latencies(series),
         _all_figures(series),

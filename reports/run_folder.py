@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,9 @@ from scheduler.plan import StepOutcome, StepPlan
 from scheduler.sequence import UNSET, Sequence
 from simulator.costs import CostModel
 
+if TYPE_CHECKING:
+    from simulator.cluster import Journey
+
 MANIFEST_FILE = "manifest.json"
 SUMMARY_FILE = "summary.json"
 GAPS_FILE = "gaps.json"
@@ -52,14 +55,17 @@ GAPS_S = 1.0
 _BUFFER_BYTES = 1 << 20
 
 
-class RunWriter:
-    """Writes a run folder as things happen; a :class:`~scheduler.observer.Observer`.
+class FolderWriter:
+    """The files of a run folder: how rows get to the disk, and how it ends.
 
     ``manifest`` is written first. ``clock`` gives seconds that never go back; it decides only when rows are flushed.
     End with :meth:`close`, or with :meth:`abandon` to leave what is there for :func:`load_run`; as a context manager it
     abandons what was not closed. Raises :class:`RunFolderError` if the folder exists and is not empty, or cannot be
     written, now or later; what was written before stays readable.
     """
+
+    request_columns: tuple[str, ...] = REQUEST_COLUMNS
+    step_columns: tuple[str, ...] = STEP_COLUMNS
 
     def __init__(
         self, folder: str | Path, manifest: Mapping[str, Any], clock: Callable[[], float] = time.monotonic
@@ -70,7 +76,6 @@ class RunWriter:
         self._flushed_s = self._gaps_written_s = clock()
         self._gaps = Histogram()
         self._gaps_changed = False
-        self._last_end_ns = 0
         with _writing(self.folder), ExitStack() as files:
             _make_empty(self.folder)
             _write_atomically(self.folder / MANIFEST_FILE, _json(self.manifest))
@@ -78,61 +83,28 @@ class RunWriter:
             self._steps = files.enter_context(_open_table(self.folder / STEPS_FILE))
             self._write_request = csv.writer(self._requests, lineterminator="\n").writerow
             self._write_step = csv.writer(self._steps, lineterminator="\n").writerow
-            self._write_request(REQUEST_COLUMNS)
-            self._write_step(STEP_COLUMNS)
+            self._write_request(self.request_columns)
+            self._write_step(self.step_columns)
             self.flush()
             self._files = files.pop_all()
 
-    # -- what the scheduler tells
-
-    def stepped(self, plan: StepPlan, steps: int, outcome: StepOutcome) -> None:
-        """Write the row of a plan of which ``steps`` steps were run."""
-        before_ns, self._last_end_ns = self._last_end_ns, int(outcome.ends_ns[-1])
-        row = (
-            plan.index,
-            max(plan.now_ns, before_ns),
-            self._last_end_ns,
-            steps,
-            *plan.features,
-            outcome.device_ns,
-            outcome.host_ns,
-            outcome.launch_ns,
-            int(plan.now_ns < before_ns),
-            digest_text(plan.digest_entry, steps),
-        )
-        try:
-            self._write_step(row)
-            self._flush_if_due()
-        except OSError as error:
-            raise _cannot_write(self.folder, error) from error
+    # -- rows
 
     def gaps(self, gap_ns: npt.NDArray[np.int64], weight: int) -> None:
         """Count gaps between output tokens."""
         self._gaps.add(gap_ns, weight)
         self._gaps_changed = True
 
-    def ended(self, sequence: Sequence) -> None:
-        """Write the row of a request that finished, was rejected or was aborted."""
-        row = (
-            sequence.id,
-            sequence.number,
-            sequence.request.tenant,
-            sequence.request.priority,
-            sequence.arrival_ns,
-            _if_set(sequence.first_scheduled_ns),
-            _if_set(sequence.first_token_ns),
-            _if_set(sequence.finish_ns),
-            sequence.prompt_tokens,
-            sequence.request.max_tokens,
-            sequence.output_tokens,
-            sequence.preemptions,
-            sequence.recomputed_tokens,
-            sequence.swapped_out,
-            sequence.swapped_in,
-            sequence.prefix_hit_tokens,
-            sequence.state,
-            sequence.reason,
-        )
+    def write_step(self, row: tuple[Any, ...]) -> None:
+        """Write a row of ``steps.csv``."""
+        try:
+            self._write_step(row)
+            self._flush_if_due()
+        except OSError as error:
+            raise _cannot_write(self.folder, error) from error
+
+    def write_request(self, row: tuple[Any, ...]) -> None:
+        """Write a row of ``requests.csv``."""
         try:
             self._write_request(row)
             self._flush_if_due()
@@ -170,11 +142,13 @@ class RunWriter:
         slo: Slo | None = None,
         costs: CostModel | None = None,
         wall: WallClock | None = None,
+        cluster: Mapping[str, Any] | None = None,
         report: bool = True,
     ) -> Run:
         """Write ``summary.json`` and, if ``report``, ``report.html``; return the run as :func:`load_run` would.
 
-        ``costs`` gives padding waste in time, ``slo`` goodput; see :func:`~reports.summary.summarise`.
+        ``costs`` gives padding waste in time, ``slo`` goodput, ``cluster`` what only a cluster has; see
+        :func:`~reports.summary.summarise`.
         """
         with _writing(self.folder):
             self._save_gaps()
@@ -183,7 +157,7 @@ class RunWriter:
             summary = summarise(
                 requests, steps, self._gaps, counters, plan_digest, slo=slo, costs=costs, wall=wall,
                 config=_config(self.manifest), simulated=self.manifest.get("world") == "sim",
-                projection=self.manifest.get("projection"),
+                projection=self.manifest.get("projection"), cluster=cluster,
             )  # fmt: skip
             _write_atomically(self.folder / SUMMARY_FILE, _json(summary))
             run = Run(self.folder, self.manifest, summary, requests, steps, self._gaps, partial=False)
@@ -206,6 +180,65 @@ class RunWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.abandon()
+
+
+class RunWriter(FolderWriter):
+    """Writes the run folder of one scheduler as things happen; a :class:`~scheduler.observer.Observer`."""
+
+    def __init__(
+        self, folder: str | Path, manifest: Mapping[str, Any], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(folder, manifest, clock)
+        self._last_end_ns = 0
+
+    def stepped(self, plan: StepPlan, steps: int, outcome: StepOutcome) -> None:
+        """Write the row of a plan of which ``steps`` steps were run."""
+        before_ns, self._last_end_ns = self._last_end_ns, int(outcome.ends_ns[-1])
+        self.write_step(step_row(plan, steps, outcome, before_ns))
+
+    def ended(self, sequence: Sequence) -> None:
+        """Write the row of a request that finished, was rejected or was aborted."""
+        self.write_request(request_row(sequence))
+
+
+def step_row(plan: StepPlan, steps: int, outcome: StepOutcome, before_ns: int) -> tuple[Any, ...]:
+    """A row of ``steps.csv``; ``before_ns`` is when the step before ended."""
+    return (
+        plan.index,
+        max(plan.now_ns, before_ns),
+        int(outcome.ends_ns[-1]),
+        steps,
+        *plan.features,
+        outcome.device_ns,
+        outcome.host_ns,
+        outcome.launch_ns,
+        int(plan.now_ns < before_ns),
+        digest_text(plan.digest_entry, steps),
+    )
+
+
+def request_row(ended: Sequence | Journey) -> tuple[Any, ...]:
+    """A row of ``requests.csv``."""
+    return (
+        ended.id,
+        ended.number,
+        ended.request.tenant,
+        ended.request.priority,
+        ended.arrival_ns,
+        _if_set(ended.first_scheduled_ns),
+        _if_set(ended.first_token_ns),
+        _if_set(ended.finish_ns),
+        ended.prompt_tokens,
+        ended.request.max_tokens,
+        ended.output_tokens,
+        ended.preemptions,
+        ended.recomputed_tokens,
+        ended.swapped_out,
+        ended.swapped_in,
+        ended.prefix_hit_tokens,
+        ended.state,
+        ended.reason,
+    )
 
 
 def load_run(folder: str | Path, costs: CostModel | None = None) -> Run:

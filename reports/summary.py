@@ -109,13 +109,14 @@ def summarise(
     config: SchedulerConfig | None = None,
     simulated: bool = False,
     projection: str | None = None,
+    cluster: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """All figures of a run, as ``summary.json`` holds them.
 
     ``costs`` gives padding waste in time and, with ``config``, the bounds; ``config`` the settings in force and whether
     there was a prefix cache; ``slo`` goodput; ``projection`` says what the costs are a projection of, if they are one.
     ``partial`` says that the counters were rebuilt from the rows of a run that was killed, so that some figures are not
-    available.
+    available. ``cluster`` is what only a run on several replicas has.
     """
     wall = wall or WallClock()
     absent: dict[str, str] = {}
@@ -161,9 +162,13 @@ def summarise(
         },
     }
     throughput_per_s = summary["output_tokens_per_s"]
-    summary["bounds"] = bounds_block(finished(requests), config, costs, throughput_per_s, absent, simulated=simulated)
+    summary["bounds"] = bounds_block(
+        finished(requests), config, costs, throughput_per_s, absent, simulated=simulated, several=cluster is not None
+    )
     summary["beyond_recorded"] = beyond_recorded(steps, costs)
     summary["kv"]["prefix_hit"] = summary["prefix"]["hit_ratio"]
+    if cluster is not None:
+        summary["cluster"] = dict(cluster)
     if summary["scheduler"] is None:
         absent["scheduler"] = "the manifest does not hold the scheduler's settings"
     for path in ("mean_decode_batch", "batch_occupancy"):

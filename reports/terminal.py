@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reports.agreement import Agreement, summary_line
+from reports.cluster_page import cluster_line
 from reports.comparison import Compared, Comparison, labels
 from reports.figures import figure_at, interval_text, occurs, quantity, why_missing
 from reports.gate import GateResult
@@ -95,6 +96,8 @@ def print_run(run: Run, *, quiet: bool = False, console: Console | None = None) 
     _print_projections(out, [run])
     for warning in run.summary.get("beyond_recorded") or ():
         out.print(f"Beyond the recording: {warning}", style="yellow")
+    if run.summary.get("cluster") is not None:
+        out.print(f"Replicas: {cluster_line(run.summary['cluster'])}")
     settings = asked(run.summary.get("scheduler"))
     if settings:
         out.print(f"Scheduler: {', '.join(settings)}")

@@ -278,7 +278,7 @@ class Completion:
         running = flight is not None and flight.holds(sequence)
         blocks = state.blocks_of(sequence)
         if sequence.state == "waiting":
-            state.waiting.remove(sequence)
+            state.dequeue(sequence)
             if state.policy.ledger is not None:
                 state.policy.ledger.left(sequence)
         elif sequence is state.prefilling:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from scheduler.plan import StepFeatures
 
@@ -60,6 +60,13 @@ class RunCounters:
     longest_wait_ns: int = 0
     longest_gap_ns: int = 0
     over_threshold: int = 0
+
+    def add(self, other: RunCounters) -> None:
+        """Count another run in: sums, and the larger of what is a peak or the longest."""
+        for field in fields(self):
+            mine, theirs = getattr(self, field.name), getattr(other, field.name)
+            largest = field.name.startswith("longest_") or field.name == "kv_peak_tokens"
+            setattr(self, field.name, max(mine, theirs) if largest else mine + theirs)
 
     def add_steps(self, features: StepFeatures, steps: int) -> None:
         """Count ``steps`` steps of a stretch whose first one has these features."""

@@ -23,7 +23,7 @@ class Draft:
     rows: list[Sequence] = field(default_factory=list)
     """stepped without their cohort"""
     joining: list[Sequence] = field(default_factory=list)
-    """swapped in by the step, and resident after it"""
+    """whose KV the step brings in, and who are resident after it"""
 
     @property
     def decodes(self) -> bool:

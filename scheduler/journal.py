@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, TextIO
 
 from scheduler.config import SchedulerConfig
 from scheduler.observer import Observer
 from scheduler.plan import StepOutcome, StepPlan
-from scheduler.request import Request
+from scheduler.request import HeadStart, Request
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
 
@@ -76,10 +76,10 @@ class JournaledScheduler(Scheduler):
         r = request
         call = ["submit", now_ns, r.id, r.prompt_tokens, r.max_tokens, r.output_tokens, r.stop_kind, r.arrival_ns,
                 r.tenant, r.priority]  # fmt: skip
-        if r.deadline_ns is not None or r.block_hashes:
-            call.append(r.deadline_ns)
-        if r.block_hashes:
-            call.append(self._blocks.runs(r.block_hashes))
+        more = [r.deadline_ns, self._blocks.runs(r.block_hashes), [] if r.head_start is None else astuple(r.head_start)]
+        while more and more[-1] in (None, []):
+            more.pop()
+        call += more
         self._inbox.append(call)
         return sequence
 
@@ -201,11 +201,11 @@ def _deliver(scheduler: Scheduler, call: list[Any]) -> None:
         scheduler.abort(request_id, now_ns, *rest)
         return
     prompt, most, output, stop_kind, arrival_ns, tenant, priority, *more = rest
-    deadline_ns = more[0] if more else None
-    runs = more[1] if len(more) > 1 else []
+    padded: tuple[Any, ...] = (*more, *(None, [], [])[len(more) :])
+    deadline_ns, runs, start = padded
     request = Request(
         id=request_id, arrival_ns=arrival_ns, prompt_tokens=prompt, max_tokens=most, output_tokens=output,
         stop_kind=stop_kind, tenant=tenant, priority=priority, deadline_ns=deadline_ns,
-        block_hashes=BlockNumbers.expand(runs),
+        block_hashes=BlockNumbers.expand(runs), head_start=HeadStart(*start) if start else None,
     )  # fmt: skip
     scheduler.submit(request, now_ns)

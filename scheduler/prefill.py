@@ -25,10 +25,10 @@ class Prefill:
         self.blocked_until = 0
 
     def chunks(self, budget: int, rows: int, mixed: Draft | None = None) -> tuple[list[Chunk], list[Sequence]]:
-        """Chunks of at most ``budget`` tokens in at most ``rows`` rows, and who was swapped in.
+        """Chunks of at most ``budget`` tokens in at most ``rows`` rows, and whose KV was brought in.
 
-        ``mixed``: the decode rows of the same step. Its last prompt is cut to what is left of the budget, and who was
-        swapped in joins after the step.
+        ``mixed``: the decode rows of the same step. Its last prompt is cut to what is left of the budget, and whose KV
+        was brought in joins after the step.
         """
         state = self._state
         chunks: list[Chunk] = []
@@ -77,7 +77,7 @@ class Prefill:
             leader = None
             if sequence.number in state.evicted:
                 break
-            if not sequence.host_tokens and chunks and mixed is None:
+            if not sequence.kv_elsewhere and chunks and mixed is None:
                 tokens = sequence.known - state.pool.cached_tokens(sequence)
                 if tokens > budget:
                     break
@@ -86,10 +86,10 @@ class Prefill:
             if fills:
                 self._filling = lane.key
             group = group or sequence
-            waiting.remove(sequence)
+            state.dequeue(sequence)
             self._book(sequence)
-            if sequence.host_tokens:
-                state.swap_in(sequence)
+            if sequence.kv_elsewhere:
+                state.bring_in(sequence)
                 swapped_in.append(sequence)
             else:
                 chunk = self._chunk(sequence, budget)
@@ -140,7 +140,7 @@ class Prefill:
     def _victims_for(self, sequence: Sequence, tokens: int, slots: int, mixed: Draft | None) -> list[Sequence] | None:
         """The fewest less urgent residents whose ``slots`` and KV are enough, or ``None``; no row of a mixed step."""
         state = self._state
-        shared_with = None if sequence.host_tokens else sequence
+        shared_with = None if sequence.kv_elsewhere else sequence
         shortage = state.pool.shortage(sequence, tokens, shares=shared_with is not None)
         victims: list[Sequence] = []
 
@@ -167,7 +167,7 @@ class Prefill:
 
     def _fits(self, sequence: Sequence, tokens: int) -> bool:
         state = self._state
-        if sequence.host_tokens and state.pool.grows:
+        if sequence.kv_elsewhere and state.pool.grows:
             return state.pool.blocks_for(tokens) <= state.pool.free_blocks
         return state.pool.can_book(sequence, tokens)
 
@@ -190,7 +190,7 @@ class Prefill:
             state.promotion.admitted(sequence, state.now_ns)
         state.holding += 1
         state.residents.version += 1
-        if sequence.host_tokens:
+        if sequence.kv_elsewhere:
             # its next step takes the block that comes next, if one does, as everybody's
             state.pool.book(sequence, sequence.computed if state.grows else tokens)
         else:

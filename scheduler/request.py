@@ -51,6 +51,22 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadStart:
+    """How far a request has got elsewhere, before it is handed in here.
+
+    It has ``output_tokens``, the last of which came at ``last_token_ns``. With ``brings_kv`` the KV of all its tokens
+    but the newest comes with it, and is booked as it is admitted; else the prompt *and* those tokens are computed as
+    one prompt, as after an eviction. Times are integer nanoseconds, -1 for what has not happened.
+    """
+
+    output_tokens: int = 0
+    brings_kv: bool = False
+    first_scheduled_ns: int = -1
+    first_token_ns: int = -1
+    last_token_ns: int = -1
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One request, as the world hands it to :meth:`Scheduler.submit`.
 
@@ -61,7 +77,7 @@ class Request:
 
     ``block_hashes`` identify the prompt's full KV blocks: each stands for its block *and* all before it, so that two
     requests share a prefix exactly as far as their hashes agree. ``deadline_ns``: when the first token is due.
-    ``priority``: a smaller number is more important, as in vLLM.
+    ``priority``: a smaller number is more important, as in vLLM. ``head_start``: what it has had elsewhere.
     """
 
     id: str
@@ -76,6 +92,7 @@ class Request:
     block_hashes: tuple[int, ...] = field(default=(), repr=False)
     prompt_token_ids: tuple[int, ...] | None = field(default=None, repr=False)
     sampling: SamplingParams = SamplingParams()
+    head_start: HeadStart | None = None
 
     def __post_init__(self) -> None:
         if self.arrival_ns < 0:
@@ -89,6 +106,15 @@ class Request:
                 f"request {self.id}: {len(self.prompt_token_ids)} prompt token ids but prompt_tokens is "
                 f"{self.prompt_tokens}"
             )
+        if self.head_start is not None:
+            had = self.head_start.output_tokens
+            if not 0 <= had < self.planned_output_tokens:
+                raise ValueError(
+                    f"request {self.id}: it comes with {had} output tokens; must be >= 0 and < "
+                    f"{self.planned_output_tokens}"
+                )
+            if self.head_start.brings_kv and not had:
+                raise ValueError(f"request {self.id}: it brings KV, and so must have an output token")
 
     @property
     def planned_output_tokens(self) -> int:

@@ -16,8 +16,8 @@ from scheduler.flight import BusyError, Flight
 from scheduler.observer import Observer
 from scheduler.plan import NEVER, StepOutcome, StepPlan, Swap
 from scheduler.prefill import Prefill
-from scheduler.request import Request
-from scheduler.sequence import Sequence
+from scheduler.request import HeadStart, Request
+from scheduler.sequence import UNSET, Sequence
 from scheduler.state import SchedulerState
 from scheduler.stepping import Stepping
 
@@ -73,6 +73,18 @@ class Scheduler:
         return self._state.holding
 
     @property
+    def kv_tokens(self) -> int:
+        """Tokens whose KV the resident sequences hold, and what of a prompt in progress is computed."""
+        state = self._state
+        prefilling = 0 if state.prefilling is None else state.prefilling.computed
+        return state.residents.tokens - state.residents.count + prefilling
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Known tokens of the requests that wait to be admitted."""
+        return self._state.waiting_tokens
+
+    @property
     def idle(self) -> bool:
         """Nothing waits and nothing is resident."""
         return not self._state.sequences and not self._state.flights
@@ -86,6 +98,8 @@ class Scheduler:
         tokens = request.prompt_tokens + (1 if request.output_tokens is None else request.planned_output_tokens)
         if tokens > config.context_tokens:
             return f"{tokens} tokens are more than the model's context of {config.context_tokens}"
+        if sequence.known >= sequence.limit:
+            return f"it comes with {sequence.output_tokens} output tokens, and may have no more"
         tokens = max(sequence.limit, self._state.admission.booking(sequence))
         most = self.pool.largest_tokens
         if tokens > most:
@@ -96,6 +110,25 @@ class Scheduler:
         """KV memory that ``request`` needs to be served at all, within the model's context."""
         sequence = self._unnumbered(request)
         return max(sequence.limit, self._state.admission.booking(sequence))
+
+    def predicted_tokens(self, request: Request) -> int:
+        """Output tokens that the oracle expects of ``request``."""
+        return self._unnumbered(request).predicted
+
+    def head_starts(self) -> list[tuple[Sequence, HeadStart]]:
+        """Those that have not ended, in order of submission, as they would go on elsewhere without their KV.
+
+        Tokens of a plan in flight do not count; none may have been planned after it.
+        """
+        found = []
+        for sequence in self._state.sequences.values():
+            served = self._state.residents.served(sequence)
+            last_token_ns = UNSET if served is None or not sequence.output_tokens else served.end_ns
+            start = HeadStart(
+                sequence.output_tokens, False, sequence.first_scheduled_ns, sequence.first_token_ns, last_token_ns
+            )
+            found.append((sequence, start))
+        return found
 
     def _unnumbered(self, request: Request) -> Sequence:
         sequence = Sequence(request, 0, 0, self.config.context_tokens)
@@ -128,7 +161,7 @@ class Scheduler:
             state.promotion.watch(sequence)
         if self.policy.ledger is not None:
             self.policy.ledger.submitted(sequence)
-        state.waiting.push(sequence)
+        state.enqueue(sequence)
         return sequence
 
     def abort(self, request_id: str, now_ns: int, reason: str = "aborted") -> None:
@@ -244,6 +277,7 @@ class Scheduler:
         )
         self._plans += 1
         state.released, state.swapped_out, state.swapped_in = [], [], []
+        state.brought_in = False
         flight = Flight(plan, draft, steps, self._unusable_tokens())
         state.flights.append(flight)
         return plan

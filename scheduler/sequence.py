@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from scheduler.request import Request
+from scheduler.request import HeadStart, Request
 
 if TYPE_CHECKING:
     from scheduler.cohorts import Cohort
@@ -37,6 +37,7 @@ class Sequence:
         "_service_ns",
         "admitted_known",
         "arrival_ns",
+        "brings_kv",
         "cohort",
         "committed_tokens",
         "estimates",
@@ -110,6 +111,23 @@ class Sequence:
         #: tokens that it did not have to compute, because the prefix cache held their KV
         self.prefix_hit_tokens = 0
         self.over_threshold = False
+        #: its KV comes with it, and is not in the pool yet
+        self.brings_kv = False
+        if request.head_start is not None:
+            self._resume(request.head_start)
+
+    def _resume(self, start: HeadStart) -> None:
+        """Go on from where the request has got elsewhere."""
+        self._known += start.output_tokens
+        self.admitted_known = self._known
+        self.brings_kv = start.brings_kv
+        if start.brings_kv:
+            self._computed = self._known - 1
+        self.first_scheduled_ns = start.first_scheduled_ns
+        self.first_token_ns = start.first_token_ns
+        if start.output_tokens:
+            self.served = Served()
+            self.served.end_ns = start.last_token_ns
 
     @property
     def id(self) -> str:
@@ -150,6 +168,11 @@ class Sequence:
     def set_service(self, service_ns: int) -> None:
         """Set :attr:`service_ns`."""
         self._service_ns = service_ns if self.cohort is None else service_ns - self.cohort.clock_ns
+
+    @property
+    def kv_elsewhere(self) -> bool:
+        """Whether its KV is held outside the pool, so that it is brought in and not computed."""
+        return self.host_tokens > 0 or self.brings_kv
 
     @property
     def ended(self) -> bool:

@@ -76,6 +76,8 @@ class SchedulerState:
         #: whether blocks are handed out as sequences grow
         self.grows = self.admission.grows and self.pool.grows
         self.waiting: WaitingQueue = build_waiting(policy.waiting, self.view)
+        #: known tokens of those that wait
+        self.waiting_tokens = 0
         self.residents = Residents(
             policy.resident,
             self.view,
@@ -102,6 +104,7 @@ class SchedulerState:
         self.released: list[int] = []
         self.swapped_out: list[Swap] = []
         self.swapped_in: list[Sequence] = []
+        self.brought_in = False
         self.evicted: set[int] = set()
 
     def next_wakeup(self) -> int | None:
@@ -114,6 +117,14 @@ class SchedulerState:
     def empty(self) -> bool:
         """Nobody is resident, apart from those who end in the plan in flight."""
         return not self.residents.count and self.prefilling is None
+
+    def enqueue(self, sequence: Sequence) -> None:
+        self.waiting.push(sequence)
+        self.waiting_tokens += sequence.known
+
+    def dequeue(self, sequence: Sequence) -> None:
+        self.waiting.remove(sequence)
+        self.waiting_tokens -= sequence.known
 
     def batch_is_short(self) -> bool:
         wakeup = self.next_wakeup()
@@ -179,7 +190,7 @@ class SchedulerState:
         sequence.state = "waiting"
         if self.policy.ledger is not None:
             self.policy.ledger.evicted(sequence)
-        self.waiting.push(sequence)
+        self.enqueue(sequence)
 
     def _swap_out(self, sequence: Sequence) -> None:
         sequence.host_tokens = sequence.computed
@@ -193,7 +204,12 @@ class SchedulerState:
         self.counters.swapped_out += 1
         self.counters.swapped_tokens += sequence.host_tokens
 
-    def swap_in(self, sequence: Sequence) -> None:
+    def bring_in(self, sequence: Sequence) -> None:
+        """The KV of ``sequence``, which has been booked, comes from host memory, or has come with the request."""
+        if sequence.brings_kv:
+            sequence.brings_kv = False
+            self.brought_in = True
+            return
         self.leave_host(sequence)
         self.swapped_in.append(sequence)
 

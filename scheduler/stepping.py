@@ -147,6 +147,8 @@ class Stepping:
         state = self._state
         if max_repeat == 1 or draft.chunks or state.evicted or state.swapped_out or state.swapped_in:
             return 1
+        if state.brought_in:
+            return 1
         if state.flights and (state.flights[-1].changes_the_next or state.policy.resident.timed):
             return 1
         order, cohorts, rows = state.policy.resident, draft.cohorts, draft.rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,29 +26,60 @@ ANY = 1 << 40
 
 #: what a simpy process is made of
 Process = Generator[simpy.Event, Any, None]
+#: one that says at last whether its steps were run
+Steps = Generator[simpy.Event, Any, bool]
 
 
 class StepEnd(simpy.Event):
-    """Happens ``delay`` nanoseconds from now, after all other events of that time."""
+    """Happens ``delay`` nanoseconds from now, after all other events of that time.
 
-    def __init__(self, env: simpy.Environment, delay: int) -> None:
+    Of several replicas' steps that end at one time, that of the lower ``number`` is first, whenever they began.
+    """
+
+    def __init__(self, env: simpy.Environment, delay: int, number: int = 0) -> None:
         super().__init__(env)
         self._ok = True
         self._value = None
-        env.schedule(self, LATE, delay)
+        env.schedule(self, EventPriority(LATE + number), delay)
+
+
+class Conditions(Protocol):
+    """What a replica's hardware goes through: known beforehand, so that a stretch ends where it changes."""
+
+    @property
+    def ends_ns(self) -> int:
+        """When the replica is lost: a step that has not ended before never does."""
+
+    def factor_at(self, time_ns: int) -> float:
+        """How many times as long as usual a step takes that begins at ``time_ns``."""
+
+    def next_change_ns(self, time_ns: int) -> int:
+        """When the factor is next another one, after ``time_ns``."""
 
 
 class Replica:
     """One scheduler on one simulated device.
 
     ``max_repeat`` 1 runs step by step; by default the replica fast-forwards through steps in which nothing can
-    change. Both give the same result. The environment's time is in integer nanoseconds.
+    change. Both give the same result. The environment's time is in integer nanoseconds. ``number`` is its place among
+    others, ``conditions`` what its hardware goes through (default: nothing).
     """
 
-    def __init__(self, env: simpy.Environment, scheduler: Scheduler, costs: CostModel, max_repeat: int = ANY) -> None:
+    def __init__(
+        self,
+        env: simpy.Environment,
+        scheduler: Scheduler,
+        costs: CostModel,
+        max_repeat: int = ANY,
+        number: int = 0,
+        conditions: Conditions | None = None,
+    ) -> None:
         self._env = env
         self._costs = costs
         self._max_repeat = max_repeat
+        self._number = number
+        self._conditions = conditions
+        self._stopped = False
         #: plans in flight while the next one is made
         self._depth = int(scheduler.config.overlap)
         self._inbox: list[Request | str] = []
@@ -64,17 +95,39 @@ class Replica:
         """The simulated time."""
         return int(self._env.now)
 
-    def submit(self, request: Request) -> None:
-        """Hand in a request now; the next plan sees it."""
+    def submit(self, request: Request, late: bool = False) -> None:
+        """Hand in a request now; the next plan sees it. ``late``: after the steps that end now."""
         self._deliver(request)
         if self._stretch is not None and self._stretch.arrival_matters:
-            self._cut()
+            self._cut(late)
 
-    def abort(self, request_id: str) -> None:
+    def abort(self, request_id: str, late: bool = False) -> None:
         """End a request early; the next plan sees it."""
         self._deliver(request_id)
         if self._stretch is not None:
-            self._cut()
+            self._cut(late)
+
+    def stop(self) -> list[Request | str]:
+        """Nothing runs from now on. Returns what the scheduler has not been told: requests, and ids to abort."""
+        self._stopped = True
+        return self._inbox
+
+    def kv_tokens(self, late: bool = False) -> int:
+        """KV tokens held after the steps so far. ``late``: with those that end now."""
+        held = self.scheduler.kv_tokens
+        if self._stretch is None:
+            return held
+        # with overlap, a step counts as it begins
+        steps = int(np.searchsorted(self._ends, self.now_ns + late)) + self._depth
+        return held + self._stretch.features.rows * steps
+
+    def waiting_tokens(self) -> int:
+        """Known tokens of requests that wait to be admitted."""
+        return self.scheduler.waiting_tokens + sum(m.prompt_tokens for m in self._inbox if isinstance(m, Request))
+
+    def waiting(self) -> int:
+        """Requests that wait to be admitted."""
+        return self.scheduler.waiting + sum(isinstance(message, Request) for message in self._inbox)
 
     def _deliver(self, message: Request | str) -> None:
         self._inbox.append(message)
@@ -82,12 +135,13 @@ class Replica:
             self._arrival.succeed()
             self._arrival = None
 
-    def _cut(self) -> None:
+    def _cut(self, late: bool) -> None:
         """End the stretch with the last step that was decided on by now.
 
-        That is the first that ends now or later; with overlap the one after it, which was planned as that one began.
+        That is the first that ends now or later (``late``: later than now); with overlap the one after it, which was
+        planned as that one began.
         """
-        steps = self._first_end_at(self.now_ns) + self._depth
+        steps = self._first_end_at(self.now_ns + late) + self._depth
         if steps < len(self._ends):
             self._ends = self._ends[:steps]
             self.process.interrupt()
@@ -98,14 +152,16 @@ class Replica:
 
     def _run(self) -> Process:
         env = self._env
-        while True:
+        while not self._stopped:
             plan = self._next_plan()
             if plan is not None:
-                yield from self._pipeline(plan) if self._depth else self._execute(plan)
+                ran = yield from self._pipeline(plan) if self._depth else self._execute(plan)
+                if not ran:
+                    return
             elif not self._inbox:
                 yield self._idle()
                 # whatever else happens at this time comes first
-                yield StepEnd(env, 0)
+                yield StepEnd(env, 0, self._number)
 
     def _next_plan(self) -> StepPlan | None:
         """Hand over what has come in, and ask for the next plan."""
@@ -124,41 +180,73 @@ class Replica:
             return self._arrival
         return self._arrival | self._env.timeout(wakeup - self.now_ns)
 
-    def _execute(self, plan: StepPlan) -> Process:
-        """One plan after the other: the host's work and the device's add up."""
+    def _times(self, plan: StepPlan) -> tuple[PerStep, PerStep]:
+        """What the plan's steps take on the device and on the host, from now on."""
         columns = plan.columns()
         device, host = self._costs.device_ns(columns), self._costs.host_ns(columns)
+        if self._conditions is None:
+            return device, host
+        factor = self._conditions.factor_at(self.now_ns)
+        return (device, host) if factor == 1 else (_scaled(device, factor), _scaled(host, factor))
+
+    def _execute(self, plan: StepPlan) -> Steps:
+        """One plan after the other: the host's work and the device's add up. Returns whether it was run."""
+        device, host = self._times(plan)
         if plan.repeat == 1:
-            yield StepEnd(self._env, int(device + host))
+            took = int(device + host)
+            if self._conditions is not None and self.now_ns + took >= self._conditions.ends_ns:
+                return False
+            yield StepEnd(self._env, took, self._number)
             outcome = StepOutcome([self.now_ns], int(device), int(host))
         else:
             self._begin(plan, device + host)
+            if not self._endures():
+                return False
             if plan.until_ns <= self._ends[-1]:
                 self._ends = self._ends[: self._first_end_at(plan.until_ns)]
             yield from self._wait_for(1)
             outcome = self._outcome(device, host)
         self.scheduler.complete(plan, outcome, self.now_ns)
+        return True
 
-    def _pipeline(self, plan: StepPlan | None) -> Process:
-        """Each plan is made as the one before begins its last step: the host's work is hidden under the device's."""
+    def _endures(self) -> bool:
+        """End the stretch with the last step that begins before the conditions change, and that is not lost.
+
+        Returns whether there is any.
+        """
+        if self._conditions is not None:
+            change_ns = self._conditions.next_change_ns(self.now_ns)
+            kept = min(self._first_end_at(change_ns), int(np.searchsorted(self._ends, self._conditions.ends_ns)))
+            self._ends = self._ends[:kept]
+            if not kept:
+                self._stretch = None
+        return bool(self._ends.size)
+
+    def _pipeline(self, plan: StepPlan | None) -> Steps:
+        """Each plan is made as the one before begins its last step: the host's work is hidden under the device's.
+
+        Returns whether all plans were run.
+        """
         overlapped = False
         while plan is not None:
             start_ns = self.now_ns
-            columns = plan.columns()
-            device, host = self._costs.device_ns(columns), self._costs.host_ns(columns)
+            device, host = self._times(plan)
             self._begin(plan, _larger(device, host))
             if not overlapped:
                 # nothing ran while it was planned
                 self._ends += _first(device) + _first(host) - _first(_larger(device, host))
+            if not self._endures():
+                return False
             if self._ends.size > 1:
                 self._ends = self._ends[: self._decided_on(plan, start_ns)]
                 yield from self._wait_for(2)
             self._stretch = None
             self.scheduler.shorten(plan, len(self._ends))
             following = self._next_plan()
-            yield StepEnd(self._env, int(self._ends[-1]) - self.now_ns)
+            yield StepEnd(self._env, int(self._ends[-1]) - self.now_ns, self._number)
             self.scheduler.complete(plan, self._outcome(device, host), self.now_ns)
             plan, overlapped = following, True
+        return True
 
     def _decided_on(self, plan: StepPlan, start_ns: int) -> int:
         """How many steps of a stretch are sure as it begins: it was planned as the step before it began."""
@@ -177,7 +265,7 @@ class Replica:
         """Until the ``last`` but one of the stretch's ends, wherever it is cut meanwhile."""
         while len(self._ends) >= last:
             try:
-                yield StepEnd(self._env, int(self._ends[-last]) - self.now_ns)
+                yield StepEnd(self._env, int(self._ends[-last]) - self.now_ns, self._number)
                 break
             except simpy.Interrupt:
                 continue
@@ -187,6 +275,14 @@ class Replica:
     def _outcome(self, device: PerStep, host: PerStep) -> StepOutcome:
         steps = len(self._ends)
         return StepOutcome(self._ends, _total(device, steps), _total(host, steps))
+
+
+def _scaled(each: PerStep, factor: float) -> PerStep:
+    """Rounded step by step, to the even nanosecond if halfway."""
+    if isinstance(each, int):
+        return round(each * factor)
+    scaled: npt.NDArray[np.int64] = np.rint(each * factor).astype(np.int64)
+    return scaled
 
 
 def _larger(device: PerStep, host: PerStep) -> PerStep:
@@ -221,7 +317,7 @@ def aborts(env: simpy.Environment, replica: Replica, times: Iterable[tuple[int, 
 
 
 @contextmanager
-def _rare_collections() -> Iterator[None]:
+def rare_collections() -> Iterator[None]:
     """Python's garbage collector looks at every live request again and again; a simulation makes little garbage."""
     thresholds = gc.get_threshold()
     gc.set_threshold(100_000, 50, 1_000)
@@ -244,7 +340,7 @@ def simulate(
     replica = Replica(env, scheduler, costs, max_repeat)
     env.process(arrivals(env, replica, requests))
     env.process(aborts(env, replica, aborted))
-    with _rare_collections():
+    with rare_collections():
         env.run()
     if not scheduler.idle:
         raise RuntimeError(f"the simulation stopped with {scheduler.waiting} waiting, {scheduler.resident} resident")

@@ -49,6 +49,7 @@ class RooflineCosts:
         flops = gpu.flops * gpu.compute_efficiency
         attention = gpu.compute_efficiency if gpu.attention_efficiency is None else gpu.attention_efficiency
         kv_bytes = shape.kv_bytes_per_token(size)
+        self.kv_token_bytes = kv_bytes
         self.gpu = gpu
         self.shape = shape
         self.name = f"roofline:{gpu.name}:{shape.name}"

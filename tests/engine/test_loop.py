@@ -14,7 +14,7 @@ from engine.executors.base import SequenceState
 from engine.loop import EngineLoop, Progress, TokenOutput
 from scheduler.config import SchedulerConfig
 from scheduler.plan import StepOutcome, StepPlan, iter_sampled
-from scheduler.request import Request, SamplingParams
+from scheduler.request import HeadStart, Request, SamplingParams
 from scheduler.scheduler import Scheduler
 
 
@@ -219,6 +219,11 @@ def test_a_batch_that_waits_for_company_starts_when_its_time_is_up() -> None:
 def test_a_request_without_token_ids_is_refused() -> None:
     with pytest.raises(ValueError, match="prompt_token_ids"):
         loop_of(CountingExecutor()).submit(Request("a", 0, 3))
+
+
+def test_a_request_that_has_got_on_elsewhere_is_refused() -> None:
+    with pytest.raises(ValueError, match="elsewhere"):
+        loop_of(CountingExecutor()).submit(Request("a", 0, 3, prompt_token_ids=(1, 2, 3), head_start=HeadStart(1)))
 
 
 def test_stop_strings_without_a_tokenizer_are_refused() -> None:

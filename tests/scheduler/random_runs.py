@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from scheduler.config import ConfigError, SchedulerConfig
 from scheduler.plan import Layout, StepColumns, StepFeatures, StepOutcome, StepPlan
-from scheduler.request import Request, StopKind
+from scheduler.request import HeadStart, Request, StopKind
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
 from simulator.bounds import Floors, StepFloor
@@ -198,6 +198,22 @@ def draw_requests(rng: Random, count: int, block_tokens: int = 4, scale: int = 1
             )
         )
     return found
+
+
+def with_head_starts(run: Run, seed: int) -> Run:
+    """The same, but some requests have got on elsewhere: with tokens, with their KV, or no further than a step."""
+    rng = Random(f"head starts {seed}")
+    found = []
+    for request in run.requests:
+        had = rng.choice((0, 1, 1, 2, 5))
+        if rng.random() < 0.5 and had < request.planned_output_tokens:
+            now = request.arrival_ns
+            first = max(0, now - rng.choice((0, 500, 4000))) if had > 1 else now if had else -1
+            scheduled = rng.choice((-1, max(0, now - 5000))) if not had else max(0, now - 5000)
+            start = HeadStart(had, had > 0 and rng.random() < 0.7, scheduled, first, now if had else -1)
+            request = replace(request, head_start=start)
+        found.append(request)
+    return replace(run, requests=found)
 
 
 def draw_aborts(rng: Random, requests: list[Request], scale: int = 1) -> list[tuple[int, str]]:

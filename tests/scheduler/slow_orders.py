@@ -32,6 +32,7 @@ class Job:
     admitted_known: int = 0
     state: str = "waiting"
     swapped: bool = False
+    brought: bool = False
     holds_memory: bool = False
     commitment: int = 0
     estimates: tuple[int, ...] = ()

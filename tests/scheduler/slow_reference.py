@@ -135,11 +135,19 @@ class Reference:
         hidden = request.stop_kind == "eos" and request.output_tokens is not None
         foreseen = request.prompt_tokens + most if hidden else limit
         job = Job(request, len(self.jobs), most, limit, foreseen, request.prompt_tokens)
+        had = request.head_start
+        if had is not None:
+            job.known += had.output_tokens
+            # what comes with its KV is brought in as what was swapped out, from nowhere
+            job.swapped = job.brought = had.brings_kv
+            job.computed = job.known - 1 if had.brings_kv else 0
+            job.first_scheduled = had.first_scheduled_ns
+            job.token_times = [had.first_token_ns, had.last_token_ns][: had.output_tokens]
         job.estimates = self.rules.oracle.estimates(job)
         self.jobs.append(job)
         self.counters.submitted += 1
         wanted = request.prompt_tokens + (1 if request.output_tokens is None else request.planned_output_tokens)
-        if wanted > context or memory.need(max(limit, self.booking(job))) > memory.largest:
+        if wanted > context or job.known >= limit or memory.need(max(limit, self.booking(job))) > memory.largest:
             job.state = "rejected"
             self.counters.rejected += 1
         else:
@@ -196,7 +204,7 @@ class Reference:
                 queue.remove(job)
         if job is self.prefilling:
             self.prefilling = None
-        if job.swapped:
+        if job.swapped and not job.brought:
             self.host_tokens -= job.computed
         if job in self.coming_in:
             self.coming_in.remove(job)
@@ -412,8 +420,11 @@ class Reference:
 
     def swap_in(self, job: Job) -> None:
         job.swapped, job.state = False, "resident"
-        self.host_tokens -= job.computed
-        self.coming_in.append(job)
+        if job.brought:
+            job.brought = False
+        else:
+            self.host_tokens -= job.computed
+            self.coming_in.append(job)
         self.residents.append(job)
 
     # -- who is stepped

@@ -12,7 +12,7 @@ import pytest
 from scheduler.config import SchedulerConfig
 from scheduler.journal import BlockNumbers, JournaledScheduler, JournalError, replay
 from scheduler.plan import StepOutcome, StepPlan, StopReason, iter_sampled
-from scheduler.request import Request
+from scheduler.request import HeadStart, Request
 from scheduler.scheduler import Scheduler
 
 CONFIG: dict[str, Any] = {"kv_tokens": 64, "block_tokens": 4, "max_running": 5, "max_prefill_tokens": 16}
@@ -52,6 +52,18 @@ def test_deadlines_and_priorities_come_back() -> None:
         (r.id, r.deadline_ns, r.priority, r.stop_kind) for r in sent
     ]
     assert [r.block_hashes for r in requests] == [(), (0, 1), (), (0, 2)]
+
+
+def test_a_head_start_from_elsewhere_comes_back() -> None:
+    sent = [
+        Request("with KV", 9, 5, head_start=HeadStart(2, True, 1, 3, 4)),
+        Request("hashed", 9, 8, block_hashes=(7,), deadline_ns=11, head_start=HeadStart(0, False, 2)),
+        Request("plain", 9, 5),
+    ]
+    again = replay(journal_of(*sent), world=Delivered)
+    assert again.exact
+    requests = again.scheduler.requests  # type: ignore[attr-defined]
+    assert [(r.head_start, r.deadline_ns) for r in requests] == [(r.head_start, r.deadline_ns) for r in sent]
 
 
 def test_a_request_without_deadline_and_hashes_takes_no_room_for_them() -> None:

@@ -13,7 +13,7 @@ from random_runs import Recorder
 
 from scheduler.config import SchedulerConfig
 from scheduler.plan import StepOutcome, StepPlan
-from scheduler.request import Request
+from scheduler.request import HeadStart, Request
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
 
@@ -435,3 +435,54 @@ def test_the_hash_seed_changes_nothing() -> None:
         outputs.append(done.stdout)
     assert outputs[0].count("RunCounters") == 6
     assert outputs[0] == outputs[1] == outputs[2]
+
+
+def test_kv_that_comes_with_a_request_is_booked_and_not_computed() -> None:
+    scheduler = Scheduler(SchedulerConfig(kv_tokens=64, block_tokens=4))
+    had = HeadStart(output_tokens=1, brings_kv=True, first_scheduled_ns=10, first_token_ns=20, last_token_ns=20)
+    sequence = scheduler.submit(Request("a", 5, 12, max_tokens=4, head_start=had), 100)
+    plan = scheduler.next_step(100)
+    assert plan is not None
+    assert (plan.kind, plan.features.kv_tokens_read, plan.features.swapped_tokens) == ("decode", 13, 0)
+    assert (sequence.known, sequence.computed, sequence.first_scheduled_ns) == (13, 12, 10)
+    now = 110
+    while plan is not None:
+        scheduler.complete(plan, StepOutcome([now], 10, 0), now)
+        now += 10
+        plan = scheduler.next_step(now)
+    assert (sequence.state, sequence.output_tokens, sequence.first_token_ns) == ("finished", 4, 20)
+    assert scheduler.counters.longest_gap_ns == 90, "since its last token elsewhere"
+    assert scheduler.counters.linear_computed_prefill == 0
+    assert scheduler.pool.reserved_tokens == 0
+
+
+def test_tokens_that_come_without_their_kv_are_computed_with_the_prompt() -> None:
+    scheduler = Scheduler(SchedulerConfig(kv_tokens=64))
+    sequence = scheduler.submit(Request("a", 5, 12, max_tokens=4, head_start=HeadStart(3, False, 10, 20, 90)), 100)
+    plan = scheduler.next_step(100)
+    assert plan is not None
+    assert (plan.kind, plan.features.new_tokens) == ("prefill", 15)
+    (ended,) = scheduler.complete(plan, StepOutcome([150], 50, 0), 150)
+    assert (ended, ended.output_tokens, ended.first_token_ns) == (sequence, 4, 20)
+    assert scheduler.counters.longest_gap_ns == 60
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (HeadStart(4), "comes with 4 output tokens; must be >= 0 and < 4"),
+        (HeadStart(-1), "must be >= 0"),
+        (HeadStart(0, brings_kv=True), "it brings KV, and so must have an output token"),
+    ],
+)
+def test_a_head_start_that_cannot_be_is_refused(start: HeadStart, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Request("a", 0, 3, max_tokens=4, head_start=start)
+
+
+def test_one_that_brings_kv_and_waits_is_aborted_like_any_other() -> None:
+    scheduler = Scheduler(SchedulerConfig(kv_tokens=64))
+    scheduler.submit(Request("a", 0, 3, max_tokens=4, head_start=HeadStart(1, True)), 0)
+    scheduler.abort("a", 1)
+    assert scheduler.next_step(1) is None
+    assert (scheduler.counters.aborted, scheduler.idle, scheduler.pool.reserved_tokens) == (1, True, 0)

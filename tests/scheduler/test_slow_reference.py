@@ -6,7 +6,8 @@ from dataclasses import asdict
 
 import pytest
 from hypothesis import given
-from random_runs import PARTS, POLICY_SETTINGS, Recorder, Run, draw_run, examples, runs, times_of
+from hypothesis import strategies as st
+from random_runs import PARTS, POLICY_SETTINGS, Recorder, Run, draw_run, examples, runs, times_of, with_head_starts
 from slow_orders import Job
 from slow_reference import Reference
 
@@ -78,6 +79,18 @@ def test_slow_reference_single_steps_and_stretches_agree(policy: str) -> None:
     @given(runs(policies=(policy,)))
     def agree(run: Run) -> None:
         check(run)
+
+    agree()
+
+
+@pytest.mark.parametrize("policy", POLICY_SETTINGS)
+def test_requests_that_have_got_on_elsewhere_agree(policy: str) -> None:
+    """With output tokens, with the KV of all but the newest, or with neither: the same as an eviction's return."""
+
+    @examples(20)
+    @given(runs(policies=(policy,)), st.integers(0, 2**16))
+    def agree(run: Run, seed: int) -> None:
+        check(with_head_starts(run, seed))
 
     agree()
 
