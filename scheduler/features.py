@@ -50,17 +50,19 @@ def measure(
     swapped_tokens: int,
     steps: int,
     graph_sizes: Sizes[int] = (),
+    released: int = 0,
 ) -> tuple[StepFeatures, DigestEntry]:
     """Features and digest of a draft's (first) step.
 
     ``batch_rows``: rows that a closed batch began with. ``graph_sizes``: of the graphs that decode steps run as.
+    ``released``: sequences that gave their memory back since the plan before.
     """
     if not draft.chunks:
-        return _decode(draft, layout, pool, batch_rows, swapped_tokens, steps, graph_sizes)
-    prefill, entry = _prefill(draft.chunks, layout, pool, swapped_tokens)
+        return _decode(draft, layout, pool, batch_rows, swapped_tokens, steps, graph_sizes, released)
+    prefill, entry = _prefill(draft.chunks, layout, pool, swapped_tokens, released)
     if not draft.decodes:
         return prefill, entry
-    decode, other = _decode(draft, layout, pool, 0, 0, 1, ())
+    decode, other = _decode(draft, layout, pool, 0, 0, 1, (), 0)
     features = StepFeatures(
         layout=layout,
         kind="mixed",
@@ -77,6 +79,8 @@ def measure(
         decode_rows=decode.rows,
         decode_context_tokens=decode.context_tokens,
         swapped_tokens=swapped_tokens,
+        longest_decode_context=decode.longest_context,
+        released=released,
     )
     return features, DigestEntry(
         "mixed",
@@ -88,7 +92,9 @@ def measure(
     )
 
 
-def _prefill(chunks: list[Chunk], layout: Layout, pool: KvPool, swapped: int) -> tuple[StepFeatures, DigestEntry]:
+def _prefill(
+    chunks: list[Chunk], layout: Layout, pool: KvPool, swapped: int, released: int
+) -> tuple[StepFeatures, DigestEntry]:
     rows = len(chunks)
     new = sum(chunk.tokens for chunk in chunks)
     context = sum(chunk.tokens * chunk.start + chunk.tokens * (chunk.tokens + 1) // 2 for chunk in chunks)
@@ -109,6 +115,7 @@ def _prefill(chunks: list[Chunk], layout: Layout, pool: KvPool, swapped: int) ->
         blocks_touched=sum(pool.blocks_for(end) for end in ends) if pool.grows else rows,
         sampled_rows=sum(chunk.samples for chunk in chunks),
         swapped_tokens=swapped,
+        released=released,
     )
     entry = DigestEntry(
         "prefill",
@@ -129,6 +136,7 @@ def _decode(
     swapped: int,
     steps: int,
     graph_sizes: Sizes[int],
+    released: int,
 ) -> tuple[StepFeatures, DigestEntry]:
     cohorts, rows = draft.cohorts, draft.rows
     if len(cohorts) == 1 and not rows:
@@ -163,5 +171,7 @@ def _decode(
         decode_context_tokens=tokens,
         swapped_tokens=swapped,
         graph_rows=graph_rows,
+        longest_decode_context=longest,
+        released=released,
     )
     return features, DigestEntry("decode", count, ids, starts, ids, steps)

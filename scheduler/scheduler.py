@@ -224,7 +224,9 @@ class Scheduler:
             self.counters.swapped_tokens += tokens_in
         batch_rows = 0 if state.batch is None else state.batch.rows
         config = self.config
-        features, entry = measure(draft, config.layout, self.pool, batch_rows, swapped, steps, config.graph_rows)
+        features, entry = measure(
+            draft, config.layout, self.pool, batch_rows, swapped, steps, config.graph_rows, len(state.released)
+        )
         slot_free = state.holding < config.max_running and state.batch is None
         plan = StepPlan(
             index=self._plans,

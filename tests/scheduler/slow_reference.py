@@ -89,6 +89,8 @@ class Reference:
         self.stepped: list[Job] = []
         self.coming_in: list[Job] = []
         self.moved_tokens = 0
+        #: who gave memory back, or left the host's, since the step before
+        self.released = 0
 
     def default_admission(self) -> str:
         reserves = self.rules.runs_to_completion or self.rules.policy == "orca-reserve"
@@ -182,7 +184,7 @@ class Reference:
             self.counters.swapped_tokens += job.computed
             self.moved_tokens += job.computed
         step = Step(pieces, self.measure(pieces), now, self.flight is not None, self.unusable())
-        self.moved_tokens, self.coming_in = 0, []
+        self.moved_tokens, self.coming_in, self.released = 0, [], 0
         return step
 
     def is_flying(self, job: Job) -> bool:
@@ -198,6 +200,7 @@ class Reference:
             self.prefilling = None
         if job.swapped:
             self.host_tokens -= job.computed
+            self.released += 1
         if job in self.coming_in:
             self.coming_in.remove(job)
         if self.flight is not None and job in self.flight.sampled:
@@ -476,6 +479,8 @@ class Reference:
             self.coming_in.remove(job)
         if self.config.preemption == "swap" and room:
             job.swapped = True
+            # the executor is told of it as a swap
+            self.released -= 1
             self.host_tokens += job.computed
             if not still_there:
                 self.counters.swapped_out += 1
@@ -491,6 +496,7 @@ class Reference:
 
     def give_back(self, job: Job, how: str) -> None:
         self.memory.release(job.number, how)
+        self.released += 1
         job.holds_memory = False
 
     # -- what a step costs and does
@@ -524,6 +530,8 @@ class Reference:
             decode_context_tokens=pairs_of(decoding),
             swapped_tokens=self.moved_tokens,
             graph_rows=min(graphs, default=0),
+            longest_decode_context=max((start + n for _, start, n in decoding), default=0),
+            released=self.released,
         )
 
     def unusable(self) -> int:
