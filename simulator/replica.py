@@ -16,6 +16,7 @@ from scheduler.plan import StepOutcome, StepPlan
 from scheduler.request import Request
 from scheduler.scheduler import Scheduler
 from simulator.costs import CostModel, PerStep
+from simulator.jitter import Jitter
 
 #: after everything else that happens at the same time: what arrives as a step ends is seen by the next plan
 LATE = EventPriority(NORMAL + 1)
@@ -42,12 +43,22 @@ class Replica:
     """One scheduler on one simulated device.
 
     ``max_repeat`` 1 runs step by step; by default the replica fast-forwards through steps in which nothing can
-    change. Both give the same result. The environment's time is in integer nanoseconds.
+    change. Both give the same result, with ``jitter`` too. The environment's time is in integer nanoseconds.
     """
 
-    def __init__(self, env: simpy.Environment, scheduler: Scheduler, costs: CostModel, max_repeat: int = ANY) -> None:
+    def __init__(
+        self,
+        env: simpy.Environment,
+        scheduler: Scheduler,
+        costs: CostModel,
+        max_repeat: int = ANY,
+        jitter: Jitter | None = None,
+    ) -> None:
         self._env = env
         self._costs = costs
+        self._jitter = jitter
+        #: that have ended
+        self._steps = 0
         self._max_repeat = max_repeat
         #: plans in flight while the next one is made
         self._depth = int(scheduler.config.overlap)
@@ -126,8 +137,7 @@ class Replica:
 
     def _execute(self, plan: StepPlan) -> Process:
         """One plan after the other: the host's work and the device's add up."""
-        columns = plan.columns()
-        device, host = self._costs.device_ns(columns), self._costs.host_ns(columns)
+        device, host = self._times(plan)
         if plan.repeat == 1:
             yield StepEnd(self._env, int(device + host))
             outcome = StepOutcome([self.now_ns], int(device), int(host))
@@ -137,15 +147,23 @@ class Replica:
                 self._ends = self._ends[: self._first_end_at(plan.until_ns)]
             yield from self._wait_for(1)
             outcome = self._outcome(device, host)
+        self._steps += len(outcome.ends_ns)
         self.scheduler.complete(plan, outcome, self.now_ns)
+
+    def _times(self, plan: StepPlan) -> tuple[PerStep, PerStep]:
+        """Device and host time of the steps of a plan that is about to begin."""
+        columns = plan.columns()
+        device, host = self._costs.device_ns(columns), self._costs.host_ns(columns)
+        if self._jitter is None:
+            return device, host
+        return self._jitter.times(columns, self._steps, device, host)
 
     def _pipeline(self, plan: StepPlan | None) -> Process:
         """Each plan is made as the one before begins its last step: the host's work is hidden under the device's."""
         overlapped = False
         while plan is not None:
             start_ns = self.now_ns
-            columns = plan.columns()
-            device, host = self._costs.device_ns(columns), self._costs.host_ns(columns)
+            device, host = self._times(plan)
             self._begin(plan, _larger(device, host))
             if not overlapped:
                 # nothing ran while it was planned
@@ -157,6 +175,7 @@ class Replica:
             self.scheduler.shorten(plan, len(self._ends))
             following = self._next_plan()
             yield StepEnd(self._env, int(self._ends[-1]) - self.now_ns)
+            self._steps += len(self._ends)
             self.scheduler.complete(plan, self._outcome(device, host), self.now_ns)
             plan, overlapped = following, True
 
@@ -238,10 +257,14 @@ def simulate(
     *,
     max_repeat: int = ANY,
     aborted: Iterable[tuple[int, str]] = (),
+    jitter: Jitter | None = None,
 ) -> Scheduler:
-    """Run ``requests`` (in order of arrival) on one replica until all have ended. Returns the scheduler."""
+    """Run ``requests`` (in order of arrival) on one replica until all have ended. Returns the scheduler.
+
+    ``jitter`` lets step times vary; without, each step takes what ``costs`` say.
+    """
     env = simpy.Environment(initial_time=0)
-    replica = Replica(env, scheduler, costs, max_repeat)
+    replica = Replica(env, scheduler, costs, max_repeat, jitter)
     env.process(arrivals(env, replica, requests))
     env.process(aborts(env, replica, aborted))
     with _rare_collections():

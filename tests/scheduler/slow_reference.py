@@ -21,6 +21,7 @@ from scheduler.counters import RunCounters
 from scheduler.plan import StepColumns, StepFeatures
 from scheduler.request import Request
 from simulator.costs import CostModel
+from simulator.jitter import Jitter
 
 
 class EvictionNeededError(Exception):
@@ -48,10 +49,16 @@ class Reference:
     """Runs requests and aborts, one step at a time, until all have ended."""
 
     def __init__(
-        self, config: SchedulerConfig, costs: CostModel, requests: Iterable[Request], aborts: Iterable[tuple[int, str]]
+        self,
+        config: SchedulerConfig,
+        costs: CostModel,
+        requests: Iterable[Request],
+        aborts: Iterable[tuple[int, str]],
+        jitter: Jitter | None = None,
     ) -> None:
         self.config = config
         self.costs = costs
+        self.jitter = jitter
         self.requests = list(requests)
         self.aborts = list(aborts)
         self.rules = Rules(config, self.hit_tokens)
@@ -117,6 +124,8 @@ class Reference:
             self.ahead = self.next_step(now) if self.config.overlap else None
             columns = self.columns(step.features)
             device, host = int(self.costs.device_ns(columns)), int(self.costs.host_ns(columns))
+            if self.jitter is not None:
+                device, host = map(int, self.jitter.times(columns, len(self.steps), device, host))
             now += max(device, host) if step.ahead else device + host
             self.complete(step, now)
             self.flight, step, self.ahead = None, self.ahead, None
