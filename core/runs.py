@@ -19,7 +19,7 @@ import numpy.typing as npt
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from core.arguments import DEFAULT_MAX_RUNNING, PLAIN, UsageError, scheduler_config, takes
-from core.costs import cost_notes, own_costs
+from core.costs import cost_notes, differences, own_costs, refuse, settle_block_tokens
 from core.folders import JOURNAL_FILE
 from core.provenance import git_commit, hardware, versions
 from core.recording import Recording, recording_config, run_pilot, scale_of
@@ -42,6 +42,7 @@ from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
 from scheduler.user_policies import is_policy_file, open_user_policy
 from simulator.costs import CostModel, prefill_token_ns
+from simulator.jitter import Jitter
 from simulator.recorded import RecordedCosts
 from simulator.replica import simulate
 from workloads.load import load_workload
@@ -112,6 +113,7 @@ class Session:
     """What the runs of one command have in common: the workload, the objectives, the manifest."""
 
     def __init__(self, args: argparse.Namespace, command: str, workload: Workload | None = None) -> None:
+        settle_block_tokens(args, None)
         self.workload = _workload(args, args.seed) if workload is None else workload
         self.args = with_edges(args, self.workload)
         self.command = command
@@ -199,19 +201,48 @@ class Session:
     def simulate(
         self, case: Case, costs: CostModel, folder: Path, config: SchedulerConfig, requests: list[Request]
     ) -> Run:
-        """Simulate ``requests`` into ``folder``."""
+        """Simulate ``requests`` into ``folder``.
+
+        Raises :class:`~simulator.costs.CostError` for costs that were recorded with other settings, unless ``--force``.
+        """
+        notes: dict[str, Any] = {"costs": costs.name}
+        forced = self.fitting(costs, config)
+        if forced:
+            notes["forced"] = f"recorded with {', '.join(forced)}"
+        jitter = None
         if isinstance(costs, RecordedCosts):
+            if config.layout not in costs.layouts:
+                costs = costs.standing_in(config.layout)
             costs.require(case.layout)
-        manifest = self._manifest("sim", case, config, {"costs": costs.name, **cost_notes(costs, config)})
+            if self.args.jitter:
+                jitter = Jitter(costs, self.args.seed)
+                notes["jitter"] = {"seed": self.args.seed}
+        manifest = self._manifest("sim", case, config, notes | cost_notes(costs, config))
         started_s = time.monotonic()
         with (
             RunWriter(folder, manifest) as writer,
             self._bar(writer, len(requests), f"simulating {case}") as observer,
         ):
             scheduler = TimedScheduler(config, observer)
-            simulate(requests, scheduler, costs)
+            simulate(requests, scheduler, costs, jitter=jitter)
             wall = WallClock(manifest["started_at"], time.monotonic() - started_s, scheduler.spent_ns)
             return writer.close(scheduler.counters, scheduler.digest.hexdigest(), slo=self.slo, costs=costs, wall=wall)
+
+    def fitting(self, costs: CostModel, config: SchedulerConfig) -> list[str]:
+        """Raise :class:`~simulator.costs.CostError` where ``costs`` were recorded with other settings than these.
+
+        With ``--force`` it returns what differs. Costs that the session has recorded itself are what they should be.
+        """
+        if not self.args.costs:
+            return []
+        engine = None
+        if self.args.mode == "validate":
+            model = self.model()
+            engine = {"model": model.name, "dtype": str(model.dtype).removeprefix("torch."), "tp": self.args.tp}
+        found = differences(costs, config, kv_asked=self.args.kv_tokens is not None, engine=engine)
+        if not self.args.force:
+            refuse(costs, found)
+        return found
 
     # -- the engine
 

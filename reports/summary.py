@@ -108,12 +108,13 @@ def summarise(
     partial: bool = False,
     config: SchedulerConfig | None = None,
     simulated: bool = False,
+    varied: bool = False,
 ) -> dict[str, Any]:
     """All figures of a run, as ``summary.json`` holds them.
 
     ``costs`` gives padding waste in time and, with ``config``, the bounds; ``config`` the settings in force and whether
     there was a prefix cache; ``slo`` goodput. ``partial`` says that the counters were rebuilt from the rows of a run
-    that was killed, so that some figures are not available.
+    that was killed, so that some figures are not available. ``varied``: step times varied around what ``costs`` say.
     """
     wall = wall or WallClock()
     absent: dict[str, str] = {}
@@ -158,7 +159,9 @@ def summarise(
         },
     }
     throughput_per_s = summary["output_tokens_per_s"]
-    summary["bounds"] = bounds_block(finished(requests), config, costs, throughput_per_s, absent, simulated=simulated)
+    summary["bounds"] = bounds_block(
+        finished(requests), config, costs, throughput_per_s, absent, simulated=simulated and not varied
+    )
     summary["beyond_recorded"] = beyond_recorded(steps, costs)
     summary["kv"]["prefix_hit"] = summary["prefix"]["hit_ratio"]
     if summary["scheduler"] is None:

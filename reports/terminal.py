@@ -21,6 +21,7 @@ from reports.summary import verdict
 from simulator.costs import CostModel
 from simulator.profiles import title
 from simulator.recorded import RecordedCosts
+from simulator.step_cost import StepCost
 
 #: width of what goes into a file or a pipe
 _PLAIN_WIDTH = 120
@@ -91,8 +92,6 @@ def print_run(run: Run, *, quiet: bool = False, console: Console | None = None) 
             text = interval_text(tuple(interval), figure.unit) if interval else ""
             figures.add_row(figure.title, _value(run, path), text)
     out.print(figures)
-    for warning in run.summary.get("beyond_recorded") or ():
-        out.print(f"Beyond the recording: {warning}", style="yellow")
     settings = asked(run.summary.get("scheduler"))
     if settings:
         out.print(f"Scheduler: {', '.join(settings)}")
@@ -101,11 +100,21 @@ def print_run(run: Run, *, quiet: bool = False, console: Console | None = None) 
         out.print(f"Run folder: {run.folder}", soft_wrap=True)
 
 
+def print_beyond(runs: Sequence[Run], *, quiet: bool = False, console: Console | None = None) -> None:
+    """Where costs were guessed at, each line once; on standard error if ``quiet``: it is a warning."""
+    out = Console(stderr=True, highlight=False, soft_wrap=True) if quiet else terminal(False, console)
+    for warning in dict.fromkeys(text for run in runs for text in run.summary.get("beyond_recorded") or ()):
+        out.print(f"Beyond the recording: {warning}", style="yellow", soft_wrap=True)
+
+
 def print_costs(costs: CostModel, *, quiet: bool = False, console: Console | None = None) -> None:
     """What recorded costs are of, and what they are off by on steps that were left out of the fits."""
     if not isinstance(costs, RecordedCosts):
         return
-    errors = ", ".join(f"{layout} {kind} {100 * error:.1f} %" for (layout, kind), error in costs.errors.items())
+    errors = ", ".join(
+        f"{layout} {kind} {100 * error:.1f} % ({_fit_text(costs.device[layout, kind])})"
+        for (layout, kind), error in costs.errors.items()
+    )
     of = f"{title(costs.about)}; " if "hardware" in costs.about else ""
     terminal(quiet, console).print(f"Costs {costs.name}: {of}mean error on steps left out: {errors}", soft_wrap=True)
 
@@ -210,6 +219,14 @@ def _value(run: Run, path: str) -> str:
     if value is not None:
         return quantity(value, figure_at(path).unit)
     return "n too small" if why_missing(run.summary, path).startswith("n too small") else "n/a"
+
+
+def _fit_text(cost: StepCost) -> str:
+    """A fit in a few words: its form, what it is off by in sum, and what was left out of it."""
+    quality = cost.quality
+    bias = "" if quality.bias is None else f", bias {100 * quality.bias:+.1f} %"
+    cut = f", {quality.interruptions} steps interrupted" if quality.interruptions else ""
+    return f"{cost.form}{bias}{cut}"
 
 
 def _judgement(row: Compared) -> Text:

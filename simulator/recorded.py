@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ Key = tuple[str, str]
 #: features that a fit goes on from where more is asked for than was recorded, by kind of step
 LIMITED = {
     "prefill": ("new_tokens_computed", "longest_context"),
-    "decode": ("rows_computed", "longest_context"),
+    "decode": ("rows_computed", "longest_context", "kv_tokens_read"),
     "mixed": ("new_tokens_computed", "decode_rows", "longest_context"),
 }
 
@@ -57,8 +57,28 @@ class RecordedCosts:
     """GPUs that the model was divided over"""
     most: dict[Key, dict[str, int]] = field(default_factory=dict)
     """the largest of each feature in :data:`LIMITED` that was recorded"""
+    least: dict[Key, dict[str, int]] = field(default_factory=dict)
+    """the smallest, likewise"""
     about: dict[str, Any] = field(default_factory=dict)
     """what was recorded: of a profile its header"""
+
+    @property
+    def layouts(self) -> list[str]:
+        """Those that steps were recorded on."""
+        return sorted({layout for layout, _ in self.device})
+
+    def standing_in(self, layout: Layout) -> RecordedCosts:
+        """These costs, with those of another layout for ``layout``: what was recorded on neither is a guess."""
+        (other, *_) = self.layouts
+
+        def moved(fits: dict[Key, Any]) -> dict[Key, Any]:
+            return {(layout if key[0] == other else key[0], key[1]): found for key, found in fits.items()}
+
+        swaps = {layout if place == other else place: ns for place, ns in self.swap_token_ns.items()}
+        return replace(
+            self, device=moved(self.device), host=moved(self.host), most=moved(self.most), least=moved(self.least),
+            swap_token_ns=swaps,
+        )  # fmt: skip
 
     @property
     def errors(self) -> dict[Key, float]:
@@ -142,6 +162,9 @@ def recorded_costs(*folders: Path) -> RecordedCosts:
         "kv_tokens": manifests[0].get("kv_capacity_tokens") or configs[0].get("kv_tokens"),
         "context_tokens": configs[0].get("context_tokens"),
         "tp": manifests[0].get("tp", 1),
+        "model": manifests[0].get("model"),
+        "dtype": manifests[0].get("dtype"),
+        "block_tokens": configs[0].get("block_tokens"),
         "graph_rows": next((config["graph_rows"] for config in configs if config.get("graph_rows")), ()),
     }
     name = "+".join(str(folder) for folder in folders)
@@ -168,14 +191,15 @@ def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: byt
         swap_token_ns=_swaps(steps, device),
         graph_rows=tuple(about.get("graph_rows") or ()),
         tp=about.get("tp") or 1,
-        most=_most(steps),
+        most=_extremes(steps, "max"),
+        least=_extremes(steps, "min"),
         about=dict(about),
     )
 
 
-def _most(steps: pd.DataFrame) -> dict[Key, dict[str, int]]:
+def _extremes(steps: pd.DataFrame, which: Literal["min", "max"]) -> dict[Key, dict[str, int]]:
     return {
-        (str(layout), str(kind)): {name: int(group[name].max()) for name in LIMITED[str(kind)]}
+        (str(layout), str(kind)): {name: int(group[name].agg(which)) for name in LIMITED[str(kind)]}
         for (layout, kind), group in steps.groupby(["layout", "kind"])
         if kind in LIMITED
     }
