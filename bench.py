@@ -343,8 +343,11 @@ def _with_workload(args: argparse.Namespace, default: str) -> argparse.Namespace
 def _costs(args: argparse.Namespace) -> CostModel:
     """The costs that ``--costs`` names, and what is to be said of them."""
     costs = read_costs(args.costs)
-    if args.jitter and not isinstance(costs, RecordedCosts):
-        raise UsageError(f"--jitter draws from how recorded steps vary, and {args.costs} has none; leave it out")
+    if not isinstance(costs, RecordedCosts):
+        if args.jitter:
+            raise UsageError(f"--jitter draws from how recorded steps vary, and {args.costs} has none; leave it out")
+        if args.force:
+            raise UsageError(f"--force takes costs recorded otherwise, and {args.costs} was not recorded; leave it out")
     settle_block_tokens(args, costs)
     terminal.print_costs(costs, quiet=args.quiet)
     return costs

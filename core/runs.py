@@ -151,7 +151,7 @@ class Session:
         if context_tokens is not None:
             limits["context_tokens"] = context_tokens
         if costs is not None:
-            limits["prefill_token_ns"] = prefill_token_ns(costs, case.layout)
+            limits["prefill_token_ns"] = prefill_token_ns(self._for_layout(costs, case.layout), case.layout)
         args = argparse.Namespace(**{**vars(self.args), **PLAIN}) if plain else self.args
         if takes(case.policy, "bins") or (args.oracle or "").startswith("noisy"):
             limits["length_quantiles"] = quantile_table(row.output_tokens for row in self.workload.rows)
@@ -210,9 +210,8 @@ class Session:
         if forced:
             notes["forced"] = f"recorded with {', '.join(forced)}"
         jitter = None
+        costs = self._for_layout(costs, case.layout)
         if isinstance(costs, RecordedCosts):
-            if config.layout not in costs.layouts:
-                costs = costs.standing_in(config.layout)
             costs.require(case.layout)
             if self.args.jitter:
                 jitter = Jitter(costs, self.args.seed)
@@ -243,6 +242,12 @@ class Session:
         if not self.args.force:
             refuse(costs, found)
         return found
+
+    def _for_layout(self, costs: CostModel, layout: Layout) -> CostModel:
+        """``costs``, which with ``--force`` may have been recorded on another layout."""
+        if self.args.force and isinstance(costs, RecordedCosts) and layout not in costs.layouts:
+            return costs.standing_in(layout)
+        return costs
 
     # -- the engine
 

@@ -42,8 +42,9 @@ def beyond_recorded(steps: pd.DataFrame, costs: CostModel | None) -> list[str]:
                     f"{_share(past, repeat)}"
                 )
             if least is not None and name in _FLAT_BELOW and int(first.min()) < least:
+                title = _TITLES[name].removesuffix("s" if first.min() == 1 else " ")
                 found.append(
-                    f"{layout} {kind} steps of only {int(first.min()):,} {_TITLES[name]} (recorded from {least:,}) in "
+                    f"{layout} {kind} steps of only {int(first.min()):,} {title} (recorded from {least:,}) in "
                     f"{_share(repeat * (first < least), repeat)}"
                 )
     return found

@@ -80,7 +80,9 @@ def checked_rows(path: Path, steps: pd.DataFrame) -> pd.DataFrame:
 
 def _shown(cell: object) -> str:
     """A cell as it is quoted in an error."""
-    return "missing" if cell is None or cell != cell else repr(cell)
+    if cell is None or cell != cell:
+        return "missing"
+    return repr(cell) if isinstance(cell, str) else str(cell)
 
 
 def _read(path: Path) -> pd.DataFrame:
