@@ -101,9 +101,10 @@ def print_run(run: Run, *, quiet: bool = False, console: Console | None = None) 
 
 
 def print_beyond(runs: Sequence[Run], *, quiet: bool = False, console: Console | None = None) -> None:
-    """Where costs were guessed at, each line once; on standard error if ``quiet``: it is a warning."""
+    """Where simulations guessed at costs, each line once; on standard error if ``quiet``: it is a warning."""
     out = Console(stderr=True, highlight=False, soft_wrap=True) if quiet else terminal(False, console)
-    for warning in dict.fromkeys(text for run in runs for text in run.summary.get("beyond_recorded") or ()):
+    simulated = [run for run in runs if run.simulated]
+    for warning in dict.fromkeys(text for run in simulated for text in run.summary.get("beyond_recorded") or ()):
         out.print(f"Beyond the recording: {warning}", style="yellow", soft_wrap=True)
 
 

@@ -12,7 +12,7 @@ from transformers import Qwen2Config
 from transformers.models.auto import AutoModelForCausalLM
 
 import bench
-import engine.models
+import engine.parallel.loading
 from engine.attention import ATTENTION
 from engine.models import LoadedModel, loaded
 from reports.rows import read_steps
@@ -34,7 +34,8 @@ def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: Any, **__: Any) -> LoadedModel:
         return loaded("small", model)
 
-    monkeypatch.setattr(engine.models, "load_model", load)
+    # by name, where it is used: whoever imports the module first would keep this one
+    monkeypatch.setattr(engine.parallel.loading, "load_model", load)
 
 
 def trace(folder: Path, requests: int = 12, prompt: int = 90, output: int = 14) -> Path:

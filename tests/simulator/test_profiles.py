@@ -273,12 +273,8 @@ def test_blocks_are_of_the_recorded_size_where_nobody_says(tmp_path: Path) -> No
 
 def test_jitter_is_drawn_by_the_seed_and_noted(tmp_path: Path) -> None:
     costs = ("--costs", str(recording(tmp_path / "run")), "--quiet")
-    for name, flags in {
-        "plain": (),
-        "one": ("--jitter",),
-        "same": ("--jitter",),
-        "two": ("--jitter", "--seed", "2"),
-    }.items():
+    asked = {"plain": (), "one": ("--jitter",), "same": ("--jitter",), "two": ("--jitter", "--seed", "2")}
+    for name, flags in asked.items():
         assert simulate(tmp_path / name, *costs, *flags) == bench.OK
     runs = {name: load_run(tmp_path / name) for name in asked}
     times = {name: run.steps["device_ns"].tolist() for name, run in runs.items()}
