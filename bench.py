@@ -14,7 +14,7 @@ from typing import Any
 
 from core.arguments import DEFAULT_BUDGET_S, UsageError, parse_arguments
 from core.cluster import ClusterSetup, cluster_setup
-from core.costs import read_costs
+from core.costs import read_costs, settle_block_tokens
 from core.folders import experiment_folders, open_folder, replay_folder, write_experiment
 from core.matrix import MATRIX_REPORT, CellRun, read_matrix, write_matrix
 from core.reproduce.experiment import Experiment, Options
@@ -46,7 +46,7 @@ from simulator.cluster.routers import ROUTERS
 from simulator.costs import CostError, CostModel
 from simulator.gpus import GPUS
 from simulator.optimum import MissingSolverError
-from simulator.recorded import recorded_costs
+from simulator.recorded import RecordedCosts, recorded_costs
 from workloads.errors import WorkloadError
 from workloads.presets import PRESETS
 
@@ -158,13 +158,13 @@ def simulated(args: argparse.Namespace, command: str) -> int:
             "--mode sim needs --costs: a recorded run folder, a profile, roofline:GPU:MODEL or project:PROFILE:GPU "
             "(see --list costs, gpus)"
         )
+    costs = _costs(args)
     session = Session(_with_workload(args, "seed"), command)
-    costs = read_costs(args.costs)
-    terminal.print_costs(costs, quiet=args.quiet)
     cases = _cases(args, default_layout="paged")
     configs = [session.config(case, costs.kv_tokens, costs.context_tokens, costs) for case in cases]
     requests = session.requests()
     for config in configs:
+        session.fitting(costs, config)
         session.check(config, requests)
     if args.dry_run:
         return _dry_run(session, cases)
@@ -270,17 +270,19 @@ def tour(args: argparse.Namespace, command: str) -> int:
 
 
 def _validate(args: argparse.Namespace, command: str, cases: list[Case]) -> int:
+    given = _costs(args) if args.costs else None
     session = Session(args, command)
     requests = _ready(session, cases)
+    if given is not None:
+        for case in cases:
+            session.fitting(given, session.real_config(case, given))
     if args.dry_run:
         return _dry_run(session, cases)
     name = session.workload.name
     folder = open_folder(args, name if args.mode == name else f"{args.mode}-{name}")
     costs: dict[str, CostModel] = {}
-    if args.costs:
-        terminal.print_costs(read_costs(args.costs), quiet=args.quiet)
     for layout in dict.fromkeys(case.layout for case in cases):
-        costs[layout] = read_costs(args.costs) if args.costs else _record_costs(session, layout, cases, folder)
+        costs[layout] = given or _record_costs(session, layout, cases, folder)
     runs: list[Run] = []
     failed = False
     agreements: list[Agreement] = []
@@ -311,8 +313,7 @@ def _validate_matrix(args: argparse.Namespace, command: str) -> int:
     if not args.costs:
         raise UsageError("--matrix needs --costs, recorded on this machine (--mode real --record-costs)")
     matrix = read_matrix(args.matrix)
-    costs = read_costs(args.costs)
-    terminal.print_costs(costs, quiet=args.quiet)
+    costs = _costs(args)
     folder: Path = args.out or open_folder(args, f"validation-{args.matrix.stem}")
     engine = Engine()
     cells = [CellRun(cell, folder / cell.name, args, command, engine) for cell in matrix.cells]
@@ -421,6 +422,19 @@ def _with_workload(args: argparse.Namespace, default: str) -> argparse.Namespace
     return args
 
 
+def _costs(args: argparse.Namespace) -> CostModel:
+    """The costs that ``--costs`` names, and what is to be said of them."""
+    costs = read_costs(args.costs)
+    if not isinstance(costs, RecordedCosts):
+        if args.jitter:
+            raise UsageError(f"--jitter draws from how recorded steps vary, and {args.costs} has none; leave it out")
+        if args.force:
+            raise UsageError(f"--force takes costs recorded otherwise, and {args.costs} was not recorded; leave it out")
+    settle_block_tokens(args, costs)
+    terminal.print_costs(costs, quiet=args.quiet)
+    return costs
+
+
 def _cases(args: argparse.Namespace, default_layout: Layout) -> list[Case]:
     cases = [Case(policy, layout) for layout in args.layout or [default_layout] for policy in args.policy or ["fcfs"]]
     for number, case in enumerate(cases):
@@ -467,6 +481,7 @@ def _show(args: argparse.Namespace, runs: list[Run], agreements: list[Agreement]
     else:
         terminal.print_runs(runs, quiet=args.quiet)
         terminal.print_agreements(agreements, quiet=args.quiet)
+    terminal.print_beyond(runs, quiet=args.quiet)
 
 
 def write_report(path: Path, runs: list[Run], agreements: Sequence[Agreement] = (), **options: Any) -> None:

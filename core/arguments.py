@@ -40,6 +40,9 @@ POOLS: tuple[PoolKind, ...] = get_args(PoolKind)
 #: the most sequences holding KV where neither the command nor the workload says; vLLM's default
 DEFAULT_MAX_RUNNING = 256
 
+#: tokens of a KV block where neither the command nor recorded costs say
+DEFAULT_BLOCK_TOKENS = 16
+
 #: seconds of a recording of costs where nobody says
 DEFAULT_BUDGET_S = 60.0
 
@@ -62,14 +65,15 @@ _ENGINE = {"model", "device", "dtype", "temperature", "gpu_memory_utilization"}
 _RECORDING = {"record_costs", "budget_s"}
 _CLUSTER = {"replicas", "replica_costs", "router", "autoscale", "faults", "disaggregate", "kv_transfer",
             "kv_latency_ms", "kv_token_bytes"}  # fmt: skip
+_COSTS = {"costs", "jitter", "force"}
 _OUTPUT = {"slo", "out", "name", "config", "dry_run", "quiet"}
 
 #: the flags that mean something in a mode; any other that is given is a mistake, since it would be ignored
 FLAGS_OF_MODE = {
     "tour": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT,
     "real": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | {"policy", "layout", "stop_on_eos", "tp", *_RECORDING},
-    "sim": _PLAYED | _SCHEDULED | _OUTPUT | _CLUSTER | {"policy", "layout", "costs"},
-    "validate": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | {"policy", "layout", "stop_on_eos", "costs", "tp", "matrix"},
+    "sim": _PLAYED | _SCHEDULED | _OUTPUT | _CLUSTER | _COSTS | {"policy", "layout"},
+    "validate": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | _COSTS | {"policy", "layout", "stop_on_eos", "tp", "matrix"},
     "report": {"runs", "profile", "out", "config", "quiet"},
     "gate": {"baseline", "update_baseline", "config", "quiet"},
     "reproduce": {"experiments", "jobs", "seed", "out", "name", "config", "quiet"},
@@ -254,7 +258,8 @@ def build_parser() -> ArgumentParser:
     group.add_argument("--max-prefill-tokens", "--max-num-batched-tokens", type=positive, default=2048, metavar="N",
                        help="prompt tokens of a step (default 2048)")  # fmt: skip
     group.add_argument("--kv-tokens", type=positive, metavar="N", help="KV memory (default: the model's or the GPU's)")
-    group.add_argument("--block-tokens", type=positive, default=16, metavar="N", help="KV block size (default 16)")
+    group.add_argument("--block-tokens", type=positive, metavar="N",
+                       help=f"KV block size (default: the recorded one, else {DEFAULT_BLOCK_TOKENS})")  # fmt: skip
 
     for flag, what in (("--graph-rows", "decode steps"), ("--graph-tokens", "steps of prompts")):
         group.add_argument(flag, type=_graphs, metavar="N,N,...|none",
@@ -279,6 +284,8 @@ def build_parser() -> ArgumentParser:
     group.add_argument("--costs", metavar="RUN|PROFILE|roofline:GPU:MODEL|project:PROFILE:GPU[:MODEL]",
                        help="a recorded run folder, a profile, a roofline, or a profile projected to another GPU "
                             "(--list costs)")  # fmt: skip
+    group.add_argument("--jitter", action="store_true", help="step times vary as recorded ones do, by --seed")
+    group.add_argument("--force", action="store_true", help="take costs that were recorded with other settings")
     group.add_argument("--profile", type=Path, metavar="FILE.csv.xz", help="make a profile of recorded runs (report)")
 
     group = parser.add_argument_group("a validation matrix (--mode validate)")
@@ -334,6 +341,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
                 f"{_flag(name)} has no effect with --record-costs, whose plan decides it; leave it out (it takes: "
                 f"{', '.join(sorted(map(_flag, RECORDING_FLAGS - {'record_costs'})))})"
             )
+    if args.block_tokens is None and not args.costs:
+        args.block_tokens = DEFAULT_BLOCK_TOKENS
+    if args.force and not args.costs:
+        raise UsageError("--force takes costs that do not fit; give them with --costs, or leave it out")
     if args.budget_s is not None and not args.record_costs:
         raise UsageError("--budget-s is the time of a recording; give --record-costs as well, or leave it out")
     return args
@@ -397,6 +408,7 @@ def scheduler_config(args: argparse.Namespace, policy: str, layout: Layout, **li
     defaults put in. Raises :class:`~scheduler.errors.ConfigError`.
     """
     settings = {name: getattr(args, name) for name in (*_COMMON_SETTINGS, *PLAIN)}
+    settings["block_tokens"] = settings["block_tokens"] or DEFAULT_BLOCK_TOKENS
     config = SchedulerConfig(policy=policy, layout=layout, **{**settings, **limits})
     own = open_user_policy(config)
     taken = POLICIES[policy].settings if own is None else own.takes(config)

@@ -87,6 +87,8 @@ def cluster_setup(args: argparse.Namespace) -> ClusterSetup | None:
             if getattr(args, name) is not None:
                 raise UsageError(f"{_flag(name)} has no effect on a single replica; give --replicas N, or leave it out")
         return None
+    if args.jitter:
+        raise UsageError("--jitter has no effect on several replicas; leave it out")
     scaling = None if args.autoscale is None else read_autoscale(args.autoscale)
     prefill = _check_counts(args, scaling)
     costs = _costs(args, scaling)

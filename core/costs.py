@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from core.arguments import DEFAULT_BLOCK_TOKENS
 from core.folders import experiment_folders
 from scheduler.composition import compose
 from scheduler.config import SchedulerConfig
@@ -24,6 +27,10 @@ from simulator.profiles import title as profile_title
 from simulator.projection import ProjectedCosts
 from simulator.recorded import RecordedCosts, recorded_costs
 from simulator.roofline import RooflineCosts, roofline
+
+#: a KV memory that is off by no more than this share is the same one: what is left on a GPU moves a little
+KV_TOLERANCE = 0.01
+_TITLES = {"model": "the model", "dtype": "the dtype", "tp": "a number of GPUs of"}
 
 
 def read_costs(spec: str) -> CostModel:
@@ -82,6 +89,50 @@ def _no_profile(name: str) -> str:
     return f"no profile (profiles: {', '.join(names) or 'none'}){f'; did you mean {near[0]}?' if near else ''}"
 
 
+def settle_block_tokens(args: argparse.Namespace, costs: CostModel | None) -> None:
+    """KV blocks of the size that ``costs`` were recorded with, where the command does not say another."""
+    if args.block_tokens is None:
+        recorded = costs.about.get("block_tokens") if isinstance(costs, RecordedCosts) else None
+        args.block_tokens = recorded or DEFAULT_BLOCK_TOKENS
+
+
+def differences(
+    costs: CostModel, config: SchedulerConfig, *, kv_asked: bool, engine: Mapping[str, Any] | None = None
+) -> list[str]:
+    """In what ``costs`` were recorded otherwise than they are to be used: a clause each, none for a projection.
+
+    ``kv_asked``: the command says how much KV memory there is. Less than was recorded is then another hardware; else it
+    is what the engine needs for so few sequences. ``engine`` has the ``model``, ``dtype`` and ``tp`` of the runs that
+    are simulated, where there is one.
+    """
+    if not isinstance(costs, RecordedCosts):
+        return []
+    found: list[str] = []
+    if config.layout not in costs.layouts:
+        found.append(f"the {' and the '.join(costs.layouts)} layout (simulated: {config.layout})")
+    if costs.kv_tokens is not None:
+        share = config.kv_tokens / costs.kv_tokens - 1
+        if share > KV_TOLERANCE or (kv_asked and share < -KV_TOLERANCE):
+            found.append(f"a KV memory of {costs.kv_tokens:,} tokens (simulated: {config.kv_tokens:,})")
+    block_tokens = costs.about.get("block_tokens")
+    if block_tokens is not None and config.pool == "paged" and block_tokens != config.block_tokens:
+        found.append(f"KV blocks of {block_tokens} tokens (simulated: {config.block_tokens})")
+    for name, value in (engine or {}).items():
+        recorded = costs.about.get(name)
+        if recorded is not None and recorded != value:
+            found.append(f"{_TITLES[name]} {recorded} (simulated: {value})")
+    return found
+
+
+def refuse(costs: CostModel, differing: Sequence[str]) -> None:
+    """:class:`CostError` if there is any difference."""
+    if differing:
+        raise CostError(
+            f"costs {costs.name} were recorded with {', '.join(differing)}; "
+            f"change that, record others, or take them all the same with --force"
+        )
+
+
 def cost_notes(costs: CostModel, config: SchedulerConfig) -> dict[str, Any]:
     """Where costs are from and how good they are, for the manifest, and what of ``config`` nobody has recorded."""
     if isinstance(costs, RooflineCosts):
@@ -92,6 +143,7 @@ def cost_notes(costs: CostModel, config: SchedulerConfig) -> dict[str, Any]:
         notes: dict[str, Any] = {
             "tp": costs.tp,
             "fit_error": {f"{layout} {kind}": round(error, 4) for (layout, kind), error in costs.errors.items()},
+            "fits": costs.fits(),
             "sha256": {"costs": costs.sha256},
         }
         if "hardware" in costs.about:

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from core.arguments import DEFAULT_MAX_RUNNING, PLAIN, UsageError, scheduler_config, takes
 from core.cluster import ClusterSetup, CountingListener, meets
-from core.costs import cost_notes, own_costs
+from core.costs import cost_notes, differences, own_costs, refuse, settle_block_tokens
 from core.folders import JOURNAL_FILE
 from core.provenance import git_commit, hardware, versions
 from core.recording import Recording, recording_config, run_pilot, scale_of
@@ -45,6 +45,7 @@ from scheduler.sequence import Sequence
 from scheduler.user_policies import is_policy_file, open_user_policy
 from simulator.cluster import ClusterPlan, simulate_cluster
 from simulator.costs import CostModel, prefill_token_ns
+from simulator.jitter import Jitter
 from simulator.projection import ProjectedCosts
 from simulator.recorded import RecordedCosts
 from simulator.replica import simulate
@@ -137,6 +138,7 @@ class Session:
         workload: Workload | None = None,
         engine: Engine | None = None,
     ) -> None:
+        settle_block_tokens(args, None)
         self.workload = _workload(args, args.seed) if workload is None else workload
         self.args = with_edges(args, self.workload)
         self.command = command
@@ -171,7 +173,7 @@ class Session:
         if context_tokens is not None:
             limits["context_tokens"] = context_tokens
         if costs is not None:
-            limits["prefill_token_ns"] = prefill_token_ns(costs, case.layout)
+            limits["prefill_token_ns"] = prefill_token_ns(self._for_layout(costs, case.layout), case.layout)
         args = argparse.Namespace(**{**vars(self.args), **PLAIN}) if plain else self.args
         if takes(case.policy, "bins") or (args.oracle or "").startswith("noisy"):
             limits["length_quantiles"] = quantile_table(row.output_tokens for row in self.workload.rows)
@@ -224,17 +226,29 @@ class Session:
     def simulate(
         self, case: Case, costs: CostModel, folder: Path, config: SchedulerConfig, requests: list[Request]
     ) -> Run:
-        """Simulate ``requests`` into ``folder``."""
+        """Simulate ``requests`` into ``folder``.
+
+        Raises :class:`~simulator.costs.CostError` for costs that were recorded with other settings, unless ``--force``.
+        """
+        notes: dict[str, Any] = {"costs": costs.name}
+        forced = self.fitting(costs, config)
+        if forced:
+            notes["forced"] = f"recorded with {', '.join(forced)}"
+        jitter = None
+        costs = self._for_layout(costs, case.layout)
         if isinstance(costs, (RecordedCosts, ProjectedCosts)):
             costs.require(case.layout)
-        manifest = self._manifest("sim", case, config, {"costs": costs.name, **cost_notes(costs, config)})
+        if isinstance(costs, RecordedCosts) and self.args.jitter:
+            jitter = Jitter(costs, self.args.seed)
+            notes["jitter"] = {"seed": self.args.seed}
+        manifest = self._manifest("sim", case, config, notes | cost_notes(costs, config))
         started_s = time.monotonic()
         with (
             RunWriter(folder, manifest) as writer,
             self._bar(writer, len(requests), f"simulating {case}") as observer,
         ):
             scheduler = TimedScheduler(config, observer)
-            simulate(requests, scheduler, costs)
+            simulate(requests, scheduler, costs, jitter=jitter)
             wall = WallClock(manifest["started_at"], time.monotonic() - started_s, scheduler.spent_ns)
             return writer.close(scheduler.counters, scheduler.digest.hexdigest(), slo=self.slo, costs=costs, wall=wall)
 
@@ -245,6 +259,7 @@ class Session:
             if isinstance(costs, RecordedCosts):
                 costs.require(case.layout)
             config = self.config(case, costs.kv_tokens, costs.context_tokens, costs)
+            self.fitting(costs, config)
             if config not in configs:
                 self.check(config, requests)
             configs.append(config)
@@ -278,6 +293,28 @@ class Session:
                 cluster.counters, cluster_digest(cluster), slo=self.slo, costs=costs, wall=wall,
                 cluster=cluster_block(cluster, plan, setup.gpus),
             )  # fmt: skip
+
+    def fitting(self, costs: CostModel, config: SchedulerConfig) -> list[str]:
+        """Raise :class:`~simulator.costs.CostError` where ``costs`` were recorded with other settings than these.
+
+        With ``--force`` it returns what differs. Costs that the session has recorded itself are what they should be.
+        """
+        if not self.args.costs:
+            return []
+        engine = None
+        if self.args.mode == "validate":
+            model = self.model()
+            engine = {"model": model.name, "dtype": str(model.dtype).removeprefix("torch."), "tp": self.args.tp}
+        found = differences(costs, config, kv_asked=self.args.kv_tokens is not None, engine=engine)
+        if not self.args.force:
+            refuse(costs, found)
+        return found
+
+    def _for_layout(self, costs: CostModel, layout: Layout) -> CostModel:
+        """``costs``, which with ``--force`` may have been recorded on another layout."""
+        if self.args.force and isinstance(costs, RecordedCosts) and layout not in costs.layouts:
+            return costs.standing_in(layout)
+        return costs
 
     # -- the engine
 

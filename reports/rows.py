@@ -57,6 +57,8 @@ _OLDER_STEPS: Older = {
     "swapped_tokens": lambda table: table["rows"] * 0,
     "graph_rows": lambda table: table["rows"] * 0,
     "launch_ns": lambda table: table["rows"] * 0,
+    "longest_decode_context": lambda table: table["longest_context"].where(table["kind"] == "decode", 0),
+    "released": lambda table: table["rows"] * 0,
     "overlap": lambda table: table["rows"] * 0,
 }
 _KINDS: dict[str, Kind] = {"prefill": "prefill", "decode": "decode", "mixed": "mixed"}

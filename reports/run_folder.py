@@ -157,7 +157,7 @@ class FolderWriter:
             summary = summarise(
                 requests, steps, self._gaps, counters, plan_digest, slo=slo, costs=costs, wall=wall,
                 config=_config(self.manifest), simulated=self.manifest.get("world") == "sim",
-                projection=self.manifest.get("projection"), cluster=cluster,
+                projection=self.manifest.get("projection"), cluster=cluster, varied="jitter" in self.manifest,
             )  # fmt: skip
             _write_atomically(self.folder / SUMMARY_FILE, _json(summary))
             run = Run(self.folder, self.manifest, summary, requests, steps, self._gaps, partial=False)

@@ -110,13 +110,15 @@ def summarise(
     simulated: bool = False,
     projection: str | None = None,
     cluster: Mapping[str, Any] | None = None,
+    varied: bool = False,
 ) -> dict[str, Any]:
     """All figures of a run, as ``summary.json`` holds them.
 
     ``costs`` gives padding waste in time and, with ``config``, the bounds; ``config`` the settings in force and whether
     there was a prefix cache; ``slo`` goodput; ``projection`` says what the costs are a projection of, if they are one.
     ``partial`` says that the counters were rebuilt from the rows of a run that was killed, so that some figures are not
-    available. ``cluster`` is what only a run on several replicas has.
+    available. ``cluster`` is what only a run on several replicas has. ``varied``: step times varied around what
+    ``costs`` say.
     """
     wall = wall or WallClock()
     absent: dict[str, str] = {}
@@ -163,7 +165,13 @@ def summarise(
     }
     throughput_per_s = summary["output_tokens_per_s"]
     summary["bounds"] = bounds_block(
-        finished(requests), config, costs, throughput_per_s, absent, simulated=simulated, several=cluster is not None
+        finished(requests),
+        config,
+        costs,
+        throughput_per_s,
+        absent,
+        simulated=simulated and not varied,
+        several=cluster is not None,
     )
     summary["beyond_recorded"] = beyond_recorded(steps, costs)
     summary["kv"]["prefix_hit"] = summary["prefix"]["hit_ratio"]

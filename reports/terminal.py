@@ -23,6 +23,7 @@ from simulator.costs import CostModel
 from simulator.profiles import title
 from simulator.projection import ProjectedCosts
 from simulator.recorded import RecordedCosts
+from simulator.step_cost import StepCost
 
 #: width of what goes into a file or a pipe
 _PLAIN_WIDTH = 120
@@ -94,8 +95,6 @@ def print_run(run: Run, *, quiet: bool = False, console: Console | None = None) 
             figures.add_row(figure.title, _value(run, path), text)
     out.print(figures)
     _print_projections(out, [run])
-    for warning in run.summary.get("beyond_recorded") or ():
-        out.print(f"Beyond the recording: {warning}", style="yellow")
     if run.summary.get("cluster") is not None:
         out.print(f"Replicas: {cluster_line(run.summary['cluster'])}")
     settings = asked(run.summary.get("scheduler"))
@@ -104,6 +103,14 @@ def print_run(run: Run, *, quiet: bool = False, console: Console | None = None) 
     out.print(_verdict(run))
     if run.folder is not None:
         out.print(f"Run folder: {run.folder}", soft_wrap=True)
+
+
+def print_beyond(runs: Sequence[Run], *, quiet: bool = False, console: Console | None = None) -> None:
+    """Where simulations guessed at costs, each line once; on standard error if ``quiet``: it is a warning."""
+    out = Console(stderr=True, highlight=False, soft_wrap=True) if quiet else terminal(False, console)
+    simulated = [run for run in runs if run.simulated]
+    for warning in dict.fromkeys(text for run in simulated for text in run.summary.get("beyond_recorded") or ()):
+        out.print(f"Beyond the recording: {warning}", style="yellow", soft_wrap=True)
 
 
 def print_costs(costs: CostModel, *, quiet: bool = False, console: Console | None = None) -> None:
@@ -116,7 +123,10 @@ def print_costs(costs: CostModel, *, quiet: bool = False, console: Console | Non
         return
     if not isinstance(costs, RecordedCosts):
         return
-    errors = ", ".join(f"{layout} {kind} {100 * error:.1f} %" for (layout, kind), error in costs.errors.items())
+    errors = ", ".join(
+        f"{layout} {kind} {100 * error:.1f} % ({_fit_text(costs.device[layout, kind])})"
+        for (layout, kind), error in costs.errors.items()
+    )
     of = f"{title(costs.about)}; " if "hardware" in costs.about else ""
     terminal(quiet, console).print(f"Costs {costs.name}: {of}mean error on steps left out: {errors}", soft_wrap=True)
 
@@ -229,6 +239,14 @@ def _value(run: Run, path: str) -> str:
     if value is not None:
         return quantity(value, figure_at(path).unit)
     return "n too small" if why_missing(run.summary, path).startswith("n too small") else "n/a"
+
+
+def _fit_text(cost: StepCost) -> str:
+    """A fit in a few words: its form, what it is off by in sum, and what was left out of it."""
+    quality = cost.quality
+    bias = "" if quality.bias is None else f", bias {100 * quality.bias:+.1f} %"
+    cut = f", {quality.interruptions} steps interrupted" if quality.interruptions else ""
+    return f"{cost.form}{bias}{cut}"
 
 
 def _judgement(row: Compared) -> Text:

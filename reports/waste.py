@@ -154,7 +154,8 @@ def time_waste(steps: pd.DataFrame, costs: CostModel) -> float | None:
 #: what is the same in all steps of a stretch, and what grows with each
 _FIXED = ("padded", "kind", "rows", "rows_computed", "new_tokens", "new_tokens_computed", "sampled_rows", "decode_rows",
           "swapped_tokens", "graph_rows")  # fmt: skip
-_GROWING = ("context_tokens", "kv_columns_computed", "kv_tokens_read", "longest_context", "decode_context_tokens")
+_GROWING = ("context_tokens", "kv_columns_computed", "kv_tokens_read", "longest_context", "decode_context_tokens",
+            "longest_decode_context")  # fmt: skip
 _KINDS: tuple[Kind, ...] = ("prefill", "decode", "mixed")
 _COST_COLUMNS = ("repeat", *_FIXED[2:], *_GROWING)
 
@@ -175,6 +176,11 @@ def _columns(group: dict[str, IntArray], offset: IntArray, *, padding: bool) -> 
     context = group["context_tokens"] + rows * offset
     read = group["kv_tokens_read"] + rows * offset
     growth = (rows_computed if layout == "padded" else rows) * offset
+    longest, longest_decode = group["longest_context"] + offset, group["longest_decode_context"] + offset
+    if layout == "padded" and not padding:
+        # nothing is filled up to the longest
+        longest = -(-read // rows)
+        longest_decode = np.minimum(longest, longest_decode)
     return StepColumns(
         layout=layout,
         kind=kind,
@@ -186,10 +192,11 @@ def _columns(group: dict[str, IntArray], offset: IntArray, *, padding: bool) -> 
         context_tokens=context,
         kv_columns_computed=group["kv_columns_computed"] + growth if padding else context,
         kv_tokens_read=read,
-        longest_context=group["longest_context"] + offset if padding else -(-read // rows),
+        longest_context=longest,
         sampled_rows=int(group["sampled_rows"][0]),
         decode_rows=int(group["decode_rows"][0]),
         swapped_tokens=int(group["swapped_tokens"][0]),
         decode_context_tokens=group["decode_context_tokens"] + rows * offset,
         graph_rows=int(group["graph_rows"][0]) if padding else 0,
+        longest_decode_context=longest_decode,
     )

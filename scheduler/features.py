@@ -51,18 +51,20 @@ def measure(
     steps: int,
     graph_rows: Sizes[int] = (),
     graph_tokens: Sizes[int] = (),
+    released: int = 0,
 ) -> tuple[StepFeatures, DigestEntry]:
     """Features and digest of a draft's (first) step.
 
     ``batch_rows``: rows that a closed batch began with. ``graph_rows``, ``graph_tokens``: sizes of the graphs that
-    decode steps and steps of prompts run as.
+    decode steps and steps of prompts run as. ``released``: sequences that gave their memory back since the plan before.
     """
     if not draft.chunks:
-        return _decode(draft, layout, pool, batch_rows, swapped_tokens, steps, graph_rows)
-    prefill, entry = _prefill(draft.chunks, layout, pool, swapped_tokens, () if draft.decodes else graph_tokens)
+        return _decode(draft, layout, pool, batch_rows, swapped_tokens, steps, graph_rows, released)
+    sizes = () if draft.decodes else graph_tokens
+    prefill, entry = _prefill(draft.chunks, layout, pool, swapped_tokens, sizes, released)
     if not draft.decodes:
         return prefill, entry
-    decode, other = _decode(draft, layout, pool, 0, 0, 1, ())
+    decode, other = _decode(draft, layout, pool, 0, 0, 1, (), 0)
     features = StepFeatures(
         layout=layout,
         kind="mixed",
@@ -79,6 +81,8 @@ def measure(
         decode_rows=decode.rows,
         decode_context_tokens=decode.context_tokens,
         swapped_tokens=swapped_tokens,
+        longest_decode_context=decode.longest_context,
+        released=released,
     )
     return features, DigestEntry(
         "mixed",
@@ -91,7 +95,7 @@ def measure(
 
 
 def _prefill(
-    chunks: list[Chunk], layout: Layout, pool: KvPool, swapped: int, graph_tokens: Sizes[int]
+    chunks: list[Chunk], layout: Layout, pool: KvPool, swapped: int, graph_tokens: Sizes[int], released: int
 ) -> tuple[StepFeatures, DigestEntry]:
     rows = len(chunks)
     new = sum(chunk.tokens for chunk in chunks)
@@ -115,6 +119,7 @@ def _prefill(
         sampled_rows=sum(chunk.samples for chunk in chunks),
         swapped_tokens=swapped,
         graph_rows=graph,
+        released=released,
     )
     entry = DigestEntry(
         "prefill",
@@ -135,6 +140,7 @@ def _decode(
     swapped: int,
     steps: int,
     graph_sizes: Sizes[int],
+    released: int,
 ) -> tuple[StepFeatures, DigestEntry]:
     cohorts, rows = draft.cohorts, draft.rows
     if len(cohorts) == 1 and not rows:
@@ -169,5 +175,7 @@ def _decode(
         decode_context_tokens=tokens,
         swapped_tokens=swapped,
         graph_rows=graph_rows,
+        longest_decode_context=longest,
+        released=released,
     )
     return features, DigestEntry("decode", count, ids, starts, ids, steps)

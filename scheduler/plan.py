@@ -84,6 +84,10 @@ class StepFeatures(NamedTuple):
     """tokens whose KV is moved to or from host memory before the (first) step"""
     graph_rows: int = 0
     """rows of the graph that the step runs as; 0 where it runs as none"""
+    longest_decode_context: int = 0
+    """largest end position among the rows that decode"""
+    released: int = 0
+    """sequences that gave their memory back since the step before: what the host and the device have to clear up"""
 
 
 class StepColumns(NamedTuple):
@@ -105,6 +109,8 @@ class StepColumns(NamedTuple):
     swapped_tokens: int = 0
     decode_context_tokens: int | npt.NDArray[np.int64] = 0
     graph_rows: int = 0
+    longest_decode_context: int | npt.NDArray[np.int64] = 0
+    released: int | npt.NDArray[np.int64] = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -175,15 +181,18 @@ class StepPlan:
             return StepColumns(f.layout, f.kind, 1, f.rows, f.rows_computed, f.new_tokens, f.new_tokens_computed,
                                f.context_tokens, f.kv_columns_computed, f.kv_tokens_read, f.longest_context,
                                f.sampled_rows, f.decode_rows, f.swapped_tokens, f.decode_context_tokens,
-                               f.graph_rows)  # fmt: skip
+                               f.graph_rows, f.longest_decode_context, f.released)  # fmt: skip
         step = _STEPS[start:stop] if stop <= len(_STEPS) else np.arange(start, stop, dtype=np.int64)
         tokens = f.kv_tokens_read + f.rows * step
         # the rows that fill up a graph stay as they are
         growing = f.rows_computed if f.layout == "padded" else f.rows
         columns = f.kv_columns_computed + growing * step
+        longest = f.longest_context + step
+        # whoever left did so before the first step
+        released = f.released * (step == 0) if f.released and start == 0 else 0
         return StepColumns(f.layout, f.kind, stop - start, f.rows, f.rows_computed, f.new_tokens,
-                           f.new_tokens_computed, tokens, columns, tokens, f.longest_context + step,
-                           f.sampled_rows, f.decode_rows, 0, tokens, f.graph_rows)  # fmt: skip
+                           f.new_tokens_computed, tokens, columns, tokens, longest,
+                           f.sampled_rows, f.decode_rows, 0, tokens, f.graph_rows, longest, released)  # fmt: skip
 
 
 class DigestEntry(NamedTuple):

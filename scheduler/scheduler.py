@@ -258,7 +258,15 @@ class Scheduler:
         batch_rows = 0 if state.batch is None else state.batch.rows
         config = self.config
         features, entry = measure(
-            draft, config.layout, self.pool, batch_rows, swapped, steps, config.graph_rows, config.graph_tokens
+            draft,
+            config.layout,
+            self.pool,
+            batch_rows,
+            swapped,
+            steps,
+            config.graph_rows,
+            config.graph_tokens,
+            len(state.released),
         )
         slot_free = state.holding < config.max_running and state.batch is None
         plan = StepPlan(

@@ -20,12 +20,13 @@ from scheduler.config import unknown_name
 from scheduler.model_shapes import DTYPE_BYTES, MODEL_SHAPES, ModelShape, UnknownShapeError, model_shape
 from scheduler.plan import Layout, StepColumns
 from simulator.costs import CostError
-from simulator.fits import COST_COLUMNS, FEWEST_STEPS, mean_error
+from simulator.fits import FEWEST_STEPS, mean_error
 from simulator.gpus import GPUS, Gpu, gpu_of
 from simulator.profiles import Profile, title
 from simulator.projection import ProjectedCosts, SharedRoofline, Shares
 from simulator.recorded import Key, RecordedCosts, costs_of
 from simulator.roofline import MEMORY_SHARE, WORKSPACE_BYTES
+from simulator.step_cost import COST_COLUMNS
 
 Floats = npt.NDArray[np.float64]
 

@@ -1,217 +1,130 @@
-"""What a step of one kind costs, fitted to recorded ones: a rising line through knots, and what attention adds.
+"""What a step of one kind costs, fitted to recorded ones: candidates, and the one that errs least on steps left out.
 
-Matrix products take as long as the weights take to be read, however few rows there are, and then longer with each; a
-step that runs as a graph takes as long as the graph. So the time over the rows of the products is a line through
-knots that never falls, with a knot for each size of graph where steps ran as graphs. To it come terms that are linear:
-the columns that attention multiplies, the KV that it reads, the longest context, which one row waits for.
+| form | |
+|---|---|
+| ``linear`` | a rising line through knots, and what attention reads and multiplies |
+| ``filled`` | the same, and rows that wait for the longest one of those that a device works on at a time |
+| ``floored`` | the larger of that and of a floor |
 
-No weight is negative (Lawson and Hanson, "Solving Least Squares Problems", 1974, chapter 23): more work never costs
-less. Deviations count relative to the time of the step, and those of more than half of it the less the larger they are,
-so that neither long steps nor a stall decide the fit.
+All are scaled so that they add up to the times they were fitted to: a simulation adds up steps, and a fit to the
+typical step makes each stall a loss. A step of more than :data:`INTERRUPTION` times its fit is none of that: a kernel
+was compiled, or the machine was taken away. Such steps are counted and left out.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-from scipy.optimize import nnls
 
-from simulator.bounds import ROUNDING_NS, StepFloor
-
-Floats = npt.NDArray[np.float64]
-
-#: columns of a recorded step that a cost is made of
-COST_COLUMNS = ("rows_computed", "new_tokens_computed", "kv_columns_computed", "kv_tokens_read", "longest_context",
-                "decode_rows", "decode_context_tokens")  # fmt: skip
+from simulator.least_squares import Floats, floored_weights, to_the_mean, weights_of
+from simulator.step_cost import FILL_TERMS, PLAIN_TERMS, Line, Quality, StepCost, Term, axis
 
 #: fewer recorded steps than this make neither a fit nor a knot
 FEWEST_STEPS = 3
 #: steps between two knots, at least, where steps are no graphs
 STEPS_A_KNOT = 6
-#: a step this share off the fit counts in full, one further off the less the further; fits until that is settled
-STALL, ROUNDS = 0.5, 6
 #: parts that steps are held out in, and blocks of neighbours that are dealt to them
 FOLDS, BLOCKS = 5, 50
+#: a step that takes this many times what is predicted was interrupted; not if that is more than this share of them
+INTERRUPTION, MOST_INTERRUPTED = 10.0, 0.05
+#: a form takes the place of a simpler one if its error is at most this share of the other's
+BETTER = 0.98
+#: values that the spread of a step's time is kept in
+SPREAD = 64
 
 
-class Features(Protocol):
-    """What a cost reads of a step, or of many: numbers or arrays."""
+class Found(NamedTuple):
+    """``max(floor, matrix @ weights)``."""
 
-    @property
-    def rows_computed(self) -> Any: ...
-    @property
-    def new_tokens_computed(self) -> Any: ...
-    @property
-    def kv_columns_computed(self) -> Any: ...
-    @property
-    def kv_tokens_read(self) -> Any: ...
-    @property
-    def longest_context(self) -> Any: ...
-    @property
-    def decode_rows(self) -> Any: ...
-    @property
-    def decode_context_tokens(self) -> Any: ...
+    floor: float
+    weights: Floats
 
+    def of(self, matrix: Floats) -> Floats:
+        """Predicted times."""
+        predicted: Floats = np.maximum(matrix @ self.weights, self.floor)
+        return predicted
 
-def axis(kind: str, features: Features) -> Any:
-    """Rows of the matrix products, which the line goes over."""
-    return features.rows_computed if kind == "decode" else features.new_tokens_computed
-
-
-def terms(kind: str, features: Features) -> dict[str, Any]:
-    """What else a step of ``kind`` takes time for, by name; one function for recorded steps and for predicted ones."""
-    f = features
-    if kind == "decode":
-        return {"kv_columns": f.kv_columns_computed, "longest_context": f.longest_context}
-    decoded = f.decode_context_tokens if kind == "mixed" else 0
-    prompts = {
-        "kv_columns": f.kv_columns_computed - decoded,
-        "kv_tokens": f.kv_tokens_read - decoded,
-        "rows": f.rows_computed,
-    }
-    return prompts if kind == "prefill" else {**prompts, "decode_kv": decoded}
+    def scaled(self, matrix: Floats, times: Floats) -> Found:
+        """So that the predictions for ``matrix`` add up to ``times``."""
+        factor = to_the_mean(self.of(matrix), times)
+        return Found(self.floor * factor, self.weights * factor)
 
 
 @dataclass(frozen=True)
-class Line:
-    """Straight between its knots, flat below the first, and with slope ``beyond`` above the last. It never falls."""
+class Candidate:
+    """A form of cost: whether it has the terms of :data:`~simulator.step_cost.FILL_TERMS`, and how it is solved.
 
-    knots: tuple[float, ...]
-    values: tuple[float, ...]
-    beyond: float
-
-    def at(self, x: float) -> float:
-        """The value at ``x``."""
-        place = bisect_right(self.knots, x)
-        if place == 0:
-            return self.values[0]
-        if place == len(self.knots):
-            return self.values[-1] + self.beyond * (x - self.knots[-1])
-        low, high = self.knots[place - 1], self.knots[place]
-        share = (x - low) / (high - low)
-        return self.values[place - 1] + share * (self.values[place] - self.values[place - 1])
-
-    def floors(self) -> list[tuple[float, float]]:
-        """Straight lines (value at 0, >= 0; slope) that are nowhere above: edges of the lower hull, three at most."""
-        far = 100 * self.knots[-1] + 1
-        hull: list[tuple[float, float]] = []
-        for point in [*zip(self.knots, self.values, strict=True), (far, self.at(far))]:
-            while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], point):
-                hull.pop()
-            hull.append(point)
-        edges = [(b[1] - _slope(a, b) * b[0], _slope(a, b)) for a, b in pairwise(hull)]
-        # an edge that is below 0 at 0 makes room for the steepest line that is not
-        steepest = (0.0, min(value / knot for knot, value in hull))
-        rising = [edge if edge[0] >= 0 else steepest for edge in edges]
-        return [rising[place] for place in sorted({0, len(edges) // 2, len(edges) - 1})]
-
-
-def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:
-    return (b[1] - a[1]) / (b[0] - a[0])
-
-
-@dataclass(frozen=True)
-class StepCost:
-    """``line(axis) + sum(weight x term)`` nanoseconds, see :func:`axis` and :func:`terms`.
-
-    ``error`` is the mean of |error| / mean over the ``steps`` that it was fitted to, ``held_out`` the same over steps
-    that were left out in turn; ``None`` where there were too few to leave any out.
+    ``solve`` is given a matrix ``[steps, columns]``, times, and what was found for steps much like these, if anything.
+    It may find that steps are not of this form.
     """
 
-    kind: str
-    line: Line
-    weights: Mapping[str, float]
-    steps: int
-    error: float
-    held_out: float | None
-
-    @property
-    def constant(self) -> float:
-        """What the smallest recorded step takes, attention apart."""
-        return self.line.values[0]
-
-    def total(self, features: Features) -> Any:
-        """Of one step or of a stretch, whose rows are the same in all steps; not rounded."""
-        return self.line.at(axis(self.kind, features)) + self.attention(features)
-
-    def attention(self, features: Features) -> Any:
-        """What the terms come to."""
-        found = terms(self.kind, features)
-        total: Any = 0.0
-        for name, weight in self.weights.items():
-            total = total + weight * found[name]
-        return total
-
-    def totals(self, table: Features) -> Floats:
-        """Of every row of a table of steps."""
-        rows = np.asarray(axis(self.kind, table), dtype=np.float64)
-        total: Floats = np.array([self.line.at(x) for x in rows.tolist()]) + self.attention(table)
-        return total
-
-    def floors(self) -> tuple[StepFloor, ...]:
-        """What no step can be faster than; each holds. Attention has at least as many columns as it reads tokens."""
-        weight = self.weights.get
-        column_ns = weight("kv_columns", 0.0) + weight("kv_tokens", 0.0)
-        if self.kind == "mixed":
-            column_ns = min(column_ns, weight("decode_kv", 0.0))
-        return tuple(
-            StepFloor(max(0.0, constant - ROUNDING_NS), slope, column_ns) for constant, slope in self.line.floors()
-        )
+    form: str
+    fills: bool
+    solve: Callable[[Floats, Floats, Found | None], Found | None]
 
 
-@dataclass(frozen=True)
-class Part:
-    """The prompts or the decode rows of mixed steps, as steps of their own."""
-
-    rows_computed: Any
-    new_tokens_computed: Any
-    kv_columns_computed: Any
-    kv_tokens_read: Any
-    longest_context: Any
-    decode_rows: Any = 0
-    decode_context_tokens: Any = 0
+def _plain(matrix: Floats, times: Floats, near: Found | None) -> Found | None:
+    return Found(0.0, weights_of(matrix, times))
 
 
-@dataclass(frozen=True)
-class MixedCost:
-    """A mixed step put together from the costs of both kinds of step that it is made of, where none was recorded.
+def _floored(matrix: Floats, times: Floats, near: Found | None) -> Found | None:
+    found = floored_weights(matrix, times, near)
+    return None if found is None else Found(*found)
 
-    Its tokens, prompts' and decode rows', are one product, as those of a prefill are; it takes no less than the decode
-    rows alone. To that, what attention adds for the prompts in a prefill, and for the decode rows in a decode step.
+
+LINEAR = Candidate("linear", False, _plain)
+#: of device time, the simpler first. Host time is linear: its parts come one after the other
+CANDIDATES = (LINEAR, Candidate("filled", True, _plain), Candidate("floored", True, _floored))
+
+
+def fit(kind: str, table: Any, times: Floats, candidates: Iterable[Candidate] = CANDIDATES) -> StepCost:
+    """The cost of ``times`` (nanoseconds) that the steps of ``table`` took, of the best of ``candidates``.
+
+    ``table`` has :data:`~simulator.step_cost.COST_COLUMNS` and ``graph_rows`` as attributes, a value for each step, in
+    the order recorded. The first candidate is taken where there are too few steps to compare.
     """
-
-    prefill: StepCost
-    decode: StepCost
-
-    def total(self, features: Features) -> Any:
-        """See :meth:`StepCost.total`."""
-        f, rows, context = features, features.decode_rows, features.decode_context_tokens
-        prompts = Part(
-            f.rows_computed - rows, f.new_tokens_computed - rows, f.kv_columns_computed - context,
-            f.kv_tokens_read - context, f.longest_context,
-        )  # fmt: skip
-        decodes = Part(rows, rows, context, context, context / max(rows, 1))
-        products = max(self.prefill.line.at(f.new_tokens_computed), self.decode.line.at(rows))
-        return products + self.prefill.attention(prompts) + self.decode.attention(decodes)
+    kept = _uninterrupted(_design(kind, table, len(times), False).matrix, times)
+    chosen: StepCost | None = None
+    for candidate in candidates:
+        cost = _fit_one(kind, candidate, _design(kind, table, len(times), candidate.fills), kept, times)
+        if cost is not None and (chosen is None or _better(cost, chosen)):
+            chosen = cost
+    if chosen is None:
+        raise ValueError(f"no candidate fits {kind} steps; the first must fit any")
+    return chosen
 
 
-def fit(kind: str, table: Any, times: Floats) -> StepCost:
-    """The cost of ``times`` (nanoseconds) that the steps of ``table`` took, with the error on steps left out of it.
+def _better(cost: StepCost, other: StepCost) -> bool:
+    error, others = cost.quality.held_out, other.quality.held_out
+    return error is not None and others is not None and error <= BETTER * others
 
-    ``table`` has :data:`COST_COLUMNS` and ``graph_rows`` as attributes, a value for each step, in the order recorded.
-    """
-    design = _design(kind, table, len(times))
-    weights = _solve(design.matrix, times)
-    error = mean_error(design.matrix @ weights, times)
-    line = _line(design.knots, weights)
-    named = dict(zip(design.names, map(float, weights[len(design.knots) :]), strict=True))
-    return StepCost(kind, line, named, len(times), error, _held_out(design.matrix, times))
+
+def _fit_one(kind: str, candidate: Candidate, design: _Design, kept: Any, times: Floats) -> StepCost | None:
+    matrix, recorded = design.matrix[kept], times[kept]
+    found = candidate.solve(matrix, recorded, None)
+    if found is None:
+        return None
+    held_out = _held_out(matrix, recorded, candidate, found)
+    found = found.scaled(matrix, recorded)
+    error, bias = (None, None) if held_out is None else (mean_error(held_out, recorded), _bias(held_out, recorded))
+    predicted = found.of(matrix)
+    quality = Quality(
+        len(times), mean_error(predicted, recorded), error, bias, int((~kept).sum()), float(times[~kept].sum()),
+        _spread(predicted if held_out is None else held_out, recorded),
+    )  # fmt: skip
+    named = dict(zip(design.names, map(float, found.weights[len(design.knots) :]), strict=True))
+    return StepCost(kind, _line(design.knots, found.weights), named, quality, found.floor, candidate.form)
+
+
+def _uninterrupted(matrix: Floats, times: Floats) -> Any:
+    """``bool[steps]``: those that are part of the fit."""
+    expected = np.maximum(matrix @ weights_of(matrix, times), 0.02 * max(float(times.mean()), 1.0))
+    kept = times <= INTERRUPTION * expected
+    return kept if (~kept).mean() <= MOST_INTERRUPTED else np.ones(len(times), dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -223,7 +136,7 @@ class _Design:
     matrix: Floats
 
 
-def _design(kind: str, table: Any, count: int) -> _Design:
+def _design(kind: str, table: Any, count: int, fills: bool) -> _Design:
     over = np.asarray(axis(kind, table), dtype=np.float64)
     as_graphs = kind == "decode" and bool((np.asarray(table.graph_rows) > 0).all())
     knots = _knots(over, as_graphs)
@@ -231,8 +144,9 @@ def _design(kind: str, table: Any, count: int) -> _Design:
     columns += [np.clip((over - low) / (high - low), 0.0, 1.0) for low, high in pairwise(knots)]
     names: list[str] = []
     kept: list[Floats] = []
-    for name, value in terms(kind, table).items():
-        amounts = np.asarray(value, dtype=np.float64)
+    wanted: dict[str, Term] = {**PLAIN_TERMS[kind], **(FILL_TERMS[kind] if fills else {})}
+    for name, term in wanted.items():
+        amounts = np.asarray(term(table), dtype=np.float64)
         # what is the same in all steps is the constant's, and what is another term all over again is that term's
         if np.ptp(amounts) > 1e-3 * amounts.max(initial=0.0) and not any(_alike(amounts, other) for other in kept):
             names.append(name)
@@ -269,30 +183,25 @@ def _line(knots: tuple[float, ...], weights: Floats) -> Line:
     return Line(knots, tuple(map(float, values)), beyond)
 
 
-def _solve(matrix: Floats, times: Floats) -> Floats:
-    """Weights >= 0 of the least relative deviations."""
-    scale = np.maximum(matrix.max(axis=0), 1e-9)
-    scaled = matrix / scale
-    shares = np.ones(len(times))
-    least = 0.02 * max(float(times.mean()), 1.0)
-    found = np.zeros(matrix.shape[1])
-    for _ in range(ROUNDS):
-        small: Floats = np.linalg.qr(np.column_stack([scaled, times]) * shares[:, None]).R
-        found, _ = nnls(small[:, :-1], small[:, -1])
-        predicted = np.maximum(scaled @ found, least)
-        beyond = np.abs(times - predicted) / predicted
-        shares = np.minimum(1.0, STALL / np.maximum(beyond, STALL)) / predicted
-    weights: Floats = found / scale
-    return weights
-
-
 def mean_error(predicted: Floats, times: Floats) -> float:
     """Mean |error| as a share of the mean time."""
     return float(np.abs(predicted - times).mean() / max(times.mean(), 1.0))
 
 
-def _held_out(matrix: Floats, times: Floats) -> float | None:
-    """The error on a fifth of the steps by a fit to the others, over all fifths.
+def _bias(predicted: Floats, times: Floats) -> float:
+    return float((predicted.sum() - times.sum()) / max(times.sum(), 1.0))
+
+
+def _spread(predicted: Floats, times: Floats) -> tuple[float, ...]:
+    """Means of equal parts of the ratios in rising order, scaled to a mean of 1."""
+    ratios = np.sort(times / np.maximum(predicted, 1.0))
+    means = np.array([part.mean() for part in np.array_split(ratios, min(SPREAD, len(ratios)))])
+    mean = float(means.mean())
+    return tuple((means / mean).tolist()) if mean > 0 else (1.0,)
+
+
+def _held_out(matrix: Floats, times: Floats, candidate: Candidate, near: Found) -> Floats | None:
+    """What a fit to the others predicts for each fifth of the steps; ``None`` where there are too few.
 
     Neighbours are left out together: steps that follow each other are nearly the same one.
     """
@@ -303,5 +212,8 @@ def _held_out(matrix: Floats, times: Floats) -> float | None:
     predicted = np.empty(count)
     for fold in range(FOLDS):
         out = folds == fold
-        predicted[out] = matrix[out] @ _solve(matrix[~out], times[~out])
-    return mean_error(predicted, times)
+        found = candidate.solve(matrix[~out], times[~out], near)
+        if found is None:
+            return None
+        predicted[out] = found.scaled(matrix[~out], times[~out]).of(matrix[out])
+    return predicted

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,20 +20,18 @@ import pandas as pd
 from scheduler.plan import Layout, StepColumns
 from simulator.bounds import Floors
 from simulator.costs import CostError, PerStep, whole_ns
-from simulator.fits import COST_COLUMNS, FEWEST_STEPS, MixedCost, StepCost, fit
+from simulator.fits import CANDIDATES, FEWEST_STEPS, LINEAR, Candidate, fit
+from simulator.recorded_rows import read_recorded
+from simulator.step_cost import MixedCost, Quality, StepCost
 
 Key = tuple[str, str]
 
-#: columns that files from before there were mixed steps, swaps, overlap and graphs lack: nothing of it happened
-NEW_COLUMNS = ("decode_rows", "decode_context_tokens", "swapped_tokens", "overlap", "graph_rows")
 #: features that a fit goes on from where more is asked for than was recorded, by kind of step
 LIMITED = {
     "prefill": ("new_tokens_computed", "longest_context"),
-    "decode": ("rows_computed", "longest_context"),
+    "decode": ("rows_computed", "longest_context", "kv_tokens_read"),
     "mixed": ("new_tokens_computed", "decode_rows", "longest_context"),
 }
-#: columns of a recorded step that every file has
-_ALWAYS = tuple(name for name in COST_COLUMNS if name not in NEW_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -60,14 +58,34 @@ class RecordedCosts:
     """GPUs that the model was divided over"""
     most: dict[Key, dict[str, int]] = field(default_factory=dict)
     """the largest of each feature in :data:`LIMITED` that was recorded"""
+    least: dict[Key, dict[str, int]] = field(default_factory=dict)
+    """the smallest, likewise"""
     about: dict[str, Any] = field(default_factory=dict)
     """what was recorded: of a profile its header"""
+
+    @property
+    def layouts(self) -> list[str]:
+        """Those that steps were recorded on."""
+        return sorted({layout for layout, _ in self.device})
+
+    def standing_in(self, layout: Layout) -> RecordedCosts:
+        """These costs, with those of another layout for ``layout``: what was recorded on neither is a guess."""
+        (other, *_) = self.layouts
+
+        def moved(fits: dict[Key, Any]) -> dict[Key, Any]:
+            return {(layout if key[0] == other else key[0], key[1]): found for key, found in fits.items()}
+
+        swaps = {layout if place == other else place: ns for place, ns in self.swap_token_ns.items()}
+        return replace(
+            self, device=moved(self.device), host=moved(self.host), most=moved(self.most), least=moved(self.least),
+            swap_token_ns=swaps,
+        )  # fmt: skip
 
     @property
     def errors(self) -> dict[Key, float]:
         """What the predicted device time is off by, as a share of the mean, on steps that were left out of the fit; on
         those of the fit where there were too few to leave any out."""
-        return {key: cost.error if cost.held_out is None else cost.held_out for key, cost in self.device.items()}
+        return {key: _known_error(cost.quality) for key, cost in self.device.items()}
 
     def device_ns(self, columns: StepColumns) -> PerStep:
         swap_ns = self.swap_token_ns.get(columns.layout, 0.0) * columns.swapped_tokens
@@ -75,6 +93,19 @@ class RecordedCosts:
 
     def host_ns(self, columns: StepColumns) -> PerStep:
         return whole_ns(self._cost(self.host, columns).total(columns))
+
+    def spreads(self, columns: StepColumns) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """How a step's device time and its host time are spread around what is predicted; see
+        :class:`~simulator.step_cost.Quality`."""
+        return self._cost(self.device, columns).quality.spread, self._cost(self.host, columns).quality.spread
+
+    def fits(self) -> dict[str, dict[str, Any]]:
+        """Which form each fit has, and how good it is, for the manifest: "device paged decode" and so on."""
+        return {
+            f"{what} {layout} {kind}": _told(cost)
+            for what, fits in (("device", self.device), ("host", self.host))
+            for (layout, kind), cost in fits.items()
+        }
 
     def floors(self, layout: Layout, overlap: bool = False) -> Floors:
         """What no step can be faster than; see :class:`~simulator.bounds.FlooredCosts`. :class:`CostError` if a kind of
@@ -132,6 +163,9 @@ def recorded_costs(*folders: Path) -> RecordedCosts:
         "kv_tokens": manifests[0].get("kv_capacity_tokens") or configs[0].get("kv_tokens"),
         "context_tokens": configs[0].get("context_tokens"),
         "tp": manifests[0].get("tp", 1),
+        "model": manifests[0].get("model"),
+        "dtype": manifests[0].get("dtype"),
+        "block_tokens": configs[0].get("block_tokens"),
         **{
             name: next((config[name] for config in configs if config.get(name)), ())
             for name in ("graph_rows", "graph_tokens")
@@ -147,7 +181,8 @@ def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: byt
     ``about`` has the hardware's ``kv_tokens``, its model's ``context_tokens`` and the ``graph_rows`` that decode steps
     ran as, and whatever else is to be told of them; ``data`` is what the steps were read from.
     """
-    device, host = _fits(steps, "device_ns", "swapped_tokens"), _fits(steps, "host_ns", "overlap")
+    device = _fits(steps, "device_ns", "swapped_tokens", CANDIDATES)
+    host = _fits(steps, "host_ns", "overlap", (LINEAR,))
     if not device:
         raise CostError(f"{name}: fewer than {FEWEST_STEPS} steps of any kind were recorded; record a longer run")
     return RecordedCosts(
@@ -161,23 +196,45 @@ def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: byt
         graph_rows=tuple(about.get("graph_rows") or ()),
         graph_tokens=tuple(about.get("graph_tokens") or ()),
         tp=about.get("tp") or 1,
-        most=_most(steps),
+        most=_extremes(steps, "max"),
+        least=_extremes(steps, "min"),
         about=dict(about),
     )
 
 
-def _most(steps: pd.DataFrame) -> dict[Key, dict[str, int]]:
+def _extremes(steps: pd.DataFrame, which: Literal["min", "max"]) -> dict[Key, dict[str, int]]:
     return {
-        (str(layout), str(kind)): {name: int(group[name].max()) for name in LIMITED[str(kind)]}
+        (str(layout), str(kind)): {name: int(group[name].agg(which)) for name in LIMITED[str(kind)]}
         for (layout, kind), group in steps.groupby(["layout", "kind"])
         if kind in LIMITED
     }
 
 
-def _fits(steps: pd.DataFrame, target: str, disturbed_by: str) -> dict[Key, StepCost]:
+def _known_error(quality: Quality) -> float:
+    return quality.error if quality.held_out is None else quality.held_out
+
+
+def _told(cost: StepCost) -> dict[str, Any]:
+    quality = cost.quality
+    told: dict[str, Any] = {
+        "form": cost.form,
+        "steps": quality.steps,
+        "error": round(_known_error(quality), 4),
+        "held_out": quality.held_out is not None,
+    }
+    if quality.bias is not None:
+        told["bias"] = round(quality.bias, 4)
+    if cost.floor:
+        told["floor_ms"] = round(cost.floor / 1e6, 3)
+    if quality.interruptions:
+        told["interruptions"] = {"steps": quality.interruptions, "ms": round(quality.interrupted_ns / 1e6, 1)}
+    return told
+
+
+def _fits(steps: pd.DataFrame, target: str, disturbed_by: str, candidates: Sequence[Candidate]) -> dict[Key, StepCost]:
     """A fit for each layout and kind of which there are steps enough, without those where ``disturbed_by`` is not 0."""
     return {
-        (str(layout), str(kind)): fit(str(kind), group, group[target].to_numpy(np.float64))
+        (str(layout), str(kind)): fit(str(kind), group, group[target].to_numpy(np.float64), candidates)
         for (layout, kind), group in steps[steps[disturbed_by] == 0].groupby(["layout", "kind"])
         if len(group) >= FEWEST_STEPS
     }
@@ -197,33 +254,6 @@ def _swaps(steps: pd.DataFrame, fits: dict[Key, StepCost]) -> dict[str, float]:
             moved, extra = np.concatenate(tokens), np.concatenate(beyond)
             found[str(layout)] = max(0.0, float(moved @ extra / (moved @ moved)))
     return found
-
-
-def read_recorded(folder: Path) -> pd.DataFrame:
-    """The steps of a recorded run, with every column that a fit reads; :class:`CostError` for what is none."""
-    path = folder / "steps.csv"
-    if not path.is_file():
-        raise CostError(f"{folder} is no run folder: it has no steps.csv")
-    try:
-        steps = pd.read_csv(path, on_bad_lines="skip")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise CostError(f"{path} cannot be read: {error}") from error
-    missing = [c for c in ("layout", "kind", "repeat", "device_ns", "host_ns", *_ALWAYS) if c not in steps.columns]
-    if missing:
-        raise CostError(f"{path} lacks the column {missing[0]} (found: {', '.join(steps.columns)})")
-    for column in NEW_COLUMNS:
-        if column not in steps.columns:
-            steps[column] = 0
-    for column in ("repeat", "device_ns", "host_ns", *_ALWAYS, *NEW_COLUMNS):
-        numbers = pd.to_numeric(steps[column], errors="coerce")
-        wrong = steps.loc[numbers.isna() & steps[column].notna(), column]
-        if len(wrong):
-            raise CostError(f"{path}: {column} is {wrong.iloc[0]!r}; must be a number")
-    if (steps["repeat"] > 1).any():
-        raise CostError(f"{path} was simulated, not recorded: costs must come from a run of the engine")
-    steps = steps.dropna(subset=["device_ns", "host_ns", *_ALWAYS, *NEW_COLUMNS])
-    # a step that was lost (memory was too short for it) has no time of the device
-    return steps[steps["device_ns"] > 0]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

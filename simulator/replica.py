@@ -16,6 +16,7 @@ from scheduler.plan import StepOutcome, StepPlan
 from scheduler.request import Request
 from scheduler.scheduler import Scheduler
 from simulator.costs import CostModel, PerStep
+from simulator.jitter import Jitter
 
 #: after everything else that happens at the same time: what arrives as a step ends is seen by the next plan
 LATE = EventPriority(NORMAL + 1)
@@ -61,8 +62,8 @@ class Replica:
     """One scheduler on one simulated device.
 
     ``max_repeat`` 1 runs step by step; by default the replica fast-forwards through steps in which nothing can
-    change. Both give the same result. The environment's time is in integer nanoseconds. ``number`` is its place among
-    others, ``conditions`` what its hardware goes through (default: nothing).
+    change. Both give the same result, with ``jitter`` too. The environment's time is in integer nanoseconds. ``number``
+    is its place among others, ``conditions`` what its hardware goes through (default: nothing).
     """
 
     def __init__(
@@ -73,9 +74,13 @@ class Replica:
         max_repeat: int = ANY,
         number: int = 0,
         conditions: Conditions | None = None,
+        jitter: Jitter | None = None,
     ) -> None:
         self._env = env
         self._costs = costs
+        self._jitter = jitter
+        #: that have ended
+        self._steps = 0
         self._max_repeat = max_repeat
         self._number = number
         self._conditions = conditions
@@ -184,6 +189,8 @@ class Replica:
         """What the plan's steps take on the device and on the host, from now on."""
         columns = plan.columns()
         device, host = self._costs.device_ns(columns), self._costs.host_ns(columns)
+        if self._jitter is not None:
+            device, host = self._jitter.times(columns, self._steps, device, host)
         if self._conditions is None:
             return device, host
         factor = self._conditions.factor_at(self.now_ns)
@@ -206,6 +213,7 @@ class Replica:
                 self._ends = self._ends[: self._first_end_at(plan.until_ns)]
             yield from self._wait_for(1)
             outcome = self._outcome(device, host)
+        self._steps += len(outcome.ends_ns)
         self.scheduler.complete(plan, outcome, self.now_ns)
         return True
 
@@ -244,6 +252,7 @@ class Replica:
             self.scheduler.shorten(plan, len(self._ends))
             following = self._next_plan()
             yield StepEnd(self._env, int(self._ends[-1]) - self.now_ns, self._number)
+            self._steps += len(self._ends)
             self.scheduler.complete(plan, self._outcome(device, host), self.now_ns)
             plan, overlapped = following, True
         return True
@@ -334,10 +343,14 @@ def simulate(
     *,
     max_repeat: int = ANY,
     aborted: Iterable[tuple[int, str]] = (),
+    jitter: Jitter | None = None,
 ) -> Scheduler:
-    """Run ``requests`` (in order of arrival) on one replica until all have ended. Returns the scheduler."""
+    """Run ``requests`` (in order of arrival) on one replica until all have ended. Returns the scheduler.
+
+    ``jitter`` lets step times vary; without, each step takes what ``costs`` say.
+    """
     env = simpy.Environment(initial_time=0)
-    replica = Replica(env, scheduler, costs, max_repeat)
+    replica = Replica(env, scheduler, costs, max_repeat, jitter=jitter)
     env.process(arrivals(env, replica, requests))
     env.process(aborts(env, replica, aborted))
     with rare_collections():

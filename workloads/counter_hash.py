@@ -7,6 +7,9 @@ little as word 0.
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
+
 MASK = (1 << 64) - 1
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 
@@ -29,3 +32,12 @@ def stream_start(*key: int) -> int:
 def word(start: int, position: int) -> int:
     """Word ``position`` (from 0) of the SplitMix64 stream whose state is ``start``."""
     return scramble((start + GOLDEN_GAMMA * (position + 1)) & MASK)
+
+
+def words(start: int, first: int, count: int) -> npt.NDArray[np.uint64]:
+    """Words ``first`` to ``first + count - 1`` of that stream."""
+    positions = np.arange(first + 1, first + count + 1, dtype=np.uint64)
+    state = np.uint64(start) + np.uint64(GOLDEN_GAMMA) * positions
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from simulator.costs import CostError
-from simulator.fits import COST_COLUMNS
-from simulator.recorded import RecordedCosts, costs_of, read_manifest, read_recorded
+from simulator.recorded import RecordedCosts, costs_of, read_manifest
+from simulator.recorded_rows import NEW_COLUMNS, checked_rows, read_recorded
+from simulator.step_cost import COST_COLUMNS
 
 SUFFIX = ".csv.xz"
 SCHEMA = 1
@@ -103,10 +104,14 @@ def read_profile(path: Path) -> Profile:
         raise CostError(f"{path} is no cost profile: {str(error).splitlines()[0]}") from error
     if not isinstance(about, dict) or about.get("schema") != SCHEMA:
         raise CostError(f"{path} is no cost profile of schema {SCHEMA}")
-    missing = [column for column in COLUMNS if column not in steps.columns]
+    missing = [column for column in COLUMNS if column not in (*steps.columns, *NEW_COLUMNS)]
     if missing:
         raise CostError(f"{path} lacks the column {missing[0]}")
-    return Profile(about, steps)
+    for column in NEW_COLUMNS:
+        if column not in steps.columns:
+            steps[column] = 0
+    steps = checked_rows(path, steps.assign(repeat=1))[list(COLUMNS)]
+    return Profile(about, steps.astype(dict.fromkeys(COLUMNS[2:], "int64")))
 
 
 def profile_costs(path: Path, name: str) -> RecordedCosts:

@@ -209,5 +209,5 @@ def test_what_a_gpu_would_record(gpu: str, model: str, budget_s: float) -> None:
     still = steps[steps["swapped_tokens"] == 0]
     for kind, group in still.groupby("kind"):
         cost = fit(str(kind), group, group["device_ns"].to_numpy(np.float64))
-        assert cost.held_out is not None
-        assert cost.held_out < 0.03, kind
+        assert cost.quality.held_out is not None
+        assert cost.quality.held_out < 0.03, kind

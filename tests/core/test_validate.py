@@ -12,7 +12,7 @@ from transformers import Qwen2Config
 from transformers.models.auto import AutoModelForCausalLM
 
 import bench
-import engine.models
+import engine.parallel.loading
 from engine.attention import ATTENTION
 from engine.models import LoadedModel, loaded
 from reports.rows import read_steps
@@ -34,7 +34,8 @@ def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: Any, **__: Any) -> LoadedModel:
         return loaded("small", model)
 
-    monkeypatch.setattr(engine.models, "load_model", load)
+    # by name, where it is used: whoever imports the module first would keep this one
+    monkeypatch.setattr(engine.parallel.loading, "load_model", load)
 
 
 def trace(folder: Path, requests: int = 12, prompt: int = 90, output: int = 14) -> Path:
@@ -97,3 +98,20 @@ def test_swaps_are_recorded_where_they_are_asked_for(tmp_path: Path) -> None:
 def test_plain_runs_are_calibrated_as_before(tmp_path: Path) -> None:
     _, _, out = validate(tmp_path, "--workload", trace(tmp_path, 4), "--policy", "fcfs")
     assert sorted(path.name for path in out.glob("costs-*")) == ["costs-fcfs-paged", "costs-sjf-paged"]
+
+
+def test_costs_of_another_model_are_refused_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played = ("--workload", trace(tmp_path), "--max-running", "6", "--quiet")
+    assert bench.main(list(map(str, ("--mode", "real", *played, "--out", tmp_path / "costs")))) == 0
+    recorded = manifest(tmp_path / "costs") | {"model": "large", "dtype": "float16"}
+    (tmp_path / "costs" / "manifest.json").write_text(json.dumps(recorded))
+    argv = ("--mode", "validate", *played, "--costs", tmp_path / "costs", "--out", tmp_path / "out")
+    assert bench.main(list(map(str, argv))) == bench.USAGE
+    assert "recorded with the model large (simulated: small), the dtype float16 (simulated:" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert bench.main([*map(str, argv), "--force", "--jitter"]) == 0
+    noted = manifest(tmp_path / "out" / "sim-fcfs-paged")
+    assert noted["forced"].startswith("recorded with the model large (simulated: small)")
+    assert noted["jitter"] == {"seed": 0}

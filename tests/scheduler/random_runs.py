@@ -19,7 +19,8 @@ from scheduler.request import HeadStart, Request, StopKind
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
 from simulator.bounds import Floors, StepFloor
-from simulator.costs import CostModel, IntegerCosts, PerStep
+from simulator.costs import IntegerCosts, PerStep
+from simulator.jitter import Jitter, Spread
 
 #: how many times as many examples as continuous integration runs; those of more than 1 are drawn anew each time
 SOAK = int(os.environ.get("LOCKSTEP_SOAK", "1"))
@@ -95,6 +96,9 @@ class HostCosts:
     def host_ns(self, columns: StepColumns) -> PerStep:
         return self.host
 
+    def spreads(self, columns: StepColumns) -> tuple[Spread, Spread]:
+        return (0.8, 0.95, 1.25), (0.5, 1.5)
+
     def floors(self, layout: Layout, overlap: bool = False) -> Floors:
         both = {}
         for kind, (device,) in self.device.floors(layout).items():
@@ -110,7 +114,13 @@ class Run:
     config: SchedulerConfig
     requests: list[Request]
     aborts: list[tuple[int, str]]
-    costs: CostModel
+    costs: HostCosts
+    jitter_seed: int | None = None
+    """step times vary by it; ``None``: they do not"""
+
+    def jitter(self) -> Jitter | None:
+        """Draws of their own for each world that is run."""
+        return None if self.jitter_seed is None else Jitter(self.costs, self.jitter_seed)
 
 
 def draw_config(rng: Random, policy: str) -> SchedulerConfig:
@@ -243,7 +253,8 @@ def draw_run(policy: str, count: int, seed: int) -> Run:
     requests = draw_requests(Random(f"requests {policy} {seed}"), count, config.block_tokens, scale)
     step_ns, row_ns, token_ns, column_ns, host_ns = (cost * scale for cost in costs)
     device = IntegerCosts(step_ns, row_ns, token_ns, column_ns)
-    return Run(config, requests, draw_aborts(rng, requests, scale), HostCosts(device, host_ns))
+    aborts = draw_aborts(rng, requests, scale)
+    return Run(config, requests, aborts, HostCosts(device, host_ns), rng.choice((None, None, 1, 2)))
 
 
 @dataclass

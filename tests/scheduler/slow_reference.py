@@ -21,6 +21,7 @@ from scheduler.counters import RunCounters
 from scheduler.plan import StepColumns, StepFeatures
 from scheduler.request import Request
 from simulator.costs import CostModel
+from simulator.jitter import Jitter
 
 
 class EvictionNeededError(Exception):
@@ -48,10 +49,16 @@ class Reference:
     """Runs requests and aborts, one step at a time, until all have ended."""
 
     def __init__(
-        self, config: SchedulerConfig, costs: CostModel, requests: Iterable[Request], aborts: Iterable[tuple[int, str]]
+        self,
+        config: SchedulerConfig,
+        costs: CostModel,
+        requests: Iterable[Request],
+        aborts: Iterable[tuple[int, str]],
+        jitter: Jitter | None = None,
     ) -> None:
         self.config = config
         self.costs = costs
+        self.jitter = jitter
         self.requests = list(requests)
         self.aborts = list(aborts)
         self.rules = Rules(config, self.hit_tokens)
@@ -89,6 +96,8 @@ class Reference:
         self.stepped: list[Job] = []
         self.coming_in: list[Job] = []
         self.moved_tokens = 0
+        #: who gave memory back, or left the host's, since the step before
+        self.released = 0
 
     def default_admission(self) -> str:
         reserves = self.rules.runs_to_completion or self.rules.policy == "orca-reserve"
@@ -115,6 +124,8 @@ class Reference:
             self.ahead = self.next_step(now) if self.config.overlap else None
             columns = self.columns(step.features)
             device, host = int(self.costs.device_ns(columns)), int(self.costs.host_ns(columns))
+            if self.jitter is not None:
+                device, host = map(int, self.jitter.times(columns, len(self.steps), device, host))
             now += max(device, host) if step.ahead else device + host
             self.complete(step, now)
             self.flight, step, self.ahead = None, self.ahead, None
@@ -190,7 +201,7 @@ class Reference:
             self.counters.swapped_tokens += job.computed
             self.moved_tokens += job.computed
         step = Step(pieces, self.measure(pieces), now, self.flight is not None, self.unusable())
-        self.moved_tokens, self.coming_in = 0, []
+        self.moved_tokens, self.coming_in, self.released = 0, [], 0
         return step
 
     def is_flying(self, job: Job) -> bool:
@@ -206,6 +217,7 @@ class Reference:
             self.prefilling = None
         if job.swapped and not job.brought:
             self.host_tokens -= job.computed
+            self.released += 1
         if job in self.coming_in:
             self.coming_in.remove(job)
         if self.flight is not None and job in self.flight.sampled:
@@ -487,6 +499,8 @@ class Reference:
             self.coming_in.remove(job)
         if self.config.preemption == "swap" and room:
             job.swapped = True
+            # the executor is told of it as a swap
+            self.released -= 1
             self.host_tokens += job.computed
             if not still_there:
                 self.counters.swapped_out += 1
@@ -502,6 +516,7 @@ class Reference:
 
     def give_back(self, job: Job, how: str) -> None:
         self.memory.release(job.number, how)
+        self.released += 1
         job.holds_memory = False
 
     # -- what a step costs and does
@@ -539,6 +554,8 @@ class Reference:
             decode_context_tokens=pairs_of(decoding),
             swapped_tokens=self.moved_tokens,
             graph_rows=min(graphs + prompts, default=0),
+            longest_decode_context=max((start + n for _, start, n in decoding), default=0),
+            released=self.released,
         )
 
     def unusable(self) -> int:

@@ -188,3 +188,138 @@ def test_a_context_beyond_the_recording_counts_the_steps_of_a_stretch(tmp_path: 
         warning
         == f"paged decode steps of up to {limit + 3:,} tokens of context (recorded to {limit:,}) in 30 % of them"
     )
+
+
+def test_a_step_smaller_than_any_recorded_is_named(tmp_path: Path) -> None:
+    costs = recorded_costs(recording(tmp_path / "run"))
+    least = costs.least["paged", "prefill"]["new_tokens_computed"]
+    steps = read_steps(tmp_path / "run")
+    steps = steps[steps["kind"] == "prefill"].head(4).copy()
+    steps["new_tokens_computed"] = [1, least - 1, least, least]
+    assert beyond_recorded(steps, costs) == [
+        f"paged prefill steps of only 1 token (recorded from {least}) in 50 % of them"
+    ]
+
+
+def test_kv_read_beyond_the_recording_grows_with_each_row(tmp_path: Path) -> None:
+    costs = recorded_costs(recording(tmp_path / "run"))
+    limit = costs.most["paged", "decode"]["kv_tokens_read"]
+    steps = read_steps(tmp_path / "run")
+    steps = steps[steps["kind"] == "decode"].head(1).copy()
+    steps["longest_context"], steps["rows"], steps["repeat"], steps["kv_tokens_read"] = 9, 5, 10, limit - 20
+    # limit - 20, - 15, ..., + 25
+    assert beyond_recorded(steps, costs) == [
+        f"paged decode steps of up to {limit + 25:,} KV tokens in all (recorded to {limit:,}) in 50 % of them"
+    ]
+
+
+def test_what_goes_beyond_is_said_where_runs_are_compared_and_where_it_is_quiet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--costs", str(recording(tmp_path / "run")), "--max-running", "64", "--requests", "80")
+    assert simulate(tmp_path / "two", *flags, "--policy", "fcfs,sjf") == bench.OK
+    assert "Beyond the recording: paged decode steps of up to 64 rows" in capsys.readouterr().out
+    assert simulate(tmp_path / "quiet", *flags, "--quiet") == bench.OK
+    captured = capsys.readouterr()
+    assert "Beyond the recording" not in captured.out
+    assert "Beyond the recording: paged decode steps of up to 64 rows (recorded to 32)" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "difference"),
+    [
+        (("--block-tokens", "32"), "KV blocks of 16 tokens (simulated: 32)"),
+        (("--kv-tokens", "30000"), "a KV memory of 90,000 tokens (simulated: 30,000)"),
+        (("--kv-tokens", "95000"), "a KV memory of 90,000 tokens (simulated: 95,000)"),
+    ],
+)
+def test_costs_recorded_with_other_settings_are_refused_unless_forced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], difference: str
+) -> None:
+    costs = ("--costs", str(recording(tmp_path / "run")), "--quiet")
+    assert simulate(tmp_path / "sim", *costs, *flags) == bench.USAGE
+    said = capsys.readouterr().err
+    assert f"were recorded with {difference}; " in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "sim").exists()
+    assert simulate(tmp_path / "sim", *costs, *flags, "--force") == bench.OK
+    assert load_run(tmp_path / "sim").manifest["forced"] == f"recorded with {difference}"
+
+
+def test_a_memory_that_is_off_by_less_than_a_percent_is_the_same(tmp_path: Path) -> None:
+    costs = ("--costs", str(recording(tmp_path / "run")), "--quiet")
+    assert simulate(tmp_path / "sim", *costs, "--kv-tokens", "89500") == bench.OK
+    assert "forced" not in load_run(tmp_path / "sim").manifest
+
+
+def test_another_layout_is_refused_unless_forced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    costs = ("--costs", str(recording(tmp_path / "run")), "--quiet", "--layout", "padded")
+    assert simulate(tmp_path / "sim", *costs) == bench.USAGE
+    assert "has too few padded prefill steps" in capsys.readouterr().err
+    assert simulate(tmp_path / "sim", *costs, "--force") == bench.OK
+    assert (
+        load_run(tmp_path / "sim").manifest["forced"].startswith("recorded with the paged layout (simulated: padded)")
+    )
+
+
+def test_blocks_are_of_the_recorded_size_where_nobody_says(tmp_path: Path) -> None:
+    folder = recording(tmp_path / "run")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["config"]["block_tokens"] = 64
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert simulate(tmp_path / "sim", "--costs", str(folder), "--quiet") == bench.OK
+    assert load_run(tmp_path / "sim").manifest["config"]["block_tokens"] == 64
+
+
+def test_jitter_is_drawn_by_the_seed_and_noted(tmp_path: Path) -> None:
+    costs = ("--costs", str(recording(tmp_path / "run")), "--quiet")
+    asked = {"plain": (), "one": ("--jitter",), "same": ("--jitter",), "two": ("--jitter", "--seed", "2")}
+    for name, flags in asked.items():
+        assert simulate(tmp_path / name, *costs, *flags) == bench.OK
+    runs = {name: load_run(tmp_path / name) for name in asked}
+    times = {name: run.steps["device_ns"].tolist() for name, run in runs.items()}
+    assert times["one"] == times["same"]
+    assert times["one"] != times["plain"]
+    assert times["one"] != times["two"]
+    assert runs["one"].manifest["jitter"] == {"seed": 0}
+    assert "jitter" not in runs["plain"].manifest
+    # a step may be faster than the costs say
+    assert runs["plain"].summary["bounds"]["proven"] is True
+    assert runs["one"].summary["bounds"]["proven"] is False
+    assert sum(times["one"]) == pytest.approx(sum(times["plain"]), rel=0.02)
+
+
+@pytest.mark.parametrize("flag", ["--jitter", "--force"])
+def test_a_projection_has_nothing_to_vary_and_nothing_to_force(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    assert simulate(tmp_path / "sim", "--costs", "roofline:a100-40gb:qwen-7b", flag) == bench.USAGE
+    assert f"error: {flag} " in capsys.readouterr().err
+
+
+def test_what_was_chosen_is_said_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert simulate(tmp_path / "sim", "--costs", str(recording(tmp_path / "run"))) == bench.OK
+    assert "bias " in capsys.readouterr().out
+    fits = load_run(tmp_path / "sim").manifest["fits"]
+    assert set(fits) == {f"{what} paged {kind}" for what in ("device", "host") for kind in ("prefill", "decode")}
+    for told in fits.values():
+        assert told["form"] in ("linear", "filled", "floored")
+        assert abs(told["bias"]) < 0.05
+
+
+def test_a_profile_of_before_a_column_was_there_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv.xz"
+    about, steps = profiles.write_profile(path, [recording(tmp_path / "run")])
+    older = steps.drop(columns=["longest_decode_context", "released"])
+    text = f"# {json.dumps(about)}\n{older.to_csv(index=False)}"
+    path.write_bytes(lzma.compress(text.encode()))
+    assert set(profiles.profile_costs(path, "p").device) == {("paged", "prefill"), ("paged", "decode")}
+
+
+def test_a_bad_row_of_a_profile_is_refused_by_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv.xz"
+    about, steps = profiles.write_profile(path, [recording(tmp_path / "run")])
+    steps.loc[41, "host_ns"] = -3
+    path.write_bytes(lzma.compress(f"# {json.dumps(about)}\n{steps.to_csv(index=False)}".encode()))
+    with pytest.raises(CostError, match=r"p\.csv\.xz row 42: host_ns is -3; must be a number >= 0"):
+        profiles.profile_costs(path, "p")

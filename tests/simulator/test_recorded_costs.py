@@ -67,8 +67,8 @@ def test_known_weights_come_back(tmp_path: Path, rows: list[dict[str, Any]]) -> 
         assert costs.device_ns(columns) == pytest.approx(row["device_ns"], rel=1e-6)
         assert costs.host_ns(columns) == pytest.approx(HOST_NS, rel=1e-6)
     for fit in costs.device.values():
-        assert fit.steps == 60
-        assert fit.error < 1e-6
+        assert fit.quality.steps == 60
+        assert fit.quality.error < 1e-6
 
 
 def test_a_step_that_was_lost_has_no_part_in_the_fit(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
@@ -116,7 +116,7 @@ def test_noise_is_averaged_and_told(tmp_path: Path, rows: list[dict[str, Any]]) 
         of_kind = [row for row in rows if (row["layout"], row["kind"]) == key]
         predicted = sum(int(np.sum(costs.device_ns(columns_of(row)))) for row in of_kind)
         assert predicted == pytest.approx(sum(row["device_ns"] for row in of_kind), rel=0.03)
-    assert all(0.01 < fit.error < 0.1 for fit in costs.device.values())
+    assert all(0.01 < fit.quality.error < 0.1 for fit in costs.device.values())
 
 
 def test_no_term_is_negative(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_mixed_steps_that_were_recorded_have_a_fit_of_their_own(tmp_path: Path, 
         device_ns = 20_000_000 + 1000 * step["new_tokens_computed"] + 7 * step["kv_columns_computed"]
         recorded.append({**step, "device_ns": device_ns, "host_ns": HOST_NS})
     costs = recorded_costs(write(tmp_path, recorded + [row | {"overlap": 0} for row in rows]))
-    assert costs.device["paged", "mixed"].steps == 40
+    assert costs.device["paged", "mixed"].quality.steps == 40
     for step in recorded:
         assert costs.device_ns(columns_of(step)) == pytest.approx(step["device_ns"], rel=1e-5)
     assert set(costs.floors("paged")) == {"prefill", "decode", "mixed"}
@@ -246,7 +246,7 @@ def test_what_steps_with_swaps_took_longer_is_the_time_of_the_swap(tmp_path: Pat
     assert costs.swap_token_ns == {"paged": pytest.approx(2500, rel=1e-4)}
     for row in swapping:
         assert costs.device_ns(columns_of(row)) == pytest.approx(row["device_ns"], rel=1e-4)
-    assert costs.device["paged", "decode"].steps == 60
+    assert costs.device["paged", "decode"].quality.steps == 60
 
 
 def test_host_time_that_overlap_hid_is_not_taken_for_all_of_it(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
@@ -254,7 +254,7 @@ def test_host_time_that_overlap_hid_is_not_taken_for_all_of_it(tmp_path: Path, r
     hidden = [row | {"overlap": 1, "host_ns": 0} for row in rows]
     costs = recorded_costs(write(tmp_path / "both", seen + hidden))
     assert costs.host_ns(columns_of(rows[0])) == pytest.approx(HOST_NS, rel=1e-6)
-    assert costs.device["paged", "decode"].steps == 120
+    assert costs.device["paged", "decode"].quality.steps == 120
     costs = recorded_costs(write(tmp_path / "hidden", hidden))
     assert costs.device_ns(columns_of(rows[0])) == pytest.approx(rows[0]["device_ns"], rel=1e-6)
     with pytest.raises(CostError, match=r"hides the host time of paged prefill steps .* record a run without"):
@@ -278,5 +278,56 @@ def test_a_missing_manifest_is_said_so(tmp_path: Path, rows: list[dict[str, Any]
 
 def test_a_value_that_is_no_number_is_said_so(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     folder = write(tmp_path, [rows[0] | {"device_ns": "fast"}, *rows[1:]])
-    with pytest.raises(CostError, match=r"steps\.csv: device_ns"):
+    with pytest.raises(CostError, match=r"steps\.csv row 1: device_ns is 'fast'; must be a number >= 0"):
         recorded_costs(folder)
+
+
+@pytest.mark.parametrize("column", ["device_ns", "host_ns", "kv_tokens_read", "rows_computed"])
+@pytest.mark.parametrize(("value", "shown"), [("", "missing"), ("nan", "'nan'"), (-5, "'-5'"), ("inf", "'inf'")])
+def test_a_row_that_no_engine_writes_is_refused_by_its_number(
+    tmp_path: Path, rows: list[dict[str, Any]], column: str, value: Any, shown: str
+) -> None:
+    folder = write(tmp_path, [*rows[:6], rows[6] | {column: value}, *rows[7:]])
+    with pytest.raises(CostError, match=rf"steps\.csv row 7: {column} is {shown}; must be a number >= 0"):
+        recorded_costs(folder)
+
+
+def test_a_kind_or_layout_that_there_is_none_of_is_refused_by_its_row(
+    tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    folder = write(tmp_path / "a", [*rows[:3], rows[3] | {"kind": "decoding"}, *rows[4:]])
+    with pytest.raises(CostError, match=r"row 4: kind is 'decoding'; must be prefill or decode or mixed"):
+        recorded_costs(folder)
+    folder = write(tmp_path / "b", [*rows[:3], rows[3] | {"layout": ""}, *rows[4:]])
+    with pytest.raises(CostError, match=r"row 4: layout is missing; must be padded or paged"):
+        recorded_costs(folder)
+
+
+def test_a_step_that_is_there_twice_is_refused_by_its_row(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    numbered = [{"index": index, **row} for index, row in enumerate(rows)]
+    recorded_costs(write(tmp_path / "a", numbered))
+    numbered[8]["index"] = 2
+    with pytest.raises(CostError, match=r"steps\.csv row 9: step 2 is there twice \(first in row 3\)"):
+        recorded_costs(write(tmp_path / "b", numbered))
+
+
+def test_a_row_of_too_many_cells_is_refused_by_its_number(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    folder = write(tmp_path, rows)
+    lines = (folder / "steps.csv").read_text().splitlines()
+    lines[5] += ",1,2"
+    (folder / "steps.csv").write_text("\n".join(lines) + "\n")
+    width = len(rows[0])
+    with pytest.raises(CostError, match=rf"row 5: has {width + 2} columns; the header has {width}"):
+        recorded_costs(folder)
+
+
+def test_a_last_row_is_only_forgiven_where_it_was_cut(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    folder = write(tmp_path, rows)
+    text = (folder / "steps.csv").read_text()
+    (folder / "steps.csv").write_text(text + "paged,deco\n")
+    with pytest.raises(CostError, match=rf"row {len(rows) + 1}: kind is 'deco'"):
+        recorded_costs(folder)
+    last = text.rstrip().rsplit("\n", 1)[1]
+    for cut in (1, len(last) // 2, len(last) - 1):
+        (folder / "steps.csv").write_text(text + last[:cut])
+        assert set(recorded_costs(folder).device) == set(KNOWN)

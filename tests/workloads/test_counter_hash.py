@@ -1,6 +1,8 @@
 """SplitMix64 by its published outputs, and streams that do not meet."""
 
-from workloads.counter_hash import MASK, scramble, stream_start, word
+import pytest
+
+from workloads.counter_hash import MASK, scramble, stream_start, word, words
 
 
 def test_words_are_those_of_splitmix64_with_the_same_state() -> None:
@@ -24,3 +26,10 @@ def test_scramble_stays_within_64_bits_and_is_one_to_one_on_a_sample() -> None:
     scrambled = {scramble(value) for value in [*range(5000), *range(MASK - 5000, MASK + 1)]}
     assert len(scrambled) == 10_001
     assert all(0 <= value <= MASK for value in scrambled)
+
+
+@pytest.mark.parametrize("start", [0, 1234567, MASK, stream_start(3, 1)])
+def test_words_together_are_those_one_by_one(start: int) -> None:
+    for first in (0, 1, 10**9):
+        assert words(start, first, 50).tolist() == [word(start, first + i) for i in range(50)]
+    assert words(start, 5, 0).tolist() == []
