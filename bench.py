@@ -16,7 +16,7 @@ from core.arguments import DEFAULT_BUDGET_S, UsageError, parse_arguments
 from core.cluster import ClusterSetup, cluster_setup
 from core.costs import read_costs, settle_block_tokens
 from core.folders import experiment_folders, open_folder, replay_folder, write_experiment
-from core.matrix import MATRIX_REPORT, CellRun, read_matrix, write_matrix
+from core.matrix import MATRIX_FILE, MATRIX_REPORT, CellRun, keep_matrix, kept_cells, read_matrix, write_matrix
 from core.reproduce.experiment import Experiment, Options
 from core.reproduce.registry import chosen, run_experiments, write_findings
 from core.runs import Case, Engine, Measured, Session, calibration_workload, recording_session, twin_requests
@@ -321,6 +321,7 @@ def _validate_matrix(args: argparse.Namespace, command: str) -> int:
         print(f"would run {len(cells)} cells {matrix.rounds} times: {', '.join(cell.cell.name for cell in cells)}")
         return OK
     failed = False
+    keep_matrix(folder, args, shlex.split(command)[2:])
     for cell in cells:
         cell.prepare(costs)
     try:
@@ -339,12 +340,30 @@ def _validate_matrix(args: argparse.Namespace, command: str) -> int:
                     print(f"round {round_ + 1}, cell {place} of {len(cells)}, {cell.cell.name}: {tokens:,.0f} tok/s",
                           flush=True)  # fmt: skip
     finally:
-        results = [result for cell in cells if (result := cell.result(costs, matrix.rounds)) is not None]
-        if results:
-            write_matrix(folder, results)
-            print(*verdict_lines(results), sep="\n")
-            print(f"matrix: {folder / MATRIX_REPORT}")
+        _finish_matrix(folder, cells, matrix.rounds, costs)
     return FAILED if failed else OK
+
+
+def _finish_matrix(folder: Path, cells: list[CellRun], rounds: int, costs: CostModel) -> None:
+    """Simulate what has been measured, and write it all down."""
+    results = [result for cell in cells if (result := cell.result(costs, rounds)) is not None]
+    if results:
+        write_matrix(folder, results)
+        print(*verdict_lines(results), sep="\n")
+        print(f"matrix: {folder / MATRIX_REPORT}")
+
+
+def _report_matrix(args: argparse.Namespace) -> int:
+    """The matrix in a folder again, from its real runs: on the costs that it was made with, or on others."""
+    for name in ("out", "profile"):
+        if getattr(args, name) is not None:
+            raise UsageError(f"--{name} has no effect on the report of a matrix, which is kept in it; leave it out")
+    for folder in args.runs:
+        cells, rounds, named = kept_cells(folder)
+        costs = read_costs(args.costs or named)
+        terminal.print_costs(costs, quiet=args.quiet)
+        _finish_matrix(folder, [cell for cell in cells if cell.resume()], rounds, costs)
+    return OK
 
 
 def _record_costs(session: Session, layout: Layout, cases: list[Case], folder: Path) -> CostModel:
@@ -366,6 +385,10 @@ def report(args: argparse.Namespace, command: str) -> int:
     """``--mode report``: make a report again, or compare two runs. ``--out`` is then the HTML file."""
     if not args.runs:
         raise UsageError("--mode report needs a run folder, or two to compare")
+    if all((given / MATRIX_FILE).is_file() for given in args.runs):
+        return _report_matrix(args)
+    if args.costs:
+        raise UsageError("--costs has no effect on a report of runs, only of a validation matrix; leave it out")
     folders = [folder for given in args.runs for folder in experiment_folders(given)]
     if args.profile is not None:
         profiles.write_profile(args.profile, folders)

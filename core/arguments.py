@@ -74,7 +74,7 @@ FLAGS_OF_MODE = {
     "real": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | {"policy", "layout", "stop_on_eos", "tp", *_RECORDING},
     "sim": _PLAYED | _SCHEDULED | _OUTPUT | _CLUSTER | _COSTS | {"policy", "layout"},
     "validate": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | _COSTS | {"policy", "layout", "stop_on_eos", "tp", "matrix"},
-    "report": {"runs", "profile", "out", "config", "quiet"},
+    "report": {"runs", "profile", "costs", "out", "config", "quiet"},
     "gate": {"baseline", "update_baseline", "config", "quiet"},
     "reproduce": {"experiments", "jobs", "seed", "out", "name", "config", "quiet"},
 }

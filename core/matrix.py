@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -22,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from core.arguments import UsageError, cell_arguments
+from core.arguments import UsageError, cell_arguments, parse_arguments
+from core.costs import differences, refuse
 from core.runs import Case, Engine, Measured, Session, twin_requests
 from reports.run import Run
 from reports.run_folder import load_run
@@ -32,11 +34,12 @@ from scheduler.errors import unknown_name
 from scheduler.plan import Layout, StepOutcome, StepPlan
 from scheduler.request import Request
 from scheduler.scheduler import Scheduler
-from scheduler.sequence import Sequence
+from scheduler.sequence import Sequence as SchedulerSequence
 from simulator.costs import CostModel
 from simulator.replica import simulate
 
 CELL_FILE = "cell.json"
+MATRIX_FILE = "matrix.json"
 MATRIX_REPORT = "matrix.md"
 MATRIX_TABLE = "matrix.csv"
 #: times that a cell is run where the matrix does not say
@@ -79,53 +82,60 @@ class Matrix:
 
 
 def read_matrix(path: Path) -> Matrix:
+    """Read a matrix from a file, see :func:`parse_matrix`."""
+    try:
+        return parse_matrix(path.read_text(encoding="utf-8"), f"--matrix {path}")
+    except OSError as error:
+        raise UsageError(f"--matrix {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--matrix {path} is not YAML: {error}") from error
+
+
+def parse_matrix(text: str, what: str) -> Matrix:
     """Read a matrix: YAML with ``cells``, a list of mappings, and ``rounds``.
 
     Of a mapping's values those of ``workload``, ``policy``, ``layout`` and ``load`` may be lists: each combination is a
     cell. ``label`` tells cells apart that differ in nothing else but flags; other keys are flags of ``--mode
-    validate``. Raises :class:`UsageError` for whatever is wrong.
+    validate``. Raises :class:`UsageError` for whatever is wrong, with ``what`` as the matrix's name.
     """
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"--matrix {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--matrix {path} is not YAML: {' '.join(str(error).split())}") from error
+        given = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{what} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(given, dict) or not isinstance(given.get("cells"), list):
-        raise UsageError(f"--matrix {path} must have 'cells', a list of mappings of flags to values")
+        raise UsageError(f"{what} must have 'cells', a list of mappings of flags to values")
     for key in given:
         if key not in _OF_A_MATRIX:
-            raise UsageError(f"--matrix {path}: {unknown_name('key', str(key), _OF_A_MATRIX)}")
+            raise UsageError(f"{what}: {unknown_name('key', str(key), _OF_A_MATRIX)}")
     rounds = given.get("rounds", ROUNDS)
     if not isinstance(rounds, int) or rounds < 1:
-        raise UsageError(f"--matrix {path}: rounds is {rounds!r}; must be a whole number >= 1")
-    cells = tuple(cell for entry in given["cells"] for cell in _cells_of(path, entry))
+        raise UsageError(f"{what}: rounds is {rounds!r}; must be a whole number >= 1")
+    cells = tuple(cell for entry in given["cells"] for cell in _cells_of(what, entry))
     names = [cell.name for cell in cells]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UsageError(f"--matrix {path} has the cell {twice} twice")
+        raise UsageError(f"{what} has the cell {twice} twice")
     if not cells:
-        raise UsageError(f"--matrix {path} has no cells")
+        raise UsageError(f"{what} has no cells")
     return Matrix(cells, rounds)
 
 
-def _cells_of(path: Path, entry: Any) -> Iterator[Cell]:
+def _cells_of(what: str, entry: Any) -> Iterator[Cell]:
     if not isinstance(entry, dict):
-        raise UsageError(f"--matrix {path}: a cell must be a mapping of flags to values, not {entry!r}")
+        raise UsageError(f"{what}: a cell must be a mapping of flags to values, not {entry!r}")
     missing = [axis for axis in _AXES if axis not in entry and axis != "layout"]
     if missing:
-        raise UsageError(f"--matrix {path}: a cell lacks {missing[0]}")
+        raise UsageError(f"{what}: a cell lacks {missing[0]}")
     entry = {"layout": "paged", **entry}
     axes = [entry[axis] if isinstance(entry[axis], list) else [entry[axis]] for axis in _AXES]
     rest = {name: value for name, value in entry.items() if name not in (*_AXES, "label")}
     label = entry.get("label", "")
     if not isinstance(label, str) or not _LABEL.fullmatch(label):
-        raise UsageError(f"--matrix {path}: label {label!r} must be letters, digits, '.', '_' and '-'")
+        raise UsageError(f"{what}: label {label!r} must be letters, digits, '.', '_' and '-'")
     for workload, policy, layout, load in product(*axes):
         if isinstance(load, bool) or not isinstance(load, int | float) or not 0 < load <= 10:
             raise UsageError(
-                f"--matrix {path}: load is {load!r}; must be a share of the capacity such as 0.7, more than 0, "
-                "at most 10"
+                f"{what}: load is {load!r}; must be a share of the capacity such as 0.7, more than 0, at most 10"
             )
         yield Cell(
             {**rest, "workload": str(workload), "policy": str(policy), "layout": str(layout)}, float(load), label
@@ -149,6 +159,15 @@ class CellRun:
             raise UsageError(f"{self.folder} is of a cell with other flags; give another --out, or the same matrix")
         self._write()
         self._session = self._playing(None, self._about["rate_per_s"])
+
+    def resume(self) -> bool:
+        """Take up what the folder has, to simulate it again; ``False`` where there is nothing."""
+        about = self._read()
+        if about is None:
+            return False
+        self._about = about
+        self._session = self._playing(None, about["rate_per_s"])
+        return True
 
     def _found(self, costs: CostModel) -> dict[str, Any]:
         session = self._playing("all-at-once", None)
@@ -180,6 +199,8 @@ class CellRun:
         """Simulate the cell under the settings that ``real`` had, into its folder."""
         session = self._ready()
         config = SchedulerConfig.from_dict(dict(real.manifest["config"]))
+        if not self._args.force:
+            refuse(costs, differences(costs, config, kv_asked=False, engine=real.manifest))
         place = self.folder / "sim"
         shutil.rmtree(place, ignore_errors=True)
         return session.simulate(self.cell.case, costs, place, config, twin_requests(real, session.requests()))
@@ -209,6 +230,7 @@ class CellRun:
 
     def _playing(self, arrivals: str | None, rate: float | None) -> Session:
         args = argparse.Namespace(**vars(self._args))
+        args.costs = None  # what they may be used for is checked here
         if arrivals is not None:
             args.arrivals = arrivals
         args.rate = rate
@@ -242,7 +264,7 @@ class _Finishes:
 
     def gaps(self, gap_ns: npt.NDArray[np.int64], weight: int) -> None: ...
 
-    def ended(self, sequence: Sequence) -> None:
+    def ended(self, sequence: SchedulerSequence) -> None:
         if sequence.state == "finished" and sequence.finish_ns is not None:
             self.times_ns.append(sequence.finish_ns)
 
@@ -260,6 +282,45 @@ def capacity_per_s(config: SchedulerConfig, costs: CostModel, requests: list[Req
     if seconds <= 0:
         raise UsageError(f"{len(requests)} requests that all finish at once tell no capacity; give more")
     return (last - first) / seconds
+
+
+def keep_matrix(folder: Path, args: argparse.Namespace, argv: Sequence[str]) -> None:
+    """Write down what :func:`kept_cells` needs: the command and the matrix."""
+    kept = {"argv": _without(argv, "--matrix", "--out", "--costs", "--dry-run"), "costs": args.costs,
+            "matrix": args.matrix.read_text(encoding="utf-8")}  # fmt: skip
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MATRIX_FILE).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
+def kept_cells(folder: Path) -> tuple[list[CellRun], int, str]:
+    """The cells in ``folder``, the number of rounds, and the costs that the command named."""
+    path = folder / MATRIX_FILE
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        argv, costs, text = [*map(str, kept["argv"])], str(kept["costs"]), str(kept["matrix"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    matrix = parse_matrix(text, str(path))
+    args = parse_arguments(argv)
+    command = shlex.join(["python", "bench.py", *argv])
+    return [CellRun(cell, folder / cell.name, args, command, Engine()) for cell in matrix.cells], matrix.rounds, costs
+
+
+def _without(argv: Sequence[str], *flags: str) -> list[str]:
+    """``argv`` without these flags and their values."""
+    kept: list[str] = []
+    skip = False
+    for word in argv:
+        if skip:
+            skip = False
+        elif word.partition("=")[0] in flags:
+            skip = "=" not in word and word != "--dry-run"
+        else:
+            kept.append(word)
+    return kept
 
 
 def write_matrix(folder: Path, results: list[CellResult]) -> None:
