@@ -13,6 +13,7 @@ from scheduler.counters import RunCounters
 from scheduler.features import Draft
 from scheduler.kv import KvPool
 from scheduler.observer import Observer
+from scheduler.plan import phases
 from scheduler.sequence import UNSET, Sequence
 
 Ends = npt.NDArray[np.int64] | list[int]
@@ -96,6 +97,8 @@ class Account:
         self._starvation_ns = starvation_ns
         self._observer = observer
         self._last_end_ns = 0
+        #: a gap up to this is neither the longest nor beyond the threshold
+        self._longest_ns = min(0, starvation_ns)
 
     # -- memory
 
@@ -114,16 +117,19 @@ class Account:
             held_sum, reserved_sum, held_ns, reserved_ns = held, reserved, held * took, reserved * took
         else:
             ends = np.asarray(ends_ns, dtype=np.int64)
-            took_ns = np.diff(ends, prepend=start_ns)
-            held_steps = memory.held_tokens + memory.rows * np.arange(1, steps + 1, dtype=np.int64)
-            held = int(held_steps[-1])
-            held_sum, held_ns = int(held_steps.sum()), _dot(held_steps, took_ns)
+            rows = memory.rows
+            held = memory.held_tokens + rows * steps
             took = self._last_end_ns - start_ns
+            # what a step adds is held from its start on
+            later_ns = ends[:-1] - start_ns
+            held_sum = memory.held_tokens * steps + rows * (steps * (steps + 1) // 2)
+            held_ns = held * took - rows * int(later_ns.sum())
             reserved_sum, reserved_ns = memory.reserved_tokens * steps, memory.reserved_tokens * took
-            if memory.growth and sum_of(memory.growth, steps):
-                grown = np.resize(np.array(memory.growth, dtype=np.int64), steps).cumsum()
-                reserved_sum += block * int(grown.sum())
-                reserved_ns += block * _dot(grown, took_ns)
+            grown = sum_of(memory.growth, steps) if memory.growth else 0
+            if grown:
+                each = np.array(memory.growth, dtype=np.int64)[phases(len(memory.growth), steps)]
+                reserved_sum += block * (grown * steps - int(each.dot(phases(steps, steps))))
+                reserved_ns += block * (grown * took - int(each[1:].dot(later_ns)))
         counters.kv_peak_tokens = max(counters.kv_peak_tokens, held)
         counters.kv_held_sum += held_sum
         counters.kv_reserved_sum += reserved_sum
@@ -154,27 +160,36 @@ class Account:
 
     def _first_gaps(self, waits: Waits, end_ns: int) -> None:
         """Since each row's last token."""
+        observer = self._observer
         for base_ns, sequence in waits.singles:
-            self._saw(end_ns - base_ns, lambda: (sequence,))  # noqa: B023  (called at once, if at all)
+            if end_ns - base_ns > self._longest_ns:
+                self._saw(end_ns - base_ns, (sequence,))
         for crowd in waits.crowds:
-            self._saw(end_ns - crowd.base_ns, crowd.members)
-        if self._observer is None:
+            if end_ns - crowd.base_ns > self._longest_ns:
+                self._saw(end_ns - crowd.base_ns, crowd.members())
+        if observer is None:
             return
         if waits.singles:
-            self._tell(np.array([end_ns - base_ns for base_ns, _ in waits.singles], dtype=np.int64), 1)
+            observer.gaps(np.array([end_ns - base_ns for base_ns, _ in waits.singles], dtype=np.int64), 1)
         for crowd in waits.crowds:
-            self._tell(np.array([end_ns - crowd.base_ns], dtype=np.int64), crowd.size)
+            observer.gaps(np.array([end_ns - crowd.base_ns], dtype=np.int64), crowd.size)
 
     def _common_gaps(self, waits: Waits, gaps_ns: npt.NDArray[np.int64]) -> None:
         """Between the steps of a stretch, the same for all rows."""
-        if len(gaps_ns) and waits.rows:
-            self._saw(int(gaps_ns.max()), waits.members)
-            self._tell(gaps_ns, waits.rows)
+        rows = waits.rows
+        if len(gaps_ns) and rows:
+            longest = int(gaps_ns.max())
+            if longest > self._longest_ns:
+                self._saw(longest, waits.members())
+            if self._observer is not None:
+                self._observer.gaps(gaps_ns, rows)
 
     def gap_of(self, sequence: Sequence, gap_ns: int) -> None:
         """One sequence got its next token after ``gap_ns``."""
-        self._saw(gap_ns, lambda: [sequence])
-        self._tell(np.array([gap_ns], dtype=np.int64), 1)
+        if gap_ns > self._longest_ns:
+            self._saw(gap_ns, (sequence,))
+        if self._observer is not None:
+            self._observer.gaps(np.array([gap_ns], dtype=np.int64), 1)
 
     def waited(self, sequence: Sequence, wait_ns: int) -> None:
         """A request was first admitted after ``wait_ns``."""
@@ -182,21 +197,15 @@ class Account:
         if wait_ns > self._starvation_ns:
             self._starved(sequence)
 
-    def _tell(self, gaps_ns: npt.NDArray[np.int64], weight: int) -> None:
-        if self._observer is not None and weight:
-            self._observer.gaps(gaps_ns, weight)
-
-    def _saw(self, gap_ns: int, members: Callable[[], Iterable[Sequence]]) -> None:
+    def _saw(self, gap_ns: int, members: Iterable[Sequence]) -> None:
+        """A gap that is longer than any before, or than the threshold."""
         self._counters.longest_gap_ns = max(self._counters.longest_gap_ns, gap_ns)
+        self._longest_ns = min(self._counters.longest_gap_ns, self._starvation_ns)
         if gap_ns > self._starvation_ns:
-            for sequence in members():
+            for sequence in members:
                 self._starved(sequence)
 
     def _starved(self, sequence: Sequence) -> None:
         if not sequence.over_threshold:
             sequence.over_threshold = True
             self._counters.over_threshold += 1
-
-
-def _dot(values: npt.NDArray[np.int64], took_ns: npt.NDArray[np.int64]) -> int:
-    return int(np.dot(values, took_ns))

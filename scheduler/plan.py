@@ -22,6 +22,21 @@ NEVER = 1 << 62
 _STEPS = np.arange(2048, dtype=np.int64)
 
 
+_PHASES: dict[int, npt.NDArray[np.int64]] = {}
+
+
+def phases(period: int, steps: int) -> npt.NDArray[np.int64]:
+    """0, 1, ..., ``period`` - 1, again and again: ``int64[steps]``. Not to be written to."""
+    if steps > len(_STEPS):
+        return np.arange(steps, dtype=np.int64) % period
+    if period >= steps:
+        return _STEPS[:steps]
+    found = _PHASES.get(period)
+    if found is None:
+        found = _PHASES[period] = _STEPS % period
+    return found[:steps]
+
+
 class Chunk(NamedTuple):
     """``tokens`` tokens of ``sequence`` from position ``start`` on are computed by a step.
 
@@ -177,10 +192,15 @@ class StepPlan:
                                f.sampled_rows, f.decode_rows, f.swapped_tokens, f.decode_context_tokens,
                                f.graph_rows)  # fmt: skip
         step = _STEPS[start:stop] if stop <= len(_STEPS) else np.arange(start, stop, dtype=np.int64)
-        tokens = f.kv_tokens_read + f.rows * step
-        # the rows that fill up a graph stay as they are
-        growing = f.rows_computed if f.layout == "padded" else f.rows
-        columns = f.kv_columns_computed + growing * step
+        grown = step if f.rows == 1 else f.rows * step
+        tokens = grown + f.kv_tokens_read
+        if f.layout == "padded":
+            columns = f.kv_columns_computed + f.rows_computed * step
+        elif f.kv_columns_computed == f.kv_tokens_read:
+            columns = tokens
+        else:
+            # the rows that fill up a graph stay as they are
+            columns = f.kv_columns_computed + grown
         return StepColumns(f.layout, f.kind, stop - start, f.rows, f.rows_computed, f.new_tokens,
                            f.new_tokens_computed, tokens, columns, tokens, f.longest_context + step,
                            f.sampled_rows, f.decode_rows, 0, tokens, f.graph_rows)  # fmt: skip

@@ -29,13 +29,23 @@ Process = Generator[simpy.Event, Any, None]
 
 
 class StepEnd(simpy.Event):
-    """Happens ``delay`` nanoseconds from now, after all other events of that time."""
+    """Happens ``delay`` nanoseconds from now, after all other events of that time, unless it is moved forward."""
 
     def __init__(self, env: simpy.Environment, delay: int) -> None:
         super().__init__(env)
         self._ok = True
         self._value = None
         env.schedule(self, LATE, delay)
+
+    def hasten(self, delay: int) -> None:
+        """Happen ``delay`` nanoseconds from now already. Who waits for it is not woken in between."""
+        StepEnd(self.env, delay).callbacks.append(self._happen)
+
+    def _happen(self, _: simpy.Event) -> None:
+        # when its first time comes nobody waits for it any more
+        callbacks, self.callbacks = self.callbacks, []
+        for callback in callbacks:
+            callback(self)
 
 
 class Replica:
@@ -56,6 +66,7 @@ class Replica:
         #: the stretch that is running, which something that happens may end early
         self._stretch: StepPlan | None = None
         self._ends: npt.NDArray[np.int64] = np.empty(0, np.int64)
+        self._end: StepEnd | None = None
         self.scheduler = scheduler
         self.process = env.process(self._run())
 
@@ -87,14 +98,16 @@ class Replica:
 
         That is the first that ends now or later; with overlap the one after it, which was planned as that one began.
         """
-        steps = self._first_end_at(self.now_ns) + self._depth
+        now_ns = self.now_ns
+        steps = self._first_end_at(now_ns) + self._depth
         if steps < len(self._ends):
             self._ends = self._ends[:steps]
-            self.process.interrupt()
+            if self._end is not None:
+                self._end.hasten(int(self._ends[-1 - self._depth]) - now_ns)
 
     def _first_end_at(self, time_ns: int) -> int:
         """How many steps there are up to the first that ends at ``time_ns`` or later."""
-        return int(np.searchsorted(self._ends, time_ns)) + 1
+        return int(self._ends.searchsorted(time_ns)) + 1
 
     def _run(self) -> Process:
         env = self._env
@@ -135,7 +148,8 @@ class Replica:
             self._begin(plan, device + host)
             if plan.until_ns <= self._ends[-1]:
                 self._ends = self._ends[: self._first_end_at(plan.until_ns)]
-            yield from self._wait_for(1)
+            yield self._until(int(self._ends[-1]))
+            self._stretch = self._end = None
             outcome = self._outcome(device, host)
         self.scheduler.complete(plan, outcome, self.now_ns)
 
@@ -152,8 +166,10 @@ class Replica:
                 self._ends += _first(device) + _first(host) - _first(_larger(device, host))
             if self._ends.size > 1:
                 self._ends = self._ends[: self._decided_on(plan, start_ns)]
-                yield from self._wait_for(2)
-            self._stretch = None
+            if self._ends.size > 1:
+                # the next plan is made as the last step begins
+                yield self._until(int(self._ends[-2]))
+            self._stretch = self._end = None
             self.scheduler.shorten(plan, len(self._ends))
             following = self._next_plan()
             yield StepEnd(self._env, int(self._ends[-1]) - self.now_ns)
@@ -168,21 +184,15 @@ class Replica:
         return self._first_end_at(plan.until_ns) + 1
 
     def _begin(self, plan: StepPlan, period: PerStep) -> None:
-        each = np.full(plan.repeat, period, np.int64) if isinstance(period, int) else period
-        self._ends = each.cumsum()
-        self._ends += self.now_ns
+        ends = np.full(plan.repeat, period, np.int64) if isinstance(period, int) else period
+        ends[0] += self.now_ns
+        self._ends = ends.cumsum(out=ends)
         self._stretch = plan
 
-    def _wait_for(self, last: int) -> Process:
-        """Until the ``last`` but one of the stretch's ends, wherever it is cut meanwhile."""
-        while len(self._ends) >= last:
-            try:
-                yield StepEnd(self._env, int(self._ends[-last]) - self.now_ns)
-                break
-            except simpy.Interrupt:
-                continue
-        if last == 1:
-            self._stretch = None
+    def _until(self, time_ns: int) -> StepEnd:
+        """``time_ns``, or the time that the stretch is cut to meanwhile."""
+        self._end = StepEnd(self._env, time_ns - self.now_ns)
+        return self._end
 
     def _outcome(self, device: PerStep, host: PerStep) -> StepOutcome:
         steps = len(self._ends)
