@@ -8,12 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from scheduler.cohorts import Cohort, Residents, sum_of
+from scheduler.cohorts import Cohort, Residents
 from scheduler.counters import RunCounters
 from scheduler.features import Draft
 from scheduler.kv import KvPool
 from scheduler.observer import Observer
-from scheduler.plan import phases
 from scheduler.sequence import UNSET, Sequence
 
 Ends = npt.NDArray[np.int64] | list[int]
@@ -88,6 +87,63 @@ def _others(cohort: Cohort, keep: bool) -> Callable[[], Iterable[Sequence]]:
     return lambda: (s for number, s in cohort.members.items() if number not in cohort.fresh)
 
 
+class Stretches:
+    """What stretches hold and reserve more from step to step: many stretches are counted at a time."""
+
+    #: steps that wait to be counted, at most, before :attr:`full`
+    MANY = 8192
+
+    def __init__(self) -> None:
+        self.starts_ns: list[int] = []
+        self._ends_ns: list[npt.NDArray[np.int64]] = []
+        self._steps: list[int] = []
+        self._rows: list[int] = []
+        #: blocks of all stretches, and how many of them are one's
+        self._growth: list[int] = []
+        self._periods: list[int] = []
+        self._waiting = 0
+
+    @property
+    def full(self) -> bool:
+        return self._waiting >= self.MANY
+
+    def add(self, memory: Memory, start_ns: int, ends_ns: npt.NDArray[np.int64]) -> None:
+        """A stretch whose steps ended at ``ends_ns``."""
+        growth = memory.growth or [0]
+        self.starts_ns.append(start_ns)
+        self._ends_ns.append(ends_ns)
+        self._steps.append(len(ends_ns))
+        self._rows.append(memory.rows)
+        self._growth.extend(growth)
+        self._periods.append(len(growth))
+        self._waiting += len(ends_ns)
+
+    def take(self) -> tuple[int, int, int]:
+        """What has been added since the last call, in three sums over all steps.
+
+        Token nanoseconds that were not held yet in steps before a stretch's last; blocks reserved since a stretch
+        began; the same in block nanoseconds.
+        """
+        steps, periods = np.array(self._steps, np.int64), np.array(self._periods, np.int64)
+        ends_ns = np.concatenate(self._ends_ns)
+        first = np.cumsum(steps) - steps
+        index = np.arange(len(ends_ns), dtype=np.int64) - np.repeat(first, steps)
+        #: since its stretch's start, when each step began
+        began_ns = np.empty_like(ends_ns)
+        began_ns[1:] = ends_ns[:-1]
+        began_ns -= np.repeat(np.array(self.starts_ns, np.int64), steps)
+        began_ns[first] = 0
+        waited_ns = np.add.reduceat(began_ns, first).tolist()
+        place = np.repeat(np.cumsum(periods) - periods, steps) + index % np.repeat(periods, steps)
+        grown = np.array(self._growth, np.int64)[place]
+        took_ns = ends_ns[first + steps - 1] - np.array(self.starts_ns, np.int64)
+        blocks = np.add.reduceat(grown * (np.repeat(steps, steps) - index), first).tolist()
+        block_ns = np.add.reduceat(grown * (np.repeat(took_ns, steps) - began_ns), first).tolist()
+        sums = sum(rows * ns for rows, ns in zip(self._rows, waited_ns, strict=True)), sum(blocks), sum(block_ns)
+        self.__init__()  # type: ignore[misc]
+        return sums
+
+
 class Account:
     """Counts a run, and tells its observer of gaps. Times are integer nanoseconds."""
 
@@ -97,6 +153,7 @@ class Account:
         self._starvation_ns = starvation_ns
         self._observer = observer
         self._last_end_ns = 0
+        self._stretches = Stretches()
         #: a gap up to this is neither the longest nor beyond the threshold
         self._longest_ns = min(0, starvation_ns)
 
@@ -110,38 +167,42 @@ class Account:
         capacity = pool.capacity_blocks * block
         start_ns = max(start_ns, self._last_end_ns)
         self._last_end_ns = int(ends_ns[-1])
+        took = self._last_end_ns - start_ns
+        rows, reserved = memory.rows, memory.reserved_tokens
+        held = memory.held_tokens + rows * steps
         if steps == 1:
-            held = memory.held_tokens + memory.rows
-            reserved = memory.reserved_tokens + block * (memory.growth[0] if memory.growth else 0)
-            took = self._last_end_ns - start_ns
-            held_sum, reserved_sum, held_ns, reserved_ns = held, reserved, held * took, reserved * took
+            held_sum = held
+            if memory.growth:
+                reserved += block * memory.growth[0]
         else:
-            ends = np.asarray(ends_ns, dtype=np.int64)
-            rows = memory.rows
-            held = memory.held_tokens + rows * steps
-            took = self._last_end_ns - start_ns
-            # what a step adds is held from its start on
-            later_ns = ends[:-1] - start_ns
             held_sum = memory.held_tokens * steps + rows * (steps * (steps + 1) // 2)
-            held_ns = held * took - rows * int(later_ns.sum())
-            reserved_sum, reserved_ns = memory.reserved_tokens * steps, memory.reserved_tokens * took
-            grown = sum_of(memory.growth, steps) if memory.growth else 0
-            if grown:
-                each = np.array(memory.growth, dtype=np.int64)[phases(len(memory.growth), steps)]
-                reserved_sum += block * (grown * steps - int(each.dot(phases(steps, steps))))
-                reserved_ns += block * (grown * took - int(each[1:].dot(later_ns)))
+            self._stretches.add(memory, start_ns, np.asarray(ends_ns, dtype=np.int64))
+            if self._stretches.full:
+                self.settle()
         counters.kv_peak_tokens = max(counters.kv_peak_tokens, held)
         counters.kv_held_sum += held_sum
-        counters.kv_reserved_sum += reserved_sum
-        counters.kv_free_sum += capacity * steps - reserved_sum
+        counters.kv_reserved_sum += reserved * steps
+        counters.kv_free_sum += (capacity - reserved) * steps
         counters.kv_unusable_sum += memory.unusable_tokens * steps
-        counters.kv_held_token_ns += held_ns
-        counters.kv_reserved_token_ns += reserved_ns
-        counters.kv_free_token_ns += capacity * took - reserved_ns
+        counters.kv_held_token_ns += held * took
+        counters.kv_reserved_token_ns += reserved * took
+        counters.kv_free_token_ns += (capacity - reserved) * took
         counters.kv_unusable_token_ns += memory.unusable_tokens * took
         counters.kv_allocations = pool.allocations
         counters.kv_reused = pool.reused
         counters.kv_reused_after_preemption = pool.reused_after_preemption
+
+    def settle(self) -> None:
+        """Count what of stretches has been put off; the counters are right after that."""
+        if not self._stretches.starts_ns:
+            return
+        counters, block = self._counters, self._pool.block_tokens
+        not_yet_held_ns, reserved, reserved_ns = self._stretches.take()
+        counters.kv_held_token_ns -= not_yet_held_ns
+        counters.kv_reserved_sum += block * reserved
+        counters.kv_free_sum -= block * reserved
+        counters.kv_reserved_token_ns += block * reserved_ns
+        counters.kv_free_token_ns -= block * reserved_ns
 
     # -- gaps between output tokens
 
@@ -151,8 +212,11 @@ class Account:
             self._first_gaps(waits.without(dropped) if dropped else waits, int(ends_ns[0]))
             return
         ends = np.asarray(ends_ns, dtype=np.int64)
+        first_ns = int(ends[0])
+        self._first_gaps(waits, first_ns)
+        if self._observer is None and int(ends[-1]) - first_ns <= self._longest_ns:
+            return
         between = ends[1:] - ends[:-1]
-        self._first_gaps(waits, int(ends[0]))
         if dropped:
             self._common_gaps(waits.without(dropped), between[-1:])
             between = between[:-1]

@@ -160,9 +160,16 @@ class Cohort:
         A member takes a block in the step that starts with a multiple of the block size computed.
         """
         residues = self.residues
-        size = len(residues)
-        first = 1 - self.tick
-        return [residues[(first - step) % size] for step in range(min(steps, size))]
+        first = (1 - self.tick) % len(residues)
+        period = residues[first::-1] + residues[:first:-1]
+        return period if steps >= len(period) else period[:steps]
+
+    def blocks_within(self, steps: int) -> int:
+        """New blocks that the members' next ``steps`` steps take."""
+        if steps == 1:
+            return self.next_blocks
+        whole, rest = divmod(steps, len(self.residues))
+        return whole * len(self.members) + sum(self.growing(rest))
 
 
 def growth(cohorts: list[Cohort], steps: int) -> list[int]:
@@ -496,7 +503,7 @@ class Residents:
         """
         done = Advance([], [])
         for cohort in cohorts:
-            cohort.held_blocks += cohort.next_blocks if steps == 1 else sum_of(cohort.growing(steps), steps)
+            cohort.held_blocks += cohort.blocks_within(steps)
             self.tokens += steps * len(cohort.members)
             cohort.tick += steps
             cohort.served = served

@@ -22,21 +22,6 @@ NEVER = 1 << 62
 _STEPS = np.arange(2048, dtype=np.int64)
 
 
-_PHASES: dict[int, npt.NDArray[np.int64]] = {}
-
-
-def phases(period: int, steps: int) -> npt.NDArray[np.int64]:
-    """0, 1, ..., ``period`` - 1, again and again: ``int64[steps]``. Not to be written to."""
-    if steps > len(_STEPS):
-        return np.arange(steps, dtype=np.int64) % period
-    if period >= steps:
-        return _STEPS[:steps]
-    found = _PHASES.get(period)
-    if found is None:
-        found = _PHASES[period] = _STEPS % period
-    return found[:steps]
-
-
 class Chunk(NamedTuple):
     """``tokens`` tokens of ``sequence`` from position ``start`` on are computed by a step.
 

@@ -10,6 +10,7 @@ from mypy_extensions import mypyc_attr
 
 from scheduler.completion import Completion
 from scheduler.config import SchedulerConfig
+from scheduler.counters import RunCounters
 from scheduler.digest import PlanDigest, hash_id
 from scheduler.features import Draft, measure
 from scheduler.flight import BusyError, Flight
@@ -37,7 +38,7 @@ class Scheduler:
         self.policy = state.policy
         self.pool = state.pool
         self.host = state.host
-        self.counters = state.counters
+        self._counters = state.counters
         self.digest = PlanDigest()
         self._stepping = Stepping(state, Prefill(state))
         self._completion = Completion(state)
@@ -56,6 +57,12 @@ class Scheduler:
         self._aborts: list[tuple[str, str]] = []
 
     # -- what a world asks
+
+    @property
+    def counters(self) -> RunCounters:
+        """What the run has come to so far."""
+        self._state.account.settle()
+        return self._counters
 
     @property
     def now_ns(self) -> int:
@@ -112,12 +119,12 @@ class Scheduler:
             raise ValueError(f"request id {request.id!r} is in use by a request that has not ended")
         sequence = Sequence(request, self._submissions, hash_id(request.id), self.config.context_tokens)
         self._submissions += 1
-        self.counters.submitted += 1
+        self._counters.submitted += 1
         sequence.estimates = state.oracle.estimates(sequence)
         refusal = self._refusal(sequence)
         if refusal is not None:
             sequence.state, sequence.reason = "rejected", refusal
-            self.counters.rejected += 1
+            self._counters.rejected += 1
             if self._observer is not None:
                 self._observer.ended(sequence)
             return sequence
@@ -190,7 +197,7 @@ class Scheduler:
             raise ValueError(f"plan {plan.index}: {steps} end times, but it counts as advanced by {flight.steps} steps")
         state.flights.popleft()
         state.now_ns = now_ns
-        self.counters.add_steps(plan.features, steps)
+        self._counters.add_steps(plan.features, steps)
         self.digest.add(plan.digest_entry, steps)
         if self._observer is not None:
             self._observer.stepped(plan, steps, outcome)
@@ -220,8 +227,8 @@ class Scheduler:
             swapped_in = tuple(state.swap(sequence) for sequence in state.swapped_in)
             tokens_in = sum(swap.tokens for swap in swapped_in)
             swapped = sum(swap.tokens for swap in state.swapped_out) + tokens_in
-            self.counters.swapped_in += len(swapped_in)
-            self.counters.swapped_tokens += tokens_in
+            self._counters.swapped_in += len(swapped_in)
+            self._counters.swapped_tokens += tokens_in
         batch_rows = 0 if state.batch is None else state.batch.rows
         config = self.config
         features, entry = measure(draft, config.layout, self.pool, batch_rows, swapped, steps, config.graph_rows)

@@ -172,7 +172,9 @@ class Stepping:
         if state.policy.urgency is not None and state.waiting:
             steps = min(steps, self._prefill.blocked_until - state.steps_done)
         steps = max(1, steps)
-        if state.grows:
+        # each takes at most a block in as many steps as it has tokens
+        most = sum(cohort.count for cohort in cohorts) + len(rows)
+        if state.grows and most * (steps // state.pool.block_tokens + 1) > state.pool.free_blocks:
             period = state.growth(cohorts, rows, steps)
             steps = steps_within(state.pool.free_blocks + period[0], period, steps)
         return steps
