@@ -34,7 +34,10 @@ class Waits(NamedTuple):
 
     @property
     def rows(self) -> int:
-        return len(self.singles) + sum(crowd.size for crowd in self.crowds)
+        rows = len(self.singles)
+        for crowd in self.crowds:
+            rows += crowd.size
+        return rows
 
     def members(self) -> Iterator[Sequence]:
         """The sequence of each row."""
@@ -62,17 +65,18 @@ class Memory(NamedTuple):
 
 def waits_of(draft: Draft, residents: Residents, keep: bool) -> Waits:
     """The waits of a draft's decode rows, before they are advanced. ``keep``: they are looked at later, not now."""
-    waits = Waits([], [])
+    singles: list[tuple[int, Sequence]] = []
+    crowds: list[Crowd] = []
     for cohort in draft.cohorts:
         fresh = cohort.fresh
-        if fresh:
-            waits.singles.extend([(_end_ns(residents, s), s) for s in fresh.values()])
+        for sequence in fresh.values():
+            singles.append((_end_ns(residents, sequence), sequence))
         count = cohort.count - len(fresh)
         if count:
-            waits.crowds.append(Crowd(cohort.served.end_ns, count, _others(cohort, keep)))
-    if draft.rows:
-        waits.singles.extend([(_end_ns(residents, s), s) for s in draft.rows])
-    return waits
+            crowds.append(Crowd(cohort.served.end_ns, count, _others(cohort, keep)))
+    for sequence in draft.rows:
+        singles.append((_end_ns(residents, sequence), sequence))
+    return Waits(singles, crowds)
 
 
 def _end_ns(residents: Residents, sequence: Sequence) -> int:

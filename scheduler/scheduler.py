@@ -241,14 +241,17 @@ class Scheduler:
             digest_entry=entry,
             until_ns=until_ns,
             arrival_matters=slot_free or self._arrivals_matter,
-            released=tuple(state.released),
+            released=tuple(state.released) if state.released else (),
             _chunks=lambda: sorted(draft.chunks + draft.decode_chunks(), key=lambda chunk: chunk.sequence.number),
             _block_table=self._block_table,
-            swapped_out=tuple(state.swapped_out),
+            swapped_out=tuple(state.swapped_out) if state.swapped_out else (),
             swapped_in=swapped_in,
         )
         self._plans += 1
-        state.released, state.swapped_out, state.swapped_in = [], [], []
+        if state.released:
+            state.released = []
+        if state.swapped_out or state.swapped_in:
+            state.swapped_out, state.swapped_in = [], []
         flight = Flight(plan, draft, steps, self._unusable_tokens())
         state.flights.append(flight)
         return plan

@@ -122,13 +122,15 @@ class Replica:
 
     def _next_plan(self) -> StepPlan | None:
         """Hand over what has come in, and ask for the next plan."""
-        for message in self._inbox:
-            if isinstance(message, str):
-                self.scheduler.abort(message, self.now_ns)
-            else:
-                self.scheduler.submit(message, self.now_ns)
-        self._inbox.clear()
-        return self.scheduler.next_step(self.now_ns, self._max_repeat)
+        now_ns, scheduler = self.now_ns, self.scheduler
+        if self._inbox:
+            for message in self._inbox:
+                if isinstance(message, str):
+                    scheduler.abort(message, now_ns)
+                else:
+                    scheduler.submit(message, now_ns)
+            self._inbox.clear()
+        return scheduler.next_step(now_ns, self._max_repeat)
 
     def _idle(self) -> simpy.Event:
         self._arrival = self._env.event()
@@ -141,6 +143,7 @@ class Replica:
         """One plan after the other: the host's work and the device's add up."""
         columns = plan.columns()
         device, host = self._costs.device_ns(columns), self._costs.host_ns(columns)
+        start_ns = self.now_ns
         if plan.repeat == 1:
             yield StepEnd(self._env, int(device + host))
             outcome = StepOutcome([self.now_ns], int(device), int(host))
@@ -150,7 +153,8 @@ class Replica:
                 self._ends = self._ends[: self._first_end_at(plan.until_ns)]
             yield self._until(int(self._ends[-1]))
             self._stretch = self._end = None
-            outcome = self._outcome(device, host)
+            host_ns = _total(host, len(self._ends))
+            outcome = StepOutcome(self._ends, self.now_ns - start_ns - host_ns, host_ns)
         self.scheduler.complete(plan, outcome, self.now_ns)
 
     def _pipeline(self, plan: StepPlan | None) -> Process:
