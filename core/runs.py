@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 
 #: policies that costs are recorded under: full batches, and rows on their own
 CALIBRATION = ("fcfs", "sjf")
+#: the progress bar is moved this often
+SHOWN_EVERY_S = 0.1
 #: the most rows that are run before anything is measured
 WARM_UP_ROWS = 16
 
@@ -96,6 +98,8 @@ class Counting:
         self._observer = observer
         self._progress = progress
         self._task = progress.add_task(title, total=requests)
+        self._ended = 0
+        self._shown_s = time.monotonic()
 
     def stepped(self, plan: StepPlan, steps: int, outcome: StepOutcome) -> None:
         self._observer.stepped(plan, steps, outcome)
@@ -105,7 +109,11 @@ class Counting:
 
     def ended(self, sequence: Sequence) -> None:
         self._observer.ended(sequence)
-        self._progress.advance(self._task)
+        self._ended += 1
+        now_s = time.monotonic()
+        if now_s - self._shown_s >= SHOWN_EVERY_S:
+            self._shown_s = now_s
+            self._progress.update(self._task, completed=self._ended)
 
 
 class Session:

@@ -18,12 +18,16 @@ from typing import Any, Self, TextIO
 import numpy as np
 import numpy.typing as npt
 
+from reports.columns import Cell, Columns
 from reports.histogram import Histogram
 from reports.html import write_report
 from reports.rows import (
     REQUEST_COLUMNS,
+    REQUEST_TEXT,
+    REQUEST_TIMES,
     REQUESTS_FILE,
     STEP_COLUMNS,
+    STEP_TEXT,
     STEPS_FILE,
     RunFolderError,
     digest_text,
@@ -45,7 +49,7 @@ SUMMARY_FILE = "summary.json"
 GAPS_FILE = "gaps.json"
 REPORT_FILE = "report.html"
 
-#: rows wait in memory for at most this long while others follow; a real run's steps take longer, so each is written
+#: rows wait in memory for at most this long while others follow; most of a real run's steps take longer
 FLUSH_S = 0.02
 #: the histogram of gaps, a file of its own, is written again this often
 GAPS_S = 1.0
@@ -74,12 +78,8 @@ class RunWriter:
         with _writing(self.folder), ExitStack() as files:
             _make_empty(self.folder)
             _write_atomically(self.folder / MANIFEST_FILE, _json(self.manifest))
-            self._requests = files.enter_context(_open_table(self.folder / REQUESTS_FILE))
-            self._steps = files.enter_context(_open_table(self.folder / STEPS_FILE))
-            self._write_request = csv.writer(self._requests, lineterminator="\n").writerow
-            self._write_step = csv.writer(self._steps, lineterminator="\n").writerow
-            self._write_request(REQUEST_COLUMNS)
-            self._write_step(STEP_COLUMNS)
+            self._requests = _Table(files, self.folder / REQUESTS_FILE, REQUEST_COLUMNS, REQUEST_TEXT, REQUEST_TIMES)
+            self._steps = _Table(files, self.folder / STEPS_FILE, STEP_COLUMNS, STEP_TEXT)
             self.flush()
             self._files = files.pop_all()
 
@@ -87,23 +87,14 @@ class RunWriter:
 
     def stepped(self, plan: StepPlan, steps: int, outcome: StepOutcome) -> None:
         """Write the row of a plan of which ``steps`` steps were run."""
-        before_ns, self._last_end_ns = self._last_end_ns, int(outcome.ends_ns[-1])
-        row = (
-            plan.index,
-            max(plan.now_ns, before_ns),
-            self._last_end_ns,
-            steps,
-            *plan.features,
-            outcome.device_ns,
-            outcome.host_ns,
-            int(plan.now_ns < before_ns),
-            digest_text(plan.digest_entry, steps),
-        )
-        try:
-            self._write_step(row)
-            self._flush_if_due()
-        except OSError as error:
-            raise _cannot_write(self.folder, error) from error
+        now_ns, before_ns = plan.now_ns, self._last_end_ns
+        self._last_end_ns = end_ns = int(outcome.ends_ns[-1])
+        overlap = now_ns < before_ns
+        self._steps.rows.append(
+            (plan.index, before_ns if overlap else now_ns, end_ns, steps, *plan.features, outcome.device_ns,
+             outcome.host_ns, int(overlap), digest_text(plan.digest_entry, steps))
+        )  # fmt: skip
+        self._flush_if_due()
 
     def gaps(self, gap_ns: npt.NDArray[np.int64], weight: int) -> None:
         """Count gaps between output tokens."""
@@ -112,17 +103,18 @@ class RunWriter:
 
     def ended(self, sequence: Sequence) -> None:
         """Write the row of a request that finished, was rejected or was aborted."""
+        request = sequence.request
         row = (
-            sequence.id,
+            request.id,
             sequence.number,
-            sequence.request.tenant,
-            sequence.request.priority,
+            request.tenant,
+            request.priority,
             sequence.arrival_ns,
             _if_set(sequence.first_scheduled_ns),
             _if_set(sequence.first_token_ns),
             _if_set(sequence.finish_ns),
             sequence.prompt_tokens,
-            sequence.request.max_tokens,
+            request.max_tokens,
             sequence.output_tokens,
             sequence.preemptions,
             sequence.recomputed_tokens,
@@ -132,11 +124,8 @@ class RunWriter:
             sequence.state,
             sequence.reason,
         )
-        try:
-            self._write_request(row)
-            self._flush_if_due()
-        except OSError as error:
-            raise _cannot_write(self.folder, error) from error
+        self._requests.rows.append(row)
+        self._flush_if_due()
 
     # -- how rows get to the disk
 
@@ -177,8 +166,9 @@ class RunWriter:
         """
         with _writing(self.folder):
             self._save_gaps()
+            self.flush()
             self._files.close()
-            requests, steps = read_requests(self.folder), read_steps(self.folder)
+            requests, steps = self._requests.columns.frame(), self._steps.columns.frame()
             summary = summarise(
                 requests, steps, self._gaps, counters, plan_digest, slo=slo, costs=costs, wall=wall,
                 config=_config(self.manifest), simulated=self.manifest.get("world") == "sim",
@@ -194,6 +184,8 @@ class RunWriter:
         with suppress(OSError):
             if self._gaps_changed:
                 self._save_gaps()
+        with suppress(RunFolderError):
+            self.flush()
         with suppress(OSError):
             self._files.close()
 
@@ -204,6 +196,31 @@ class RunWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.abandon()
+
+
+class _Table:
+    """A table that is written as it grows and kept as columns: its rows wait in :attr:`rows` for the next flush."""
+
+    def __init__(
+        self,
+        files: ExitStack,
+        path: Path,
+        names: tuple[str, ...],
+        text: tuple[str, ...],
+        optional: tuple[str, ...] = (),
+    ) -> None:
+        self.rows: list[tuple[Cell, ...]] = []
+        self.columns = Columns(names, text, optional)
+        self._file = files.enter_context(_open_table(path))
+        self._write = csv.writer(self._file, lineterminator="\n").writerows
+        self._write([names])
+
+    def flush(self) -> None:
+        """Hand all rows to the operating system."""
+        rows, self.rows = self.rows, []
+        self._write(rows)
+        self._file.flush()
+        self.columns.extend(rows)
 
 
 def load_run(folder: str | Path, costs: CostModel | None = None) -> Run:

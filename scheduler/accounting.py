@@ -216,15 +216,29 @@ class Account:
             self._first_gaps(waits.without(dropped) if dropped else waits, int(ends_ns[0]))
             return
         ends = np.asarray(ends_ns, dtype=np.int64)
-        first_ns = int(ends[0])
-        self._first_gaps(waits, first_ns)
-        if self._observer is None and int(ends[-1]) - first_ns <= self._longest_ns:
+        first_ns, observer = int(ends[0]), self._observer
+        longest_ns = int(ends[-1]) - first_ns
+        if observer is None and longest_ns <= self._longest_ns:
+            self._first_gaps(waits, first_ns)
             return
-        between = ends[1:] - ends[:-1]
-        if dropped:
-            self._common_gaps(waits.without(dropped), between[-1:])
-            between = between[:-1]
-        self._common_gaps(waits, between)
+        if dropped or len(waits.crowds) != 1 or waits.singles:
+            self._first_gaps(waits, first_ns)
+            between = ends[1:] - ends[:-1]
+            if dropped:
+                self._common_gaps(waits.without(dropped), between[-1:])
+                between = between[:-1]
+            self._common_gaps(waits, between)
+            return
+        (crowd,) = waits.crowds
+        gaps = np.empty_like(ends)
+        np.subtract(ends[1:], ends[:-1], out=gaps[1:])
+        gaps[0] = first_ns - crowd.base_ns
+        if max(longest_ns, first_ns - crowd.base_ns) > self._longest_ns:
+            longest_ns = int(gaps.max())
+            if longest_ns > self._longest_ns:
+                self._saw(longest_ns, crowd.members())
+        if observer is not None:
+            observer.gaps(gaps, crowd.size)
 
     def _first_gaps(self, waits: Waits, end_ns: int) -> None:
         """Since each row's last token."""
