@@ -2,9 +2,9 @@
 
     python benchmarks/peers.py sched-sim|dynamo REQUESTS.csv RUNNING KV_TOKENS
 
-The table has ``arrival_s,input_tokens,output_tokens``. Prints one JSON object, or ``{"skipped": why}``. It needs nothing
-but the simulator itself (both are on PyPI: ``sched-sim``, ``ai-dynamo-runtime``). Only the run is timed, not what comes
-before it: reading the table, and for Dynamo writing it as the trace file that it reads itself, within its time.
+The table has ``arrival_s,input_tokens,output_tokens``. Prints one JSON object, or ``{"skipped": why}``. It needs
+nothing but the simulator itself (both are on PyPI: ``sched-sim``, ``ai-dynamo-runtime``). Only the run is timed, not
+what comes before it: reading the table, and for Dynamo writing the trace file that it then reads within its time.
 """
 
 from __future__ import annotations

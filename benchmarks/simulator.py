@@ -13,8 +13,10 @@ in the others.
 Each line is a process of its own on one thread. ``bare`` is the scheduler on simpy with nothing recorded but its
 counters and the digest of its plans; ``recorded`` writes a run folder with all its rows and its summary, which is
 ``bench.py --mode sim`` without the HTML report. Printed are requests, steps and simulated seconds per second, and the
-process's peak memory. A second is one of the processor's: on a machine that does nothing else, one of wall time. Others: sched-sim and Dynamo's mocker replay, from PyPI, in the interpreter that
-``--peers`` names; what is not installed there is skipped.
+process's peak memory. A second is one of the processor's: on a machine that does nothing else, one of wall time.
+
+Others: sched-sim and Dynamo's mocker replay, from PyPI, in the interpreter that ``--peers`` names; what is not
+installed there is skipped.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ from random import Random
 from typing import Any, TextIO
 
 ROOT = Path(__file__).resolve().parent.parent
-COLUMNS = ("system", "policy", "what", "requests", "finished", "steps", "simulated_s", "wall_s", "cpu_s", "requests_per_s",
-           "steps_per_s", "simulated_s_per_s", "peak_mib")  # fmt: skip
+COLUMNS = ("system", "policy", "what", "requests", "finished", "steps", "simulated_s", "wall_s", "cpu_s",
+           "requests_per_s", "steps_per_s", "simulated_s_per_s", "peak_mib")  # fmt: skip
 #: requests that a policy's capacity is measured with
 CAPACITY_REQUESTS = 20_000
 

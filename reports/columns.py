@@ -41,7 +41,7 @@ class Columns:
             return
         for name, values in zip(self._names, zip(*self._rows, strict=True), strict=True):
             if name in self._text:
-                self._text[name].extend(values)  # type: ignore[arg-type]
+                self._text[name].extend(values)
                 continue
             if name in self._optional:
                 values = tuple(UNSET if value is None else value for value in values)

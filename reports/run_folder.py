@@ -73,7 +73,7 @@ class RunWriter:
         self._clock = clock
         self._flushed_s = self._gaps_written_s = clock()
         self._gaps = Histogram()
-        self._gaps_changed = False
+        self._gaps_changed = self._closed = False
         self._last_end_ns = 0
         with _writing(self.folder), ExitStack() as files:
             _make_empty(self.folder)
@@ -168,6 +168,7 @@ class RunWriter:
             self._save_gaps()
             self.flush()
             self._files.close()
+            self._closed = True
             requests, steps = self._requests.columns.frame(), self._steps.columns.frame()
             summary = summarise(
                 requests, steps, self._gaps, counters, plan_digest, slo=slo, costs=costs, wall=wall,
@@ -184,8 +185,9 @@ class RunWriter:
         with suppress(OSError):
             if self._gaps_changed:
                 self._save_gaps()
-        with suppress(RunFolderError):
-            self.flush()
+        if not self._closed:
+            with suppress(RunFolderError):
+                self.flush()
         with suppress(OSError):
             self._files.close()
 

@@ -140,7 +140,10 @@ def time_waste(steps: pd.DataFrame, costs: CostModel) -> float | None:
     """
     columns = {name: column(steps, name) for name in _COST_COLUMNS}
     columns["padded"] = (steps["layout"] == "padded").to_numpy().astype(np.int64)
-    columns["kind"] = np.array([_KINDS.index(kind) for kind in steps["kind"]], dtype=np.int64)
+    kinds = steps["kind"]
+    columns["kind"] = np.select([(kinds == kind).to_numpy(np.bool_) for kind in _KINDS], range(len(_KINDS))).astype(
+        np.int64
+    )
     useful = computed = 0
     for rows in _alike(columns):
         group = {name: values[rows] for name, values in columns.items()}

@@ -69,13 +69,13 @@ def waits_of(draft: Draft, residents: Residents, keep: bool) -> Waits:
     crowds: list[Crowd] = []
     for cohort in draft.cohorts:
         fresh = cohort.fresh
-        for sequence in fresh.values():
-            singles.append((_end_ns(residents, sequence), sequence))
+        if fresh:
+            singles.extend([(_end_ns(residents, sequence), sequence) for sequence in fresh.values()])
         count = cohort.count - len(fresh)
         if count:
             crowds.append(Crowd(cohort.served.end_ns, count, _others(cohort, keep)))
-    for sequence in draft.rows:
-        singles.append((_end_ns(residents, sequence), sequence))
+    if draft.rows:
+        singles.extend([(_end_ns(residents, sequence), sequence) for sequence in draft.rows])
     return Waits(singles, crowds)
 
 

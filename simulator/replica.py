@@ -32,9 +32,9 @@ class StepEnd(simpy.Event):
     """Happens ``delay`` nanoseconds from now, after all other events of that time, unless it is moved forward."""
 
     def __init__(self, env: simpy.Environment, delay: int) -> None:
-        super().__init__(env)
-        self._ok = True
-        self._value = None
+        # as simpy.Event does, in one go
+        self.env, self.callbacks = env, []
+        self._ok, self._value, self._defused = True, None, False
         env.schedule(self, LATE, delay)
 
     def hasten(self, delay: int) -> None:
@@ -141,21 +141,24 @@ class Replica:
 
     def _execute(self, plan: StepPlan) -> Process:
         """One plan after the other: the host's work and the device's add up."""
-        columns = plan.columns()
+        env, columns = self._env, plan.columns()
         device, host = self._costs.device_ns(columns), self._costs.host_ns(columns)
-        start_ns = self.now_ns
         if plan.repeat == 1:
-            yield StepEnd(self._env, int(device + host))
-            outcome = StepOutcome([self.now_ns], int(device), int(host))
+            yield StepEnd(env, int(device + host))
+            now_ns = self.now_ns
+            outcome = StepOutcome([now_ns], int(device), int(host))
         else:
-            self._begin(plan, device + host)
-            if plan.until_ns <= self._ends[-1]:
-                self._ends = self._ends[: self._first_end_at(plan.until_ns)]
-            yield self._until(int(self._ends[-1]))
+            start_ns = self.now_ns
+            ends = self._begin(plan, device + host)
+            if plan.until_ns <= ends[-1]:
+                self._ends = ends = ends[: self._first_end_at(plan.until_ns)]
+            self._end = StepEnd(env, int(ends[-1]) - start_ns)
+            yield self._end
             self._stretch = self._end = None
+            now_ns = self.now_ns
             host_ns = _total(host, len(self._ends))
-            outcome = StepOutcome(self._ends, self.now_ns - start_ns - host_ns, host_ns)
-        self.scheduler.complete(plan, outcome, self.now_ns)
+            outcome = StepOutcome(self._ends, now_ns - start_ns - host_ns, host_ns)
+        self.scheduler.complete(plan, outcome, now_ns)
 
     def _pipeline(self, plan: StepPlan | None) -> Process:
         """Each plan is made as the one before begins its last step: the host's work is hidden under the device's."""
@@ -172,7 +175,8 @@ class Replica:
                 self._ends = self._ends[: self._decided_on(plan, start_ns)]
             if self._ends.size > 1:
                 # the next plan is made as the last step begins
-                yield self._until(int(self._ends[-2]))
+                self._end = StepEnd(self._env, int(self._ends[-2]) - start_ns)
+                yield self._end
             self._stretch = self._end = None
             self.scheduler.shorten(plan, len(self._ends))
             following = self._next_plan()
@@ -187,16 +191,13 @@ class Replica:
             return 1
         return self._first_end_at(plan.until_ns) + 1
 
-    def _begin(self, plan: StepPlan, period: PerStep) -> None:
+    def _begin(self, plan: StepPlan, period: PerStep) -> npt.NDArray[np.int64]:
+        """When the steps of ``plan`` end, if they begin now and nothing cuts them; ``period`` is used up."""
         ends = np.full(plan.repeat, period, np.int64) if isinstance(period, int) else period
         ends[0] += self.now_ns
-        self._ends = ends.cumsum(out=ends)
-        self._stretch = plan
-
-    def _until(self, time_ns: int) -> StepEnd:
-        """``time_ns``, or the time that the stretch is cut to meanwhile."""
-        self._end = StepEnd(self._env, time_ns - self.now_ns)
-        return self._end
+        ends.cumsum(out=ends)
+        self._ends, self._stretch = ends, plan
+        return ends
 
     def _outcome(self, device: PerStep, host: PerStep) -> StepOutcome:
         steps = len(self._ends)

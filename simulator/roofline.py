@@ -75,7 +75,7 @@ class RooflineCosts:
             seconds *= 1e9
             ns: npt.NDArray[np.int64] = np.rint(seconds, out=seconds).astype(np.int64)
             return ns
-        return round(seconds * 1e9)
+        return round(float(seconds) * 1e9)
 
     def host_ns(self, columns: StepColumns) -> PerStep:
         return self.host_ns_per_step
