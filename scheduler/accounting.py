@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,8 @@ from scheduler.sequence import UNSET, Sequence
 Ends = npt.NDArray[np.int64] | list[int]
 
 
-class Crowd(NamedTuple):
+@dataclass(slots=True)
+class Crowd:
     """Sequences that got their last token at the same time."""
 
     base_ns: int
@@ -26,7 +27,8 @@ class Crowd(NamedTuple):
     members: Callable[[], Iterable[Sequence]]
 
 
-class Waits(NamedTuple):
+@dataclass(slots=True)
+class Waits:
     """Since when the decode rows of a step have waited for their next token."""
 
     singles: list[tuple[int, Sequence]]
@@ -51,7 +53,8 @@ class Waits(NamedTuple):
         return Waits([entry for entry in every if entry[1].number not in numbers], [])
 
 
-class Memory(NamedTuple):
+@dataclass(slots=True)
+class Memory:
     """KV memory over the steps of a plan, as they begin."""
 
     held_tokens: int

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush, heapreplace
-from typing import Any, NamedTuple
+from typing import Any
 
 from scheduler.plan import NEVER
 from scheduler.policy import Order, View
@@ -103,6 +104,14 @@ class Cohort:
         self.members[sequence.number] = sequence
         self._oldest.add(sequence.number)
 
+    def rank_by_length(self, sequence: Sequence, join: int) -> None:
+        """A new member is one of those that :attr:`longest` looks at; who has left is forgotten now and then."""
+        heap = self.longest_first
+        heappush(heap, (-sequence.offset, sequence.number, join, sequence))
+        if len(heap) > 4 * len(self.members) + 64:
+            heap[:] = [entry for entry in heap if entry[3].cohort is self and entry[3].join == entry[2]]
+            heapify(heap)
+
     def _top(self, heap: list[Entry]) -> Entry:
         while True:
             entry = heap[0]
@@ -195,7 +204,8 @@ def steps_within(blocks: int, period: list[int], steps: int) -> int:
     return min(done, steps)
 
 
-class Advance(NamedTuple):
+@dataclass(slots=True)
+class Advance:
     """What came of stepping: who reached the end that was foreseen, and who one that was not."""
 
     ending: list[Sequence]
@@ -333,7 +343,7 @@ class Residents:
         cohort.residues[offset % self._block_tokens] += 1
         cohort.held_blocks -= -(known - 1) // self._block_tokens
         heappush(cohort.finishes, (sequence.limit - offset, number, join, sequence))
-        heappush(cohort.longest_first, (-offset, number, join, sequence))
+        cohort.rank_by_length(sequence, join)
         cohort.fresh[number] = sequence
         if self._urgency is not None:
             due = sequence.admitted_known + self._quantum - offset
@@ -502,6 +512,7 @@ class Residents:
         belongs, longest first, so that none is merged into one that has yet to move.
         """
         done = Advance([], [])
+        leaving: list[Sequence] = []
         for cohort in cohorts:
             cohort.held_blocks += cohort.blocks_within(steps)
             self.tokens += steps * len(cohort.members)
@@ -510,8 +521,9 @@ class Residents:
             cohort.fresh.clear()
             for sequence in cohort.due(cohort.finishes, cohort.tick):
                 (done.ending if sequence.known >= sequence.foreseen else done.hidden).append(sequence)
-            for sequence in cohort.due(cohort.quanta, cohort.tick):
-                self._had_quantum(sequence)
+            if cohort.quanta:
+                for sequence in cohort.due(cohort.quanta, cohort.tick):
+                    self._had_quantum(sequence)
         for sequence in done.ending:
             self.leave(sequence)
         if self.order.uniform:
@@ -519,7 +531,11 @@ class Residents:
                 if cohort.members:
                     self._rekey(cohort, steps)
         else:
-            self.outlast([s for cohort in cohorts for s in cohort.due(cohort.leaves, cohort.tick)])
+            for cohort in cohorts:
+                if cohort.leaves:
+                    leaving.extend(cohort.due(cohort.leaves, cohort.tick))
+            if leaving:
+                self.outlast(leaving)
         for sequence in rows:
             self._advance_row(sequence, steps, served, done)
         return done

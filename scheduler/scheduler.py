@@ -163,7 +163,8 @@ class Scheduler:
         state.residents.follow_order()
         if self.policy.resident.timed:
             self._completion.retime()
-        state.evicted = set()
+        if state.evicted:
+            state.evicted = set()
         try:
             draft = self._stepping.draft()
         except BusyError:
