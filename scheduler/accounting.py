@@ -125,8 +125,8 @@ class Stretches:
         self._periods.append(len(growth))
         self._waiting += len(ends_ns)
 
-    def take(self) -> tuple[int, int, int]:
-        """What has been added since the last call, in three sums over all steps.
+    def sums(self) -> tuple[int, int, int]:
+        """What has been added, in three sums over all steps.
 
         Token nanoseconds that were not held yet in steps before a stretch's last; blocks reserved since a stretch
         began; the same in block nanoseconds.
@@ -146,9 +146,8 @@ class Stretches:
         took_ns = ends_ns[first + steps - 1] - np.array(self.starts_ns, np.int64)
         blocks = np.add.reduceat(grown * (np.repeat(steps, steps) - index), first).tolist()
         block_ns = np.add.reduceat(grown * (np.repeat(took_ns, steps) - began_ns), first).tolist()
-        sums = sum(rows * ns for rows, ns in zip(self._rows, waited_ns, strict=True)), sum(blocks), sum(block_ns)
-        self.__init__()  # type: ignore[misc]
-        return sums
+        not_yet_held_ns = sum(rows * ns for rows, ns in zip(self._rows, waited_ns, strict=True))
+        return not_yet_held_ns, sum(blocks), sum(block_ns)
 
 
 class Account:
@@ -201,10 +200,12 @@ class Account:
 
     def settle(self) -> None:
         """Count what of stretches has been put off; the counters are right after that."""
-        if not self._stretches.starts_ns:
+        stretches = self._stretches
+        if not stretches.starts_ns:
             return
+        self._stretches = Stretches()
         counters, block = self._counters, self._pool.block_tokens
-        not_yet_held_ns, reserved, reserved_ns = self._stretches.take()
+        not_yet_held_ns, reserved, reserved_ns = stretches.sums()
         counters.kv_held_token_ns -= not_yet_held_ns
         counters.kv_reserved_sum += block * reserved
         counters.kv_free_sum -= block * reserved
