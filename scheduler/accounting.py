@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +20,18 @@ Ends = npt.NDArray[np.int64] | list[int]
 
 @dataclass(slots=True)
 class Crowd:
-    """Sequences that got their last token at the same time."""
+    """Sequences that got their last token at the same time: the members of a cohort that are not fresh.
+
+    ``kept`` lists them where they are looked at after the cohort has changed.
+    """
 
     base_ns: int
     size: int
-    members: Callable[[], Iterable[Sequence]]
+    cohort: Cohort
+    kept: list[Sequence] | None = None
+
+    def members(self) -> list[Sequence]:
+        return _others(self.cohort) if self.kept is None else self.kept
 
 
 @dataclass(slots=True)
@@ -76,7 +83,7 @@ def waits_of(draft: Draft, residents: Residents, keep: bool) -> Waits:
             singles.extend([(_end_ns(residents, sequence), sequence) for sequence in fresh.values()])
         count = cohort.count - len(fresh)
         if count:
-            crowds.append(Crowd(cohort.served.end_ns, count, _others(cohort, keep)))
+            crowds.append(Crowd(cohort.served.end_ns, count, cohort, _others(cohort) if keep else None))
     if draft.rows:
         singles.extend([(_end_ns(residents, sequence), sequence) for sequence in draft.rows])
     return Waits(singles, crowds)
@@ -87,11 +94,8 @@ def _end_ns(residents: Residents, sequence: Sequence) -> int:
     return UNSET if served is None else served.end_ns
 
 
-def _others(cohort: Cohort, keep: bool) -> Callable[[], Iterable[Sequence]]:
-    if keep:
-        kept = [s for number, s in cohort.members.items() if number not in cohort.fresh]
-        return lambda: kept
-    return lambda: (s for number, s in cohort.members.items() if number not in cohort.fresh)
+def _others(cohort: Cohort) -> list[Sequence]:
+    return [s for number, s in cohort.members.items() if number not in cohort.fresh]
 
 
 class Stretches:

@@ -41,6 +41,10 @@ class Draft:
         """The decode rows as chunks, in no order."""
         return [Chunk(s, s.known - 1, 1, True) for s in self.members()]
 
+    def in_row_order(self) -> list[Chunk]:
+        """All chunks, by sequence number."""
+        return sorted(self.chunks + self.decode_chunks(), key=lambda chunk: chunk.sequence.number)
+
 
 def measure(
     draft: Draft,

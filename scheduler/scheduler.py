@@ -243,7 +243,7 @@ class Scheduler:
             until_ns=until_ns,
             arrival_matters=slot_free or self._arrivals_matter,
             released=tuple(state.released) if state.released else (),
-            _chunks=lambda: sorted(draft.chunks + draft.decode_chunks(), key=lambda chunk: chunk.sequence.number),
+            _chunks=draft.in_row_order,
             _block_table=self._block_table,
             swapped_out=tuple(state.swapped_out) if state.swapped_out else (),
             swapped_in=swapped_in,
