@@ -52,7 +52,7 @@ def read(path: str) -> list[tuple[float, int, int]]:
 
 
 def sched_sim(rows: list[tuple[float, int, int]], running: int, kv_tokens: int) -> dict[str, float | int | None]:
-    """sched-sim's FCFS on its A100 profile, with as much KV and as many running as ours."""
+    """sched-sim's FCFS on its A100 profile, with the memory and the limits that it has there."""
     from sched_sim.core.event_engine import Simulator
     from sched_sim.core.request import Request
     from sched_sim.hardware.presets import get_hardware_profile

@@ -202,7 +202,10 @@ def compare(args: argparse.Namespace, table: Table) -> None:
                 writer.writerow((arrival_ns / 1e9, *rows[number % len(rows)]))
         peers = str(Path(__file__).resolve().with_name("peers.py"))
         for system in ("sched-sim", "dynamo"):
-            found = child([args.peers, peers, system, str(path), str(args.running), str(kv_tokens)])
+            try:
+                found = child([args.peers, peers, system, str(path), str(args.running), str(kv_tokens)])
+            except OSError as error:
+                found = {"skipped": f"cannot run {args.peers}: {error.strerror}"}
             if "skipped" in found:
                 table.line(f"# {system} skipped: {found['skipped']}")
             else:
