@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from itertools import pairwise, product
+from itertools import chain, pairwise, product
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -177,7 +177,7 @@ def bounds(jobs: Iterable[Job], floors: Floors, limits: Limits) -> Bounds:
     A prefill step is taken to cost its prompt tokens, unless a prefix cache may have spared them. An output token that
     an evicted request's prefill gives on its return is taken at the cheaper of the kinds of step.
     """
-    table = np.array(list(jobs), dtype=np.int64).reshape(-1, 3)
+    table = np.fromiter(chain.from_iterable(jobs), dtype=np.int64).reshape(-1, 3)
     if not len(table):
         raise ValueError("no request: a bound needs at least one")
     arrival, prompt, output = (table[:, column] for column in range(3))
