@@ -26,7 +26,9 @@ class Columns:
     def __init__(self, names: tuple[str, ...], text: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:
         self._names = names
         self._text: dict[str, list[str]] = {name: [] for name in names if name in text}
-        self._numbers: dict[str, list[npt.NDArray[np.int64]]] = {name: [] for name in names if name not in text}
+        self._numbers: dict[str, list[npt.NDArray[np.int64] | npt.NDArray[np.int32]]] = {
+            name: [] for name in names if name not in text
+        }
         self._optional = optional
         self._rows: list[tuple[Cell, ...]] = []
 
@@ -45,7 +47,7 @@ class Columns:
                 continue
             if name in self._optional:
                 values = tuple(UNSET if value is None else value for value in values)
-            self._numbers[name].append(np.array(values, np.int64))
+            self._numbers[name].append(_packed(np.array(values, np.int64)))
         self._rows = []
 
     def frame(self) -> pd.DataFrame:
@@ -59,4 +61,12 @@ class Columns:
                 yield name, pd.Series(self._text.pop(name), dtype=str)
             else:
                 chunks = self._numbers.pop(name)
-                yield name, np.concatenate(chunks) if chunks else np.empty(0, np.int64)
+                yield name, np.concatenate(chunks, dtype=np.int64) if chunks else np.empty(0, np.int64)
+
+
+def _packed(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | npt.NDArray[np.int32]:
+    """``values`` in half of the bytes, if they are small enough."""
+    narrow = np.iinfo(np.int32)
+    if int(values.min()) >= narrow.min and int(values.max()) <= narrow.max:
+        return values.astype(np.int32)
+    return values
