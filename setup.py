@@ -13,9 +13,9 @@ from setuptools import setup
 
 #: modules of ``scheduler/`` that run in every step
 CORE = (
-    "accounting", "cohorts", "completion", "counters", "digest", "eviction", "features", "flight", "graphs",
-    "kv/buddy", "kv/contiguous", "kv/host", "kv/paged", "kv/pieces", "kv/pool", "kv/prefix_cache", "plan", "prefill",
-    "ranking", "request", "scheduler", "sequence", "state", "stepping", "waiting",
+    "accounting", "admission", "cohorts", "completion", "counters", "digest", "eviction", "features", "flight",
+    "graphs", "kv/buddy", "kv/contiguous", "kv/host", "kv/paged", "kv/pieces", "kv/pool", "kv/prefix_cache", "plan",
+    "prefill", "ranking", "request", "scheduler", "sequence", "state", "stepping", "waiting",
 )  # fmt: skip
 
 arguments = {}

@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 
 #: policies that costs are recorded under: full batches, and rows on their own
 CALIBRATION = ("fcfs", "sjf")
+#: the progress bar is moved this often
+SHOWN_EVERY_S = 0.1
 #: the most rows that are run before anything is measured
 WARM_UP_ROWS = 16
 
@@ -594,8 +596,25 @@ class Session:
         """A bar on standard error; what to call when a request has ended."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, disable=self.args.quiet or not os.isatty(2), transient=True) as progress:
-            task = progress.add_task(title, total=requests)
-            yield lambda: progress.advance(task)
+            yield _Bar(progress, requests, title).advance
+
+
+class _Bar:
+    """A bar that is moved every so often, since that takes longer than a simulated request."""
+
+    def __init__(self, progress: Progress, requests: int | None, title: str) -> None:
+        self._progress = progress
+        self._task = progress.add_task(title, total=requests)
+        self._ended = 0
+        self._shown_s = time.monotonic()
+
+    def advance(self) -> None:
+        """A request has ended."""
+        self._ended += 1
+        now_s = time.monotonic()
+        if now_s - self._shown_s >= SHOWN_EVERY_S:
+            self._shown_s = now_s
+            self._progress.update(self._task, completed=self._ended)
 
 
 def _most_rows(config: SchedulerConfig) -> int:

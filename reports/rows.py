@@ -63,8 +63,8 @@ _OLDER_STEPS: Older = {
 }
 _KINDS: dict[str, Kind] = {"prefill": "prefill", "decode": "decode", "mixed": "mixed"}
 
-_REQUEST_TEXT = ("id", "tenant", "outcome", "reason")
-_STEP_TEXT = ("layout", "kind", "digest")
+REQUEST_TEXT = ("id", "tenant", "outcome", "reason")
+STEP_TEXT = ("layout", "kind", "digest")
 
 
 class RunFolderError(Exception):
@@ -87,7 +87,7 @@ def digest_entry(text: str) -> DigestEntry:
 
 def read_requests(folder: Path) -> pd.DataFrame:
     """``requests.csv``: one row a request that ended, times in integer nanoseconds, -1 where unset."""
-    return _read(folder / REQUESTS_FILE, REQUEST_COLUMNS, _REQUEST_TEXT, _OLDER_REQUESTS)
+    return _read(folder / REQUESTS_FILE, REQUEST_COLUMNS, REQUEST_TEXT, _OLDER_REQUESTS)
 
 
 def read_steps(folder: Path) -> pd.DataFrame:
@@ -95,7 +95,7 @@ def read_steps(folder: Path) -> pd.DataFrame:
 
     ``overlap`` is 1 where the plan was made while the step before it ran; the step then starts as that one ends.
     """
-    return _read(folder / STEPS_FILE, STEP_COLUMNS, _STEP_TEXT, _OLDER_STEPS)
+    return _read(folder / STEPS_FILE, STEP_COLUMNS, STEP_TEXT, _OLDER_STEPS)
 
 
 def _read(path: Path, columns: tuple[str, ...], text: tuple[str, ...], older: Older) -> pd.DataFrame:

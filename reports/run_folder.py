@@ -18,12 +18,16 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 import numpy as np
 import numpy.typing as npt
 
+from reports.columns import Cell, Columns
 from reports.histogram import Histogram
 from reports.html import write_report
 from reports.rows import (
     REQUEST_COLUMNS,
+    REQUEST_TEXT,
+    REQUEST_TIMES,
     REQUESTS_FILE,
     STEP_COLUMNS,
+    STEP_TEXT,
     STEPS_FILE,
     RunFolderError,
     digest_text,
@@ -48,7 +52,7 @@ SUMMARY_FILE = "summary.json"
 GAPS_FILE = "gaps.json"
 REPORT_FILE = "report.html"
 
-#: rows wait in memory for at most this long while others follow; a real run's steps take longer, so each is written
+#: rows wait in memory for at most this long while others follow; most of a real run's steps take longer
 FLUSH_S = 0.02
 #: the histogram of gaps, a file of its own, is written again this often
 GAPS_S = 1.0
@@ -75,16 +79,13 @@ class FolderWriter:
         self._clock = clock
         self._flushed_s = self._gaps_written_s = clock()
         self._gaps = Histogram()
-        self._gaps_changed = False
+        self._gaps_changed = self._closed = False
         with _writing(self.folder), ExitStack() as files:
             _make_empty(self.folder)
             _write_atomically(self.folder / MANIFEST_FILE, _json(self.manifest))
-            self._requests = files.enter_context(_open_table(self.folder / REQUESTS_FILE))
-            self._steps = files.enter_context(_open_table(self.folder / STEPS_FILE))
-            self._write_request = csv.writer(self._requests, lineterminator="\n").writerow
-            self._write_step = csv.writer(self._steps, lineterminator="\n").writerow
-            self._write_request(self.request_columns)
-            self._write_step(self.step_columns)
+            requests, steps = self.request_columns, self.step_columns
+            self._requests = _Table(files, self.folder / REQUESTS_FILE, requests, REQUEST_TEXT, REQUEST_TIMES)
+            self._steps = _Table(files, self.folder / STEPS_FILE, steps, STEP_TEXT)
             self.flush()
             self._files = files.pop_all()
 
@@ -97,19 +98,13 @@ class FolderWriter:
 
     def write_step(self, row: tuple[Any, ...]) -> None:
         """Write a row of ``steps.csv``."""
-        try:
-            self._write_step(row)
-            self._flush_if_due()
-        except OSError as error:
-            raise _cannot_write(self.folder, error) from error
+        self._steps.rows.append(row)
+        self._flush_if_due()
 
     def write_request(self, row: tuple[Any, ...]) -> None:
         """Write a row of ``requests.csv``."""
-        try:
-            self._write_request(row)
-            self._flush_if_due()
-        except OSError as error:
-            raise _cannot_write(self.folder, error) from error
+        self._requests.rows.append(row)
+        self._flush_if_due()
 
     # -- how rows get to the disk
 
@@ -152,8 +147,10 @@ class FolderWriter:
         """
         with _writing(self.folder):
             self._save_gaps()
+            self.flush()
             self._files.close()
-            requests, steps = read_requests(self.folder), read_steps(self.folder)
+            self._closed = True
+            requests, steps = self._requests.columns.frame(), self._steps.columns.frame()
             summary = summarise(
                 requests, steps, self._gaps, counters, plan_digest, slo=slo, costs=costs, wall=wall,
                 config=_config(self.manifest), simulated=self.manifest.get("world") == "sim",
@@ -170,6 +167,9 @@ class FolderWriter:
         with suppress(OSError):
             if self._gaps_changed:
                 self._save_gaps()
+        if not self._closed:
+            with suppress(RunFolderError):
+                self.flush()
         with suppress(OSError):
             self._files.close()
 
@@ -180,6 +180,31 @@ class FolderWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.abandon()
+
+
+class _Table:
+    """A table that is written as it grows and kept as columns: its rows wait in :attr:`rows` for the next flush."""
+
+    def __init__(
+        self,
+        files: ExitStack,
+        path: Path,
+        names: tuple[str, ...],
+        text: tuple[str, ...],
+        optional: tuple[str, ...] = (),
+    ) -> None:
+        self.rows: list[tuple[Cell, ...]] = []
+        self.columns = Columns(names, text, optional)
+        self._file = files.enter_context(_open_table(path))
+        self._write = csv.writer(self._file, lineterminator="\n").writerows
+        self._write([names])
+
+    def flush(self) -> None:
+        """Hand all rows to the operating system."""
+        rows, self.rows = self.rows, []
+        self._write(rows)
+        self._file.flush()
+        self.columns.extend(rows)
 
 
 class RunWriter(FolderWriter):
@@ -203,18 +228,11 @@ class RunWriter(FolderWriter):
 
 def step_row(plan: StepPlan, steps: int, outcome: StepOutcome, before_ns: int) -> tuple[Any, ...]:
     """A row of ``steps.csv``; ``before_ns`` is when the step before ended."""
+    overlap = plan.now_ns < before_ns
     return (
-        plan.index,
-        max(plan.now_ns, before_ns),
-        int(outcome.ends_ns[-1]),
-        steps,
-        *plan.features,
-        outcome.device_ns,
-        outcome.host_ns,
-        outcome.launch_ns,
-        int(plan.now_ns < before_ns),
-        digest_text(plan.digest_entry, steps),
-    )
+        plan.index, before_ns if overlap else plan.now_ns, int(outcome.ends_ns[-1]), steps, *plan.features,
+        outcome.device_ns, outcome.host_ns, outcome.launch_ns, int(overlap), digest_text(plan.digest_entry, steps),
+    )  # fmt: skip
 
 
 def request_row(ended: Sequence | Journey) -> tuple[Any, ...]:

@@ -140,7 +140,10 @@ def time_waste(steps: pd.DataFrame, costs: CostModel) -> float | None:
     """
     columns = {name: column(steps, name) for name in _COST_COLUMNS}
     columns["padded"] = (steps["layout"] == "padded").to_numpy().astype(np.int64)
-    columns["kind"] = np.array([_KINDS.index(kind) for kind in steps["kind"]], dtype=np.int64)
+    kinds = steps["kind"]
+    columns["kind"] = np.select([(kinds == kind).to_numpy(np.bool_) for kind in _KINDS], range(len(_KINDS))).astype(
+        np.int64
+    )
     useful = computed = 0
     for rows in _alike(columns):
         group = {name: values[rows] for name, values in columns.items()}
@@ -162,9 +165,13 @@ _COST_COLUMNS = ("repeat", *_FIXED[2:], *_GROWING)
 
 def _alike(columns: dict[str, IntArray]) -> list[npt.NDArray[np.intp]]:
     """Indices of the rows that differ only in what grows, so that a cost model can take a group at once."""
-    keys = np.column_stack([columns[name] for name in _FIXED])
-    order = np.lexsort(keys.T)
-    changes = np.flatnonzero(np.any(np.diff(keys[order], axis=0) != 0, axis=1)) + 1
+    keys = [columns[name] for name in _FIXED]
+    order = np.lexsort(keys)
+    changed = np.zeros(max(0, len(order) - 1), np.bool_)
+    for key in keys:
+        ordered = key[order]
+        changed |= ordered[1:] != ordered[:-1]
+    changes = np.flatnonzero(changed) + 1
     return [rows for rows in np.split(order, changes) if len(rows)]
 
 

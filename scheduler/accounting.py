@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from scheduler.cohorts import Cohort, Residents, sum_of
+from scheduler.cohorts import Cohort, Residents
 from scheduler.counters import RunCounters
 from scheduler.features import Draft
 from scheduler.kv import KvPool
@@ -18,15 +18,24 @@ from scheduler.sequence import UNSET, Sequence
 Ends = npt.NDArray[np.int64] | list[int]
 
 
-class Crowd(NamedTuple):
-    """Sequences that got their last token at the same time."""
+@dataclass(slots=True)
+class Crowd:
+    """Sequences that got their last token at the same time: the members of a cohort that are not fresh.
+
+    ``kept`` lists them where they are looked at after the cohort has changed.
+    """
 
     base_ns: int
     size: int
-    members: Callable[[], Iterable[Sequence]]
+    cohort: Cohort
+    kept: list[Sequence] | None = None
+
+    def members(self) -> list[Sequence]:
+        return _others(self.cohort) if self.kept is None else self.kept
 
 
-class Waits(NamedTuple):
+@dataclass(slots=True)
+class Waits:
     """Since when the decode rows of a step have waited for their next token."""
 
     singles: list[tuple[int, Sequence]]
@@ -34,7 +43,10 @@ class Waits(NamedTuple):
 
     @property
     def rows(self) -> int:
-        return len(self.singles) + sum(crowd.size for crowd in self.crowds)
+        rows = len(self.singles)
+        for crowd in self.crowds:
+            rows += crowd.size
+        return rows
 
     def members(self) -> Iterator[Sequence]:
         """The sequence of each row."""
@@ -48,7 +60,8 @@ class Waits(NamedTuple):
         return Waits([entry for entry in every if entry[1].number not in numbers], [])
 
 
-class Memory(NamedTuple):
+@dataclass(slots=True)
+class Memory:
     """KV memory over the steps of a plan, as they begin."""
 
     held_tokens: int
@@ -62,17 +75,18 @@ class Memory(NamedTuple):
 
 def waits_of(draft: Draft, residents: Residents, keep: bool) -> Waits:
     """The waits of a draft's decode rows, before they are advanced. ``keep``: they are looked at later, not now."""
-    waits = Waits([], [])
+    singles: list[tuple[int, Sequence]] = []
+    crowds: list[Crowd] = []
     for cohort in draft.cohorts:
         fresh = cohort.fresh
         if fresh:
-            waits.singles.extend([(_end_ns(residents, s), s) for s in fresh.values()])
+            singles.extend([(_end_ns(residents, sequence), sequence) for sequence in fresh.values()])
         count = cohort.count - len(fresh)
         if count:
-            waits.crowds.append(Crowd(cohort.served.end_ns, count, _others(cohort, keep)))
+            crowds.append(Crowd(cohort.served.end_ns, count, cohort, _others(cohort) if keep else None))
     if draft.rows:
-        waits.singles.extend([(_end_ns(residents, s), s) for s in draft.rows])
-    return waits
+        singles.extend([(_end_ns(residents, sequence), sequence) for sequence in draft.rows])
+    return Waits(singles, crowds)
 
 
 def _end_ns(residents: Residents, sequence: Sequence) -> int:
@@ -80,11 +94,64 @@ def _end_ns(residents: Residents, sequence: Sequence) -> int:
     return UNSET if served is None else served.end_ns
 
 
-def _others(cohort: Cohort, keep: bool) -> Callable[[], Iterable[Sequence]]:
-    if keep:
-        kept = [s for number, s in cohort.members.items() if number not in cohort.fresh]
-        return lambda: kept
-    return lambda: (s for number, s in cohort.members.items() if number not in cohort.fresh)
+def _others(cohort: Cohort) -> list[Sequence]:
+    return [s for number, s in cohort.members.items() if number not in cohort.fresh]
+
+
+class Stretches:
+    """What stretches hold and reserve more from step to step: many stretches are counted at a time."""
+
+    #: steps that wait to be counted, at most, before :attr:`full`
+    MANY = 8192
+
+    def __init__(self) -> None:
+        self.starts_ns: list[int] = []
+        self._ends_ns: list[npt.NDArray[np.int64]] = []
+        self._steps: list[int] = []
+        self._rows: list[int] = []
+        #: blocks of all stretches, and how many of them are one's
+        self._growth: list[int] = []
+        self._periods: list[int] = []
+        self._waiting = 0
+
+    @property
+    def full(self) -> bool:
+        return self._waiting >= self.MANY
+
+    def add(self, memory: Memory, start_ns: int, ends_ns: npt.NDArray[np.int64]) -> None:
+        """A stretch whose steps ended at ``ends_ns``."""
+        growth = memory.growth or [0]
+        self.starts_ns.append(start_ns)
+        self._ends_ns.append(ends_ns)
+        self._steps.append(len(ends_ns))
+        self._rows.append(memory.rows)
+        self._growth.extend(growth)
+        self._periods.append(len(growth))
+        self._waiting += len(ends_ns)
+
+    def sums(self) -> tuple[int, int, int]:
+        """What has been added, in three sums over all steps.
+
+        Token nanoseconds that were not held yet in steps before a stretch's last; blocks reserved since a stretch
+        began; the same in block nanoseconds.
+        """
+        steps, periods = np.array(self._steps, np.int64), np.array(self._periods, np.int64)
+        ends_ns = np.concatenate(self._ends_ns)
+        first = np.cumsum(steps) - steps
+        index = np.arange(len(ends_ns), dtype=np.int64) - np.repeat(first, steps)
+        #: since its stretch's start, when each step began
+        began_ns = np.empty_like(ends_ns)
+        began_ns[1:] = ends_ns[:-1]
+        began_ns -= np.repeat(np.array(self.starts_ns, np.int64), steps)
+        began_ns[first] = 0
+        waited_ns = np.add.reduceat(began_ns, first).tolist()
+        place = np.repeat(np.cumsum(periods) - periods, steps) + index % np.repeat(periods, steps)
+        grown = np.array(self._growth, np.int64)[place]
+        took_ns = ends_ns[first + steps - 1] - np.array(self.starts_ns, np.int64)
+        blocks = np.add.reduceat(grown * (np.repeat(steps, steps) - index), first).tolist()
+        block_ns = np.add.reduceat(grown * (np.repeat(took_ns, steps) - began_ns), first).tolist()
+        not_yet_held_ns = sum(rows * ns for rows, ns in zip(self._rows, waited_ns, strict=True))
+        return not_yet_held_ns, sum(blocks), sum(block_ns)
 
 
 class Account:
@@ -96,6 +163,9 @@ class Account:
         self._starvation_ns = starvation_ns
         self._observer = observer
         self._last_end_ns = 0
+        self._stretches = Stretches()
+        #: a gap up to this is neither the longest nor beyond the threshold
+        self._longest_ns = min(0, starvation_ns)
 
     # -- memory
 
@@ -107,35 +177,44 @@ class Account:
         capacity = pool.capacity_blocks * block
         start_ns = max(start_ns, self._last_end_ns)
         self._last_end_ns = int(ends_ns[-1])
+        took = self._last_end_ns - start_ns
+        rows, reserved = memory.rows, memory.reserved_tokens
+        held = memory.held_tokens + rows * steps
         if steps == 1:
-            held = memory.held_tokens + memory.rows
-            reserved = memory.reserved_tokens + block * (memory.growth[0] if memory.growth else 0)
-            took = self._last_end_ns - start_ns
-            held_sum, reserved_sum, held_ns, reserved_ns = held, reserved, held * took, reserved * took
+            held_sum = held
+            if memory.growth:
+                reserved += block * memory.growth[0]
         else:
-            ends = np.asarray(ends_ns, dtype=np.int64)
-            took_ns = np.diff(ends, prepend=start_ns)
-            held_steps = memory.held_tokens + memory.rows * np.arange(1, steps + 1, dtype=np.int64)
-            held = int(held_steps[-1])
-            held_sum, held_ns = int(held_steps.sum()), _dot(held_steps, took_ns)
-            took = self._last_end_ns - start_ns
-            reserved_sum, reserved_ns = memory.reserved_tokens * steps, memory.reserved_tokens * took
-            if memory.growth and sum_of(memory.growth, steps):
-                grown = np.resize(np.array(memory.growth, dtype=np.int64), steps).cumsum()
-                reserved_sum += block * int(grown.sum())
-                reserved_ns += block * _dot(grown, took_ns)
+            held_sum = memory.held_tokens * steps + rows * (steps * (steps + 1) // 2)
+            self._stretches.add(memory, start_ns, np.asarray(ends_ns, dtype=np.int64))
+            if self._stretches.full:
+                self.settle()
         counters.kv_peak_tokens = max(counters.kv_peak_tokens, held)
         counters.kv_held_sum += held_sum
-        counters.kv_reserved_sum += reserved_sum
-        counters.kv_free_sum += capacity * steps - reserved_sum
+        counters.kv_reserved_sum += reserved * steps
+        counters.kv_free_sum += (capacity - reserved) * steps
         counters.kv_unusable_sum += memory.unusable_tokens * steps
-        counters.kv_held_token_ns += held_ns
-        counters.kv_reserved_token_ns += reserved_ns
-        counters.kv_free_token_ns += capacity * took - reserved_ns
+        counters.kv_held_token_ns += held * took
+        counters.kv_reserved_token_ns += reserved * took
+        counters.kv_free_token_ns += (capacity - reserved) * took
         counters.kv_unusable_token_ns += memory.unusable_tokens * took
         counters.kv_allocations = pool.allocations
         counters.kv_reused = pool.reused
         counters.kv_reused_after_preemption = pool.reused_after_preemption
+
+    def settle(self) -> None:
+        """Count what of stretches has been put off; the counters are right after that."""
+        stretches = self._stretches
+        if not stretches.starts_ns:
+            return
+        self._stretches = Stretches()
+        counters, block = self._counters, self._pool.block_tokens
+        not_yet_held_ns, reserved, reserved_ns = stretches.sums()
+        counters.kv_held_token_ns -= not_yet_held_ns
+        counters.kv_reserved_sum += block * reserved
+        counters.kv_free_sum -= block * reserved
+        counters.kv_reserved_token_ns += block * reserved_ns
+        counters.kv_free_token_ns -= block * reserved_ns
 
     # -- gaps between output tokens
 
@@ -145,36 +224,62 @@ class Account:
             self._first_gaps(waits.without(dropped) if dropped else waits, int(ends_ns[0]))
             return
         ends = np.asarray(ends_ns, dtype=np.int64)
-        between = ends[1:] - ends[:-1]
-        self._first_gaps(waits, int(ends[0]))
-        if dropped:
-            self._common_gaps(waits.without(dropped), between[-1:])
-            between = between[:-1]
-        self._common_gaps(waits, between)
+        first_ns, observer = int(ends[0]), self._observer
+        longest_ns = int(ends[-1]) - first_ns
+        if observer is None and longest_ns <= self._longest_ns:
+            self._first_gaps(waits, first_ns)
+            return
+        if dropped or len(waits.crowds) != 1 or waits.singles:
+            self._first_gaps(waits, first_ns)
+            between = ends[1:] - ends[:-1]
+            if dropped:
+                self._common_gaps(waits.without(dropped), between[-1:])
+                between = between[:-1]
+            self._common_gaps(waits, between)
+            return
+        (crowd,) = waits.crowds
+        gaps = np.empty_like(ends)
+        np.subtract(ends[1:], ends[:-1], out=gaps[1:])
+        gaps[0] = first_ns - crowd.base_ns
+        if max(longest_ns, first_ns - crowd.base_ns) > self._longest_ns:
+            longest_ns = int(gaps.max())
+            if longest_ns > self._longest_ns:
+                self._saw(longest_ns, crowd.members())
+        if observer is not None:
+            observer.gaps(gaps, crowd.size)
 
     def _first_gaps(self, waits: Waits, end_ns: int) -> None:
         """Since each row's last token."""
+        observer = self._observer
         for base_ns, sequence in waits.singles:
-            self._saw(end_ns - base_ns, lambda: (sequence,))  # noqa: B023  (called at once, if at all)
+            if end_ns - base_ns > self._longest_ns:
+                self._saw(end_ns - base_ns, (sequence,))
         for crowd in waits.crowds:
-            self._saw(end_ns - crowd.base_ns, crowd.members)
-        if self._observer is None:
+            if end_ns - crowd.base_ns > self._longest_ns:
+                self._saw(end_ns - crowd.base_ns, crowd.members())
+        if observer is None:
             return
         if waits.singles:
-            self._tell(np.array([end_ns - base_ns for base_ns, _ in waits.singles], dtype=np.int64), 1)
+            observer.gaps(np.array([end_ns - base_ns for base_ns, _ in waits.singles], dtype=np.int64), 1)
         for crowd in waits.crowds:
-            self._tell(np.array([end_ns - crowd.base_ns], dtype=np.int64), crowd.size)
+            observer.gaps(np.array([end_ns - crowd.base_ns], dtype=np.int64), crowd.size)
 
     def _common_gaps(self, waits: Waits, gaps_ns: npt.NDArray[np.int64]) -> None:
         """Between the steps of a stretch, the same for all rows."""
-        if len(gaps_ns) and waits.rows:
-            self._saw(int(gaps_ns.max()), waits.members)
-            self._tell(gaps_ns, waits.rows)
+        rows = waits.rows
+        if len(gaps_ns) and rows:
+            longest = int(gaps_ns.max())
+            if longest > self._longest_ns:
+                self._saw(longest, waits.members())
+            if self._observer is not None:
+                self._observer.gaps(gaps_ns, rows)
 
     def gap_of(self, sequence: Sequence, gap_ns: int) -> None:
         """One sequence got its next token after ``gap_ns``."""
-        self._saw(gap_ns, lambda: [sequence])
-        self._tell(np.array([gap_ns], dtype=np.int64), 1)
+        if gap_ns > self._longest_ns:
+            self._saw(gap_ns, (sequence,))
+        if self._observer is not None:
+            self._observer.gaps(np.array([gap_ns], dtype=np.int64), 1)
 
     def waited(self, sequence: Sequence, wait_ns: int) -> None:
         """A request was first admitted after ``wait_ns``."""
@@ -182,21 +287,15 @@ class Account:
         if wait_ns > self._starvation_ns:
             self._starved(sequence)
 
-    def _tell(self, gaps_ns: npt.NDArray[np.int64], weight: int) -> None:
-        if self._observer is not None and weight:
-            self._observer.gaps(gaps_ns, weight)
-
-    def _saw(self, gap_ns: int, members: Callable[[], Iterable[Sequence]]) -> None:
+    def _saw(self, gap_ns: int, members: Iterable[Sequence]) -> None:
+        """A gap that is longer than any before, or than the threshold."""
         self._counters.longest_gap_ns = max(self._counters.longest_gap_ns, gap_ns)
+        self._longest_ns = min(self._counters.longest_gap_ns, self._starvation_ns)
         if gap_ns > self._starvation_ns:
-            for sequence in members():
+            for sequence in members:
                 self._starved(sequence)
 
     def _starved(self, sequence: Sequence) -> None:
         if not sequence.over_threshold:
             sequence.over_threshold = True
             self._counters.over_threshold += 1
-
-
-def _dot(values: npt.NDArray[np.int64], took_ns: npt.NDArray[np.int64]) -> int:
-    return int(np.dot(values, took_ns))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush, heapreplace
-from typing import Any, NamedTuple
+from typing import Any
 
 from scheduler.plan import NEVER
 from scheduler.policy import Order, View
@@ -103,6 +104,14 @@ class Cohort:
         self.members[sequence.number] = sequence
         self._oldest.add(sequence.number)
 
+    def rank_by_length(self, sequence: Sequence, join: int) -> None:
+        """A new member is one of those that :attr:`longest` looks at; who has left is forgotten now and then."""
+        heap = self.longest_first
+        heappush(heap, (-sequence.offset, sequence.number, join, sequence))
+        if len(heap) > 4 * len(self.members) + 64:
+            heap[:] = [entry for entry in heap if entry[3].cohort is self and entry[3].join == entry[2]]
+            heapify(heap)
+
     def _top(self, heap: list[Entry]) -> Entry:
         while True:
             entry = heap[0]
@@ -160,9 +169,16 @@ class Cohort:
         A member takes a block in the step that starts with a multiple of the block size computed.
         """
         residues = self.residues
-        size = len(residues)
-        first = 1 - self.tick
-        return [residues[(first - step) % size] for step in range(min(steps, size))]
+        first = (1 - self.tick) % len(residues)
+        period = residues[first::-1] + residues[:first:-1]
+        return period if steps >= len(period) else period[:steps]
+
+    def blocks_within(self, steps: int) -> int:
+        """New blocks that the members' next ``steps`` steps take."""
+        if steps == 1:
+            return self.next_blocks
+        whole, rest = divmod(steps, len(self.residues))
+        return whole * len(self.members) + sum(self.growing(rest))
 
 
 def growth(cohorts: list[Cohort], steps: int) -> list[int]:
@@ -188,7 +204,8 @@ def steps_within(blocks: int, period: list[int], steps: int) -> int:
     return min(done, steps)
 
 
-class Advance(NamedTuple):
+@dataclass(slots=True)
+class Advance:
     """What came of stepping: who reached the end that was foreseen, and who one that was not."""
 
     ending: list[Sequence]
@@ -326,7 +343,7 @@ class Residents:
         cohort.residues[offset % self._block_tokens] += 1
         cohort.held_blocks -= -(known - 1) // self._block_tokens
         heappush(cohort.finishes, (sequence.limit - offset, number, join, sequence))
-        heappush(cohort.longest_first, (-offset, number, join, sequence))
+        cohort.rank_by_length(sequence, join)
         cohort.fresh[number] = sequence
         if self._urgency is not None:
             due = sequence.admitted_known + self._quantum - offset
@@ -495,16 +512,18 @@ class Residents:
         belongs, longest first, so that none is merged into one that has yet to move.
         """
         done = Advance([], [])
+        leaving: list[Sequence] = []
         for cohort in cohorts:
-            cohort.held_blocks += cohort.next_blocks if steps == 1 else sum_of(cohort.growing(steps), steps)
+            cohort.held_blocks += cohort.blocks_within(steps)
             self.tokens += steps * len(cohort.members)
             cohort.tick += steps
             cohort.served = served
             cohort.fresh.clear()
             for sequence in cohort.due(cohort.finishes, cohort.tick):
                 (done.ending if sequence.known >= sequence.foreseen else done.hidden).append(sequence)
-            for sequence in cohort.due(cohort.quanta, cohort.tick):
-                self._had_quantum(sequence)
+            if cohort.quanta:
+                for sequence in cohort.due(cohort.quanta, cohort.tick):
+                    self._had_quantum(sequence)
         for sequence in done.ending:
             self.leave(sequence)
         if self.order.uniform:
@@ -512,7 +531,11 @@ class Residents:
                 if cohort.members:
                     self._rekey(cohort, steps)
         else:
-            self.outlast([s for cohort in cohorts for s in cohort.due(cohort.leaves, cohort.tick)])
+            for cohort in cohorts:
+                if cohort.leaves:
+                    leaving.extend(cohort.due(cohort.leaves, cohort.tick))
+            if leaving:
+                self.outlast(leaving)
         for sequence in rows:
             self._advance_row(sequence, steps, served, done)
         return done

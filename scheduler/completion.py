@@ -75,6 +75,8 @@ class Completion:
     @staticmethod
     def _alive(draft: Draft) -> int:
         """Decode rows whose sequence has not ended since the plan was made; the others are dropped from the draft."""
+        if len(draft.cohorts) == 1 and not draft.rows and draft.cohorts[0].members:
+            return draft.cohorts[0].count
         for cohort in draft.cohorts:
             if not cohort.members:
                 draft.cohorts = [cohort for cohort in draft.cohorts if cohort.members]

@@ -30,8 +30,8 @@ class PlanDigest:
         run, repeat = self._run, entry.repeat if steps is None else steps
         if run is not None:
             if (
-                entry.kind == run.kind == "decode"
-                and entry.ids == run.ids
+                entry.ids == run.ids
+                and entry.kind == run.kind == "decode"
                 and entry.rows == run.rows
                 and entry.starts == (run.starts + self._repeat * run.ids) & MASK64
             ):
@@ -41,7 +41,8 @@ class PlanDigest:
         self._run, self._repeat = entry, repeat
 
     def _line(self, run: DigestEntry) -> bytes:
-        return repr((*run[:-1], self._repeat)).encode()
+        kind, rows, ids, starts, tokens, _ = run
+        return f"('{kind}', {rows}, {ids}, {starts}, {tokens}, {self._repeat})".encode()
 
     def hexdigest(self) -> str:
         """The digest of all plans so far."""

@@ -41,6 +41,10 @@ class Draft:
         """The decode rows as chunks, in no order."""
         return [Chunk(s, s.known - 1, 1, True) for s in self.members()]
 
+    def in_row_order(self) -> list[Chunk]:
+        """All chunks, by sequence number."""
+        return sorted(self.chunks + self.decode_chunks(), key=lambda chunk: chunk.sequence.number)
+
 
 def measure(
     draft: Draft,
@@ -98,38 +102,30 @@ def _prefill(
     chunks: list[Chunk], layout: Layout, pool: KvPool, swapped: int, graph_tokens: Sizes[int], released: int
 ) -> tuple[StepFeatures, DigestEntry]:
     rows = len(chunks)
-    new = sum(chunk.tokens for chunk in chunks)
-    context = sum(chunk.tokens * chunk.start + chunk.tokens * (chunk.tokens + 1) // 2 for chunk in chunks)
-    ends = [chunk.start + chunk.tokens for chunk in chunks]
-    longest_chunk = max(chunk.tokens for chunk in chunks)
+    new = context = read = longest = longest_chunk = blocks = samples = 0
+    ids = starts = tokens = 0
+    for sequence, start, count, sampled in chunks:
+        end = start + count
+        new += count
+        context += count * start + count * (count + 1) // 2
+        read += end
+        longest = max(longest, end)
+        longest_chunk = max(longest_chunk, count)
+        blocks += pool.blocks_for(end) if pool.grows else 1
+        samples += sampled
+        hash64 = sequence.hash64
+        ids += hash64
+        starts += hash64 * start
+        tokens += hash64 * count
     padded = layout == "padded"
-    graph = graph_tokens_for(new, rows, graph_tokens)
+    graph = graph_tokens_for(new, rows, graph_tokens) if graph_tokens else 0
+    # in the order of their fields
     features = StepFeatures(
-        layout=layout,
-        kind="prefill",
-        rows=rows,
-        rows_computed=rows,
-        new_tokens=new,
-        new_tokens_computed=rows * longest_chunk if padded else graph or new,
-        context_tokens=context,
-        kv_columns_computed=rows * longest_chunk * max(ends) if padded else context,
-        kv_tokens_read=sum(ends),
-        longest_context=max(ends),
-        blocks_touched=sum(pool.blocks_for(end) for end in ends) if pool.grows else rows,
-        sampled_rows=sum(chunk.samples for chunk in chunks),
-        swapped_tokens=swapped,
-        graph_rows=graph,
-        released=released,
-    )
-    entry = DigestEntry(
-        "prefill",
-        rows,
-        sum(chunk.sequence.hash64 for chunk in chunks) & MASK64,
-        sum(chunk.sequence.hash64 * chunk.start for chunk in chunks) & MASK64,
-        sum(chunk.sequence.hash64 * chunk.tokens for chunk in chunks) & MASK64,
-        1,
-    )
-    return features, entry
+        layout, "prefill", rows, rows, new, rows * longest_chunk if padded else graph or new, context,
+        rows * longest_chunk * longest if padded else context, read, longest, blocks, samples, 0, 0, swapped, graph,
+        0, released,
+    )  # fmt: skip
+    return features, DigestEntry("prefill", rows, ids & MASK64, starts & MASK64, tokens & MASK64, 1)
 
 
 def _decode(
@@ -155,27 +151,12 @@ def _decode(
         ids = (sum(cohort.ids for cohort in cohorts) + sum(s.hash64 for s in rows)) & MASK64
         starts = (sum(cohort.starts for cohort in cohorts) + sum(s.hash64 * (s.known - 1) for s in rows)) & MASK64
     padded = layout == "padded"
-    graph_rows = graph_rows_for(count, graph_sizes)
+    graph_rows = graph_rows_for(count, graph_sizes) if graph_sizes else 0
     computed = max(count, batch_rows) if padded else graph_rows or count
+    # in the order of their fields; a row that fills up a graph looks at one column
     features = StepFeatures(
-        layout=layout,
-        kind="decode",
-        rows=count,
-        rows_computed=computed,
-        new_tokens=count,
-        new_tokens_computed=computed,
-        context_tokens=tokens,
-        # a row that fills up a graph looks at one column
-        kv_columns_computed=computed * longest if padded else tokens + computed - count,
-        kv_tokens_read=tokens,
-        longest_context=longest,
-        blocks_touched=blocks if pool.grows else count,
-        sampled_rows=count,
-        decode_rows=count,
-        decode_context_tokens=tokens,
-        swapped_tokens=swapped,
-        graph_rows=graph_rows,
-        longest_decode_context=longest,
-        released=released,
-    )
+        layout, "decode", count, computed, count, computed, tokens,
+        computed * longest if padded else tokens + computed - count, tokens, longest,
+        blocks if pool.grows else count, count, count, tokens, swapped, graph_rows, longest, released,
+    )  # fmt: skip
     return features, DigestEntry("decode", count, ids, starts, ids, steps)

@@ -183,10 +183,15 @@ class StepPlan:
                                f.sampled_rows, f.decode_rows, f.swapped_tokens, f.decode_context_tokens,
                                f.graph_rows, f.longest_decode_context, f.released)  # fmt: skip
         step = _STEPS[start:stop] if stop <= len(_STEPS) else np.arange(start, stop, dtype=np.int64)
-        tokens = f.kv_tokens_read + f.rows * step
-        # the rows that fill up a graph stay as they are
-        growing = f.rows_computed if f.layout == "padded" else f.rows
-        columns = f.kv_columns_computed + growing * step
+        grown = step if f.rows == 1 else f.rows * step
+        tokens = grown + f.kv_tokens_read
+        if f.layout == "padded":
+            columns = f.kv_columns_computed + f.rows_computed * step
+        elif f.kv_columns_computed == f.kv_tokens_read:
+            columns = tokens
+        else:
+            # the rows that fill up a graph stay as they are
+            columns = f.kv_columns_computed + grown
         longest = f.longest_context + step
         # whoever left did so before the first step
         released = f.released * (step == 0) if f.released and start == 0 else 0

@@ -10,6 +10,7 @@ from mypy_extensions import mypyc_attr
 
 from scheduler.completion import Completion
 from scheduler.config import SchedulerConfig
+from scheduler.counters import RunCounters
 from scheduler.digest import PlanDigest, hash_id
 from scheduler.features import Draft, measure
 from scheduler.flight import BusyError, Flight
@@ -37,7 +38,7 @@ class Scheduler:
         self.policy = state.policy
         self.pool = state.pool
         self.host = state.host
-        self.counters = state.counters
+        self._counters = state.counters
         self.digest = PlanDigest()
         self._stepping = Stepping(state, Prefill(state))
         self._completion = Completion(state)
@@ -56,6 +57,12 @@ class Scheduler:
         self._aborts: list[tuple[str, str]] = []
 
     # -- what a world asks
+
+    @property
+    def counters(self) -> RunCounters:
+        """What the run has come to so far."""
+        self._state.account.settle()
+        return self._counters
 
     @property
     def now_ns(self) -> int:
@@ -145,12 +152,12 @@ class Scheduler:
             raise ValueError(f"request id {request.id!r} is in use by a request that has not ended")
         sequence = Sequence(request, self._submissions, hash_id(request.id), self.config.context_tokens)
         self._submissions += 1
-        self.counters.submitted += 1
+        self._counters.submitted += 1
         sequence.estimates = state.oracle.estimates(sequence)
         refusal = self._refusal(sequence)
         if refusal is not None:
             sequence.state, sequence.reason = "rejected", refusal
-            self.counters.rejected += 1
+            self._counters.rejected += 1
             if self._observer is not None:
                 self._observer.ended(sequence)
             return sequence
@@ -189,7 +196,8 @@ class Scheduler:
         state.residents.follow_order()
         if self.policy.resident.timed:
             self._completion.retime()
-        state.evicted = set()
+        if state.evicted:
+            state.evicted = set()
         try:
             draft = self._stepping.draft()
         except BusyError:
@@ -223,7 +231,7 @@ class Scheduler:
             raise ValueError(f"plan {plan.index}: {steps} end times, but it counts as advanced by {flight.steps} steps")
         state.flights.popleft()
         state.now_ns = now_ns
-        self.counters.add_steps(plan.features, steps)
+        self._counters.add_steps(plan.features, steps)
         self.digest.add(plan.digest_entry, steps)
         if self._observer is not None:
             self._observer.stepped(plan, steps, outcome)
@@ -253,8 +261,8 @@ class Scheduler:
             swapped_in = tuple(state.swap(sequence) for sequence in state.swapped_in)
             tokens_in = sum(swap.tokens for swap in swapped_in)
             swapped = sum(swap.tokens for swap in state.swapped_out) + tokens_in
-            self.counters.swapped_in += len(swapped_in)
-            self.counters.swapped_tokens += tokens_in
+            self._counters.swapped_in += len(swapped_in)
+            self._counters.swapped_tokens += tokens_in
         batch_rows = 0 if state.batch is None else state.batch.rows
         config = self.config
         features, entry = measure(
@@ -277,14 +285,17 @@ class Scheduler:
             digest_entry=entry,
             until_ns=until_ns,
             arrival_matters=slot_free or self._arrivals_matter,
-            released=tuple(state.released),
-            _chunks=lambda: sorted(draft.chunks + draft.decode_chunks(), key=lambda chunk: chunk.sequence.number),
+            released=tuple(state.released) if state.released else (),
+            _chunks=draft.in_row_order,
             _block_table=self._block_table,
-            swapped_out=tuple(state.swapped_out),
+            swapped_out=tuple(state.swapped_out) if state.swapped_out else (),
             swapped_in=swapped_in,
         )
         self._plans += 1
-        state.released, state.swapped_out, state.swapped_in = [], [], []
+        if state.released:
+            state.released = []
+        if state.swapped_out or state.swapped_in:
+            state.swapped_out, state.swapped_in = [], []
         state.brought_in = False
         flight = Flight(plan, draft, steps, self._unusable_tokens())
         state.flights.append(flight)

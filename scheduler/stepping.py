@@ -108,7 +108,9 @@ class Stepping:
         """Hand out the blocks that the next step takes; whether there are enough."""
         state = self._state
         if state.grows:
-            blocks = sum(cohort.next_blocks for cohort in cohorts)
+            blocks = 0
+            for cohort in cohorts:
+                blocks += cohort.next_blocks
             if rows:
                 blocks += state.growth([], rows, 1)[0]
             if blocks > state.pool.free_blocks:
@@ -164,7 +166,9 @@ class Stepping:
             return 1
         steps = max_repeat
         for cohort in cohorts:
-            steps = min(steps, cohort.steps_to_finish(), cohort.steps_to_leave())
+            steps = min(steps, cohort.steps_to_finish())
+            if cohort.leaves:
+                steps = min(steps, cohort.steps_to_leave())
         for sequence in rows:
             steps = min(steps, sequence.limit - sequence.known, order.steps_in_lane(sequence, state.view))
         if order.uniform:
@@ -174,7 +178,11 @@ class Stepping:
         if state.policy.urgency is not None and state.waiting:
             steps = min(steps, self._prefill.blocked_until - state.steps_done)
         steps = max(1, steps)
-        if state.grows:
+        # each takes at most a block in as many steps as it has tokens
+        most = len(rows)
+        for cohort in cohorts:
+            most += cohort.count
+        if state.grows and most * (steps // state.pool.block_tokens + 1) > state.pool.free_blocks:
             period = state.growth(cohorts, rows, steps)
             steps = steps_within(state.pool.free_blocks + period[0], period, steps)
         return steps
@@ -182,6 +190,8 @@ class Stepping:
     def until(self, draft: Draft) -> int:
         """When a decision may change by time alone."""
         state = self._state
+        if state.policy.ageing is None and state.promotion is None and not state.policy.resident.timed:
+            return NEVER
         times = []
         if state.policy.ageing is not None:
             times += self._ageing_times(state.policy.ageing)

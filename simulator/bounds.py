@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from itertools import product
+from itertools import chain, pairwise, product
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -124,7 +124,7 @@ def srpt_latency(releases: Sequence[int], work: Sequence[int]) -> int:
 
     No other schedule of the machine has less. Exact for integers, in whatever unit they are.
     """
-    order = sorted(range(len(releases)), key=lambda index: releases[index])
+    order = _by_release(releases)
     heap: list[tuple[int, int]] = []
     now = total = 0
     following = 0
@@ -148,9 +148,17 @@ def srpt_latency(releases: Sequence[int], work: Sequence[int]) -> int:
 def busy_until(releases: Sequence[int], work: Sequence[int]) -> int:
     """When one machine has done all jobs, at the earliest: it never idles while there is one."""
     now = 0
-    for release, amount in sorted(zip(releases, work, strict=True)):
-        now = max(now, release) + amount
+    for index in _by_release(releases):
+        now = max(now, releases[index]) + work[index]
     return now
+
+
+def _by_release(releases: Sequence[int]) -> Sequence[int]:
+    """Indices in order of release; most requests come in it."""
+    count = range(len(releases))
+    if all(earlier <= later for earlier, later in pairwise(releases)):
+        return count
+    return sorted(count, key=lambda index: releases[index])
 
 
 def volume_bound(jobs: Iterable[Job], kv_tokens: int, step_ns: int) -> float:
@@ -169,7 +177,7 @@ def bounds(jobs: Iterable[Job], floors: Floors, limits: Limits) -> Bounds:
     A prefill step is taken to cost its prompt tokens, unless a prefix cache may have spared them. An output token that
     an evicted request's prefill gives on its return is taken at the cheaper of the kinds of step.
     """
-    table = np.array(list(jobs), dtype=np.int64).reshape(-1, 3)
+    table = np.fromiter(chain.from_iterable(jobs), dtype=np.int64).reshape(-1, 3)
     if not len(table):
         raise ValueError("no request: a bound needs at least one")
     arrival, prompt, output = (table[:, column] for column in range(3))

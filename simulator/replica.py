@@ -32,16 +32,27 @@ Steps = Generator[simpy.Event, Any, bool]
 
 
 class StepEnd(simpy.Event):
-    """Happens ``delay`` nanoseconds from now, after all other events of that time.
+    """Happens ``delay`` nanoseconds from now, after all other events of that time, unless it is moved forward.
 
     Of several replicas' steps that end at one time, that of the lower ``number`` is first, whenever they began.
     """
 
     def __init__(self, env: simpy.Environment, delay: int, number: int = 0) -> None:
-        super().__init__(env)
-        self._ok = True
-        self._value = None
+        # as simpy.Event does, in one go
+        self.env, self.callbacks = env, []
+        self._ok, self._value, self._defused = True, None, False
+        self._number = number
         env.schedule(self, EventPriority(LATE + number), delay)
+
+    def hasten(self, delay: int) -> None:
+        """Happen ``delay`` nanoseconds from now already. Who waits for it is not woken in between."""
+        StepEnd(self.env, delay, self._number).callbacks.append(self._happen)
+
+    def _happen(self, _: simpy.Event) -> None:
+        # when its first time comes nobody waits for it any more
+        callbacks, self.callbacks = self.callbacks, []
+        for callback in callbacks:
+            callback(self)
 
 
 class Conditions(Protocol):
@@ -92,6 +103,7 @@ class Replica:
         #: the stretch that is running, which something that happens may end early
         self._stretch: StepPlan | None = None
         self._ends: npt.NDArray[np.int64] = np.empty(0, np.int64)
+        self._end: StepEnd | None = None
         self.scheduler = scheduler
         self.process = env.process(self._run())
 
@@ -146,14 +158,16 @@ class Replica:
         That is the first that ends now or later (``late``: later than now); with overlap the one after it, which was
         planned as that one began.
         """
-        steps = self._first_end_at(self.now_ns + late) + self._depth
+        now_ns = self.now_ns
+        steps = self._first_end_at(now_ns + late) + self._depth
         if steps < len(self._ends):
             self._ends = self._ends[:steps]
-            self.process.interrupt()
+            if self._end is not None:
+                self._end.hasten(int(self._ends[-1 - self._depth]) - now_ns)
 
     def _first_end_at(self, time_ns: int) -> int:
         """How many steps there are up to the first that ends at ``time_ns`` or later."""
-        return int(np.searchsorted(self._ends, time_ns)) + 1
+        return int(self._ends.searchsorted(time_ns)) + 1
 
     def _run(self) -> Process:
         env = self._env
@@ -170,13 +184,15 @@ class Replica:
 
     def _next_plan(self) -> StepPlan | None:
         """Hand over what has come in, and ask for the next plan."""
-        for message in self._inbox:
-            if isinstance(message, str):
-                self.scheduler.abort(message, self.now_ns)
-            else:
-                self.scheduler.submit(message, self.now_ns)
-        self._inbox.clear()
-        return self.scheduler.next_step(self.now_ns, self._max_repeat)
+        now_ns, scheduler = self.now_ns, self.scheduler
+        if self._inbox:
+            for message in self._inbox:
+                if isinstance(message, str):
+                    scheduler.abort(message, now_ns)
+                else:
+                    scheduler.submit(message, now_ns)
+            self._inbox.clear()
+        return scheduler.next_step(now_ns, self._max_repeat)
 
     def _idle(self) -> simpy.Event:
         self._arrival = self._env.event()
@@ -204,17 +220,23 @@ class Replica:
             if self._conditions is not None and self.now_ns + took >= self._conditions.ends_ns:
                 return False
             yield StepEnd(self._env, took, self._number)
-            outcome = StepOutcome([self.now_ns], int(device), int(host))
+            now_ns = self.now_ns
+            outcome = StepOutcome([now_ns], int(device), int(host))
         else:
+            start_ns = self.now_ns
             self._begin(plan, device + host)
             if not self._endures():
                 return False
             if plan.until_ns <= self._ends[-1]:
                 self._ends = self._ends[: self._first_end_at(plan.until_ns)]
-            yield from self._wait_for(1)
-            outcome = self._outcome(device, host)
+            self._end = StepEnd(self._env, int(self._ends[-1]) - start_ns, self._number)
+            yield self._end
+            self._stretch = self._end = None
+            now_ns = self.now_ns
+            host_ns = _total(host, len(self._ends))
+            outcome = StepOutcome(self._ends, now_ns - start_ns - host_ns, host_ns)
         self._steps += len(outcome.ends_ns)
-        self.scheduler.complete(plan, outcome, self.now_ns)
+        self.scheduler.complete(plan, outcome, now_ns)
         return True
 
     def _endures(self) -> bool:
@@ -247,8 +269,11 @@ class Replica:
                 return False
             if self._ends.size > 1:
                 self._ends = self._ends[: self._decided_on(plan, start_ns)]
-                yield from self._wait_for(2)
-            self._stretch = None
+            if self._ends.size > 1:
+                # the next plan is made as the last step begins
+                self._end = StepEnd(self._env, int(self._ends[-2]) - start_ns, self._number)
+                yield self._end
+            self._stretch = self._end = None
             self.scheduler.shorten(plan, len(self._ends))
             following = self._next_plan()
             yield StepEnd(self._env, int(self._ends[-1]) - self.now_ns, self._number)
@@ -265,21 +290,11 @@ class Replica:
         return self._first_end_at(plan.until_ns) + 1
 
     def _begin(self, plan: StepPlan, period: PerStep) -> None:
-        each = np.full(plan.repeat, period, np.int64) if isinstance(period, int) else period
-        self._ends = each.cumsum()
-        self._ends += self.now_ns
-        self._stretch = plan
-
-    def _wait_for(self, last: int) -> Process:
-        """Until the ``last`` but one of the stretch's ends, wherever it is cut meanwhile."""
-        while len(self._ends) >= last:
-            try:
-                yield StepEnd(self._env, int(self._ends[-last]) - self.now_ns, self._number)
-                break
-            except simpy.Interrupt:
-                continue
-        if last == 1:
-            self._stretch = None
+        """Note when the steps of ``plan`` end, if they begin now and nothing cuts them; ``period`` is used up."""
+        ends = np.full(plan.repeat, period, np.int64) if isinstance(period, int) else period
+        ends[0] += self.now_ns
+        ends.cumsum(out=ends)
+        self._ends, self._stretch = ends, plan
 
     def _outcome(self, device: PerStep, host: PerStep) -> StepOutcome:
         steps = len(self._ends)

@@ -61,6 +61,7 @@ class RooflineCosts:
         self._sampled_row_s = 2 * shape.vocab * shape.hidden / flops
         self._kv_token_s = kv_bytes / (gpu.bandwidth * gpu.kv_efficiency)
         self._pair_s = shape.attention_flops_per_pair() / (gpu.flops * attention)
+        self._column_s = max(self._kv_token_s, self._pair_s)
         self._swap_token_s = kv_bytes / (gpu.host_bandwidth * gpu.host_efficiency)
 
     def device_ns(self, columns: StepColumns) -> PerStep:
@@ -73,16 +74,17 @@ class RooflineCosts:
         mixed = columns.kind == "mixed"
         sampled = columns.sampled_rows if mixed else columns.rows_computed if columns.sampled_rows else 0
         products_s = columns.new_tokens_computed * self._token_s + sampled * self._sampled_row_s
+        attention_s: Any
         if columns.kind == "decode":
             # a row reads as many columns as it multiplies by
-            attention_s = columns.kv_columns_computed * max(self._kv_token_s, self._pair_s)
+            attention_s = columns.kv_columns_computed * self._column_s
         else:
             padded = columns.layout == "padded"
             read = columns.rows_computed * columns.longest_context if padded else columns.kv_tokens_read
             decoded = columns.decode_context_tokens if mixed else 0
             pairs = columns.kv_columns_computed - decoded
             attention_s = _larger((read - decoded) * self._kv_token_s, pairs * self._pair_s)
-            attention_s = attention_s + decoded * max(self._kv_token_s, self._pair_s)
+            attention_s = attention_s + decoded * self._column_s
         return Parts(self._weights_s, products_s, attention_s, columns.swapped_tokens * self._swap_token_s, sampled)
 
     def host_ns(self, columns: StepColumns) -> PerStep:

@@ -21,6 +21,7 @@ from scheduler.sequence import Sequence
 from simulator.bounds import Floors, StepFloor
 from simulator.costs import IntegerCosts, PerStep
 from simulator.jitter import Jitter, Spread
+from simulator.replica import simulate
 
 #: how many times as many examples as continuous integration runs; those of more than 1 are drawn anew each time
 SOAK = int(os.environ.get("LOCKSTEP_SOAK", "1"))
@@ -297,3 +298,22 @@ def times_of(sequence: Sequence) -> tuple[Any, ...]:
         sequence.recomputed_tokens,
         sequence.over_threshold,
     )
+
+
+class Remembering(Scheduler):
+    """A scheduler that keeps all sequences, the ended ones too."""
+
+    def __init__(self, config: SchedulerConfig, observer: Recorder) -> None:
+        super().__init__(config, observer)
+        self.all: list[Sequence] = []
+
+    def submit(self, request: Request, now_ns: int) -> Sequence:
+        self.all.append(super().submit(request, now_ns))
+        return self.all[-1]
+
+
+def simulated(run: Run, max_repeat: int) -> tuple[Remembering, Recorder]:
+    recorder = Recorder()
+    scheduler = Remembering(run.config, recorder)
+    simulate(run.requests, scheduler, run.costs, max_repeat=max_repeat, aborted=run.aborts, jitter=run.jitter())
+    return scheduler, recorder

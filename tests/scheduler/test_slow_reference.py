@@ -7,34 +7,11 @@ from dataclasses import asdict, replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from random_runs import PARTS, POLICY_SETTINGS, Recorder, Run, draw_run, examples, runs, times_of, with_head_starts
+from random_runs import PARTS, POLICY_SETTINGS, Run, draw_run, examples, runs, simulated, times_of, with_head_starts
 from slow_orders import Job
 from slow_reference import Reference
 
-from scheduler.config import SchedulerConfig
-from scheduler.request import Request
-from scheduler.scheduler import Scheduler
-from scheduler.sequence import Sequence
-from simulator.replica import ANY, simulate
-
-
-class Remembering(Scheduler):
-    """A scheduler that keeps all sequences, the ended ones too."""
-
-    def __init__(self, config: SchedulerConfig, observer: Recorder) -> None:
-        super().__init__(config, observer)
-        self.all: list[Sequence] = []
-
-    def submit(self, request: Request, now_ns: int) -> Sequence:
-        self.all.append(super().submit(request, now_ns))
-        return self.all[-1]
-
-
-def simulated(run: Run, max_repeat: int) -> tuple[Remembering, Recorder]:
-    recorder = Recorder()
-    scheduler = Remembering(run.config, recorder)
-    simulate(run.requests, scheduler, run.costs, max_repeat=max_repeat, aborted=run.aborts, jitter=run.jitter())
-    return scheduler, recorder
+from simulator.replica import ANY
 
 
 def job_times(job: Job) -> tuple[object, ...]:
