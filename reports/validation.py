@@ -49,9 +49,9 @@ class Compared:
         return (self.simulated - self.mean) / self.mean
 
     @property
-    def spread(self) -> float:
-        """Highest less lowest round, relative to the mean."""
-        return (max(self.rounds) - min(self.rounds)) / self.mean
+    def spread(self) -> float | None:
+        """Highest less lowest round, relative to the mean; one round has none."""
+        return (max(self.rounds) - min(self.rounds)) / self.mean if len(self.rounds) > 1 else None
 
     @property
     def within_spread(self) -> bool:
@@ -119,11 +119,14 @@ class Ranking:
 
 
 def ranking(cells: Iterable[CellResult], path: str) -> Ranking:
-    """Rank policies by the figure at ``path`` among cells of one model, workload, layout and load."""
+    """Rank policies by the figure at ``path`` among cells of one model, workload, layout and load.
+
+    Cells that were run once do not count: nobody knows their spread.
+    """
     groups: dict[tuple[Any, ...], list[Compared]] = {}
     for cell in cells:
         figure = cell.figure(path)
-        if figure is not None:
+        if figure is not None and figure.spread is not None:
             groups.setdefault((cell.model, cell.workload, cell.layout, cell.load), []).append(figure)
     alike = unlike = ties = 0
     for figures in groups.values():
@@ -145,7 +148,8 @@ def table(cells: Iterable[CellResult]) -> pd.DataFrame:
             "load": cell.load, "rate_per_s": round(cell.rate_per_s, 6), "requests": cell.requests,
             "figure": figure.path, "rounds": len(figure.rounds), "lowest": min(figure.rounds), "mean": figure.mean,
             "highest": max(figure.rounds), "simulated": figure.simulated, "error": round(figure.error, 6),
-            "spread": round(figure.spread, 6), "within_spread": int(figure.within_spread),
+            "spread": None if figure.spread is None else round(figure.spread, 6),
+            "within_spread": int(figure.within_spread),
         }
         for cell in cells
         for figure in cell.figures
@@ -161,7 +165,8 @@ def _cell(figure: Compared | None) -> str:
     if figure is None:
         return ""
     mark = "" if figure.met else " **!**"
-    return f"{_percent(figure.error)} ({100 * figure.spread:.1f}){mark}"
+    spread = "" if figure.spread is None else f" ({100 * figure.spread:.1f})"
+    return f"{_percent(figure.error)}{spread}{mark}"
 
 
 #: columns of the table of cells: a title and the figure
@@ -202,12 +207,13 @@ def markdown(cells: Sequence[CellResult]) -> str:
         figures = [figure for cell in cells for figure in cell.judged if figure.path == path]
         if figures:
             sizes = sorted(abs(figure.error) for figure in figures)
-            spread = math.fsum(figure.spread for figure in figures) / len(figures)
+            spreads = [figure.spread for figure in figures if figure.spread is not None]
+            spread = f"{100 * math.fsum(spreads) / len(spreads):.1f} %" if spreads else "not known"
             met = sum(figure.met for figure in figures)
             title = figure_at(path).title
             lines.append(
                 f"| {title} | {len(figures)} | {100 * math.fsum(sizes) / len(sizes):.1f} % | "
-                f"{100 * sizes[len(sizes) // 2]:.1f} % | {100 * sizes[-1]:.1f} % | {100 * spread:.1f} % | "
+                f"{100 * sizes[len(sizes) // 2]:.1f} % | {100 * sizes[-1]:.1f} % | {spread} | "
                 f"{met} of {len(figures)} |"
             )
     return "\n".join(lines) + "\n"

@@ -18,6 +18,7 @@ def test_errors_are_relative_to_the_mean_of_the_rounds_and_judged_by_target_or_s
     assert close.mean == 100
     assert close.error == pytest.approx(0.029)
     assert close.spread == pytest.approx(0.04)
+    assert Compared("e2e_ms.p50", (100.0,), 100.0).spread is None
     assert not close.within_spread
     assert close.met
     noisy = Compared("e2e_ms.p99", (100.0, 140.0), 138.0)
@@ -48,6 +49,8 @@ def test_policies_are_ranked_where_the_rounds_tell_them_apart() -> None:
         cell("sjf", 0.9, mean((8.0, 9.0), 12.0)),
         # overlaps with fcfs
         cell("hrrn", 0.9, mean((10.5, 12.0), 11.0)),
+        # run once: nobody knows its spread
+        cell("trail", 0.9, mean((1.0,), 50.0)),
         # another load is another group
         cell("fcfs", 0.5, mean((1.0, 1.0), 9.0)),
     ]
