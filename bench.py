@@ -183,6 +183,7 @@ def simulated(args: argparse.Namespace, command: str) -> int:
 
 def _simulated_cluster(args: argparse.Namespace, command: str, setup: ClusterSetup) -> int:
     """``--mode sim`` on several replicas."""
+    settle_block_tokens(args, setup.costs[0])
     session = Session(_with_workload(args, "seed"), command)
     for costs in setup.distinct_costs:
         terminal.print_costs(costs, quiet=args.quiet)

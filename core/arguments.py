@@ -341,7 +341,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
                 f"{_flag(name)} has no effect with --record-costs, whose plan decides it; leave it out (it takes: "
                 f"{', '.join(sorted(map(_flag, RECORDING_FLAGS - {'record_costs'})))})"
             )
-    if args.block_tokens is None and not args.costs:
+    if args.block_tokens is None and not (args.costs or args.replica_costs):
         args.block_tokens = DEFAULT_BLOCK_TOKENS
     if args.force and not args.costs:
         raise UsageError("--force takes costs that do not fit; give them with --costs, or leave it out")

@@ -301,7 +301,7 @@ class Session:
 
         With ``--force`` it returns what differs. Costs that the session has recorded itself are what they should be.
         """
-        if not self.args.costs:
+        if not (self.args.costs or self.args.replica_costs):
             return []
         engine = None
         if self.args.mode == "validate":

@@ -308,16 +308,34 @@ def beside_chart(
 
 
 def curves_chart(
-    name: str, title: str, curves: Sequence[tuple[str, Sequence[float], Sequence[float], bool]], x: str, y: str
+    name: str,
+    title: str,
+    curves: Sequence[tuple[str, Sequence[float], Sequence[float], bool]],
+    x: str,
+    y: str,
+    counts: bool = False,
 ) -> str:
-    """Lines as (label, x, y, whether it steps), each with its label at its start."""
+    """Lines as (label, x, y, whether it steps), each with its label at its start.
+
+    ``counts``: of whole numbers, from 0 on, in a chart as wide as the page.
+    """
+    width, height = (13.2, 2.2) if counts else (4.3, 2.85)
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(4.3, 2.85))
-        axes = figure.add_axes((0.115, 0.165, 0.80, 0.79))
+        figure = Figure(figsize=(width, height))
+        left, right, foot, top = 0.4946 / width, 0.3655 / width, 0.47025 / height, 0.12825 / height
+        axes = figure.add_axes((left, foot, 1 - left - right, 1 - foot - top))
+        starts: list[tuple[float, float]] = []
         for index, (label, xs, ys, steps) in enumerate(curves):
             colour = f"#a1000{index % SERIES_COLOURS + 1}"
             axes.plot(xs, ys, color=colour, drawstyle="steps-post" if steps else "default")
-            axes.annotate(label, (xs[0], ys[0]), xytext=(4, 2), textcoords="offset points", color=colour)
+            start = (xs[0], ys[0])
+            # one below the other where lines begin together
+            offset = 2 - 12 * starts.count(start) if counts else 2
+            axes.annotate(label, start, xytext=(4, offset), textcoords="offset points", color=colour)
+            starts.append(start)
+        if counts:
+            axes.set_ylim(0, 1.2 * max(max(ys) for _, _, ys, _ in curves))
+            axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.set_xlim(left=0)
         axes.set_xlabel(x)
         axes.set_ylabel(y)

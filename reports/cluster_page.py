@@ -31,7 +31,8 @@ def cluster_section(runs: Sequence[tuple[str, Run]]) -> str:
         parts.append(f'{heading}<p class="lead">{escape(cluster_line(cluster))}</p>{_replicas(cluster)}')
         chart = _sizes(cluster, f"replicas-{index}")
         if chart:
-            parts.append(f'<div class="charts"><div class="card"><h3>Replicas over time</h3>{chart}</div></div>')
+            card = f'<div class="card"><h3>Replicas over time</h3>{chart}</div>'
+            parts.append(f'<div class="charts" style="grid-template-columns:1fr">{card}</div>')
     return section("Replicas", _LEAD, "\n".join(parts)) if parts else ""
 
 
@@ -78,4 +79,4 @@ def _sizes(cluster: Mapping[str, Any], name: str) -> str:
     curves = [("running", times, [up for _, up, _ in sizes], True)]
     if any(coming for _, _, coming in sizes):
         curves.insert(0, ("with those that start", times, [up + coming for _, up, coming in sizes], True))
-    return curves_chart(name, "Replicas over time", curves, "seconds", "replicas")
+    return curves_chart(name, "Replicas over time", curves, "seconds", "replicas", counts=True)

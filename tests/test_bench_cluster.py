@@ -45,6 +45,16 @@ def test_a_cluster_writes_where_each_request_and_step_was(tmp_path: Path) -> Non
     assert load_run(tmp_path / "run").summary["cluster"] == cluster
 
 
+def test_a_profile_brings_its_block_size_to_every_replica(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    played = ["--mode", "sim", "--quiet", "--workload", "chat", "--requests", "6"]
+    for flags in (["--costs", "h100-qwen-7b", "--replicas", "2"], ["--replica-costs", "h100-qwen-7b,h100-qwen2.5-7b"]):
+        out = tmp_path / flags[0]
+        assert bench.main([*played, *flags, "--out", str(out)]) == 0
+        assert json.loads((out / "manifest.json").read_text())["config"]["block_tokens"] == 64
+        assert bench.main([*played, *flags, "--block-tokens", "16", "--out", str(out)]) == 2
+        assert "were recorded with KV blocks of 64 tokens (simulated: 16)" in capsys.readouterr().err
+
+
 def test_one_replica_is_the_plain_run_with_more_columns(tmp_path: Path) -> None:
     plain, requests, steps = simulated(tmp_path / "plain", *COSTS)
     cluster, more_requests, more_steps = simulated(tmp_path / "cluster", *COSTS, "--replicas", "1")
