@@ -369,7 +369,7 @@ def _report_matrix(args: argparse.Namespace) -> int:
 
 def _record_costs(session: Session, layout: Layout, cases: list[Case], folder: Path) -> CostModel:
     """Record what the steps of ``cases`` cost, on requests of the same kind, but not the same ones."""
-    requests = session.prompts(calibration_workload(session.args, len(session.workload.rows)))
+    requests = session.prompts(calibration_workload(session.args, session.workload))
     places = []
     for name, config in session.calibrations(layout, cases, requests).items():
         place = folder / f"costs-{name}-{layout}"

@@ -644,15 +644,22 @@ def _workload(args: argparse.Namespace, seed: int) -> Workload:
     )  # fmt: skip
 
 
-def calibration_workload(args: argparse.Namespace, available: int, most: int = 8) -> Workload:
-    """What costs are recorded on: the same kind of requests from another seed, all at once, ``most`` at most.
+def calibration_workload(args: argparse.Namespace, workload: Workload, most: int = 8) -> Workload:
+    """What costs for ``workload`` are recorded on: the same kind of requests from another seed, all at once.
 
-    ``available``: requests of the workload itself, which a trace may have fewer of.
+    ``most`` at most; the last two of them are as long as the longest, so that its contexts are among what is recorded.
     """
     other = argparse.Namespace(**vars(args))
     other.arrivals, other.rate, other.time_scale = "all-at-once", None, None
-    other.requests = min(available, most)
-    return _workload(other, args.seed + 1)
+    other.requests = min(len(workload), most)
+    drawn = _workload(other, args.seed + 1)
+    longest = max(workload.rows, key=lambda row: row.prompt_tokens + row.output_tokens)
+    as_long = [
+        row._replace(prompt_tokens=longest.prompt_tokens, output_tokens=longest.output_tokens,
+                     max_tokens=max(row.max_tokens, longest.output_tokens), prefix_ids=())
+        for row in drawn.rows[-2:]
+    ]  # fmt: skip
+    return replace(drawn, rows=(*drawn.rows[:-2], *as_long))
 
 
 def _memory_for_prompts(requests: list[Request], count: int, block_tokens: int) -> int:

@@ -106,11 +106,19 @@ def print_run(run: Run, *, quiet: bool = False, console: Console | None = None) 
 
 
 def print_beyond(runs: Sequence[Run], *, quiet: bool = False, console: Console | None = None) -> None:
-    """Where simulations guessed at costs, each line once; on standard error if ``quiet``: it is a warning."""
+    """Where simulations guessed at costs: of one run all of it, of several a line each.
+
+    On standard error if ``quiet``: it is a warning.
+    """
     out = Console(stderr=True, highlight=False, soft_wrap=True) if quiet else terminal(False, console)
-    simulated = [run for run in runs if run.simulated]
-    for warning in dict.fromkeys(text for run in simulated for text in run.summary.get("beyond_recorded") or ()):
-        out.print(f"Beyond the recording: {warning}", style="yellow", soft_wrap=True)
+    warned = [(run, run.summary.get("beyond_recorded") or ()) for run in runs if run.simulated]
+    for run, warnings in warned:
+        lines = list(warnings)
+        if lines and len(warned) > 1:
+            more = f", and {len(lines) - 1} more (see the report)" if len(lines) > 1 else ""
+            lines = [f"{run.label}: {lines[0]}{more}"]
+        for line in lines:
+            out.print(f"Beyond the recording: {line}", style="yellow", soft_wrap=True)
 
 
 def print_costs(costs: CostModel, *, quiet: bool = False, console: Console | None = None) -> None:

@@ -218,7 +218,9 @@ def test_what_goes_beyond_is_said_where_runs_are_compared_and_where_it_is_quiet(
 ) -> None:
     flags = ("--costs", str(recording(tmp_path / "run")), "--max-running", "64", "--requests", "80")
     assert simulate(tmp_path / "two", *flags, "--policy", "fcfs,sjf") == bench.OK
-    assert "Beyond the recording: paged decode steps of up to 64 rows" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Beyond the recording: fcfs on paged: paged decode steps of up to 64 rows" in said
+    assert "Beyond the recording: sjf on paged: " in said
     assert simulate(tmp_path / "quiet", *flags, "--quiet") == bench.OK
     captured = capsys.readouterr()
     assert "Beyond the recording" not in captured.out
