@@ -52,6 +52,10 @@ def test_fast_forward_is_step_by_step_and_nothing_is_lost(policy: str) -> None:
         assert forwarded.transfers.waiting_tokens == 0
         for instance in forwarded.instances:
             if instance.alive:
+                assert instance.outstanding == 0
+                # a step of nobody's, planned ahead, is not run where the replica is to die before its end
+                if any(fault.kind == "die" and fault.replica == instance.number for fault in plan.faults):
+                    continue
                 assert instance.scheduler.idle
                 assert instance.scheduler.pool.reserved_tokens == 0
                 assert instance.outstanding == instance.expected_tokens == 0
