@@ -647,19 +647,20 @@ def _workload(args: argparse.Namespace, seed: int) -> Workload:
 def calibration_workload(args: argparse.Namespace, workload: Workload, most: int = 8) -> Workload:
     """What costs for ``workload`` are recorded on: the same kind of requests from another seed, all at once.
 
-    ``most`` at most; the last two of them are as long as the longest, so that its contexts are among what is recorded.
+    ``most`` at most; half of them are as long as its longest, so that its contexts are among what is recorded.
     """
     other = argparse.Namespace(**vars(args))
     other.arrivals, other.rate, other.time_scale = "all-at-once", None, None
     other.requests = min(len(workload), most)
     drawn = _workload(other, args.seed + 1)
+    half = len(drawn) // 2
     longest = max(workload.rows, key=lambda row: row.prompt_tokens + row.output_tokens)
     as_long = [
         row._replace(prompt_tokens=longest.prompt_tokens, output_tokens=longest.output_tokens,
                      max_tokens=max(row.max_tokens, longest.output_tokens), prefix_ids=())
-        for row in drawn.rows[-2:]
+        for row in drawn.rows[half:]
     ]  # fmt: skip
-    return replace(drawn, rows=(*drawn.rows[:-2], *as_long))
+    return replace(drawn, rows=(*drawn.rows[:half], *as_long))
 
 
 def _memory_for_prompts(requests: list[Request], count: int, block_tokens: int) -> int:
