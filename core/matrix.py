@@ -200,7 +200,8 @@ class CellRun:
         session = self._ready()
         config = SchedulerConfig.from_dict(dict(real.manifest["config"]))
         if not self._args.force:
-            refuse(costs, differences(costs, config, kv_asked=False, engine=real.manifest))
+            engine = {name: real.manifest.get(name) for name in ("model", "dtype", "tp")}
+            refuse(costs, differences(costs, config, kv_asked=False, engine=engine))
         place = self.folder / "sim"
         shutil.rmtree(place, ignore_errors=True)
         return session.simulate(self.cell.case, costs, place, config, twin_requests(real, session.requests()))
@@ -296,13 +297,18 @@ def keep_matrix(folder: Path, args: argparse.Namespace, argv: Sequence[str]) -> 
 
 
 def kept_cells(folder: Path) -> tuple[list[CellRun], int, str]:
-    """The cells in ``folder``, the number of rounds, and the costs that the command named."""
+    """The cells in ``folder``, the number of rounds, and the costs that the command named.
+
+    Costs that are kept in the folder are meant before any others of that name.
+    """
     path = folder / MATRIX_FILE
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         argv, costs, text = [*map(str, kept["argv"])], str(kept["costs"]), str(kept["matrix"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
+    if (folder / costs).exists():
+        costs = str(folder / costs)
     matrix = parse_matrix(text, str(path))
     args = parse_arguments(argv)
     command = shlex.join(["python", "bench.py", *argv])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from core import matrix
 from core.runs import Session
 from engine.attention import ATTENTION
 from engine.models import LoadedModel, loaded
+from simulator.profiles import profile_path
 
 CELLS = """
 rounds: 2
@@ -105,6 +107,51 @@ def test_one_that_was_stopped_goes_on(given: list[str], tmp_path: Path, monkeypa
     # nothing is left to run
     assert bench.main([*given, "--out", str(out)]) == 0
     assert len(measured) == 10
+
+
+def test_its_report_is_made_again_without_the_engine(
+    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert bench.main([*given, "--out", str(out)]) == 0
+    first = (out / "matrix.csv").read_text()
+    (out / "matrix.csv").unlink()
+
+    def nothing(self: Session) -> LoadedModel:
+        raise AssertionError("there is no engine here")
+
+    monkeypatch.setattr(Session, "model", nothing)
+    moved = out.rename(tmp_path / "elsewhere")
+    report = ["--mode", "report", "--quiet", str(moved)]
+    assert bench.main(report) == 0
+    assert (moved / "matrix.csv").read_text() == first
+    assert bench.main([*report, "--costs", "roofline:t4:qwen2.5-0.5b"]) == 0
+    others = pd.read_csv(moved / "matrix.csv")
+    assert list(others["mean"]) == list(pd.read_csv(io.StringIO(first))["mean"])
+    assert list(others["simulated"]) != list(pd.read_csv(io.StringIO(first))["simulated"])
+    capsys.readouterr()
+    assert bench.main([*report, "--out", str(tmp_path / "page.html")]) == 2
+    assert "--out has no effect on the report of a matrix" in capsys.readouterr().err
+    (moved / "matrix.json").write_text("{}")
+    assert bench.main(report) == 2
+    assert "matrix.json cannot be read" in capsys.readouterr().err
+    assert bench.main(["--mode", "report", str(moved / "trace-fcfs-paged-50" / "sim"), "--costs", "h100-qwen-7b"]) == 2
+    assert "--costs has no effect on a report of runs" in capsys.readouterr().err
+
+
+def test_profiles_kept_with_it_are_taken_for_the_same_model_only(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert bench.main([*given, "--out", str(out)]) == 0
+    about = json.loads((out / "matrix.json").read_text())
+    (out / "matrix.json").write_text(json.dumps({**about, "costs": "mine.csv.xz"}))
+    (out / "mine.csv.xz").write_bytes(profile_path("h100-qwen-7b").read_bytes())
+    capsys.readouterr()
+    assert bench.main(["--mode", "report", "--quiet", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert "mine.csv.xz were recorded with" in error
+    assert "the model shape:qwen-7b (simulated: small)" in error
 
 
 @pytest.mark.parametrize(
