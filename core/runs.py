@@ -510,6 +510,7 @@ class Session:
         The scheduler tells ``watching(observer)`` of what happens, which passes it on.
         """
         from engine.errors import DeviceError
+        from engine.loop import undisturbed
 
         model = self.model()
         about = {
@@ -529,7 +530,8 @@ class Session:
             scheduler = TimedJournaledScheduler(config, journal, watching(observer))
             loop = make_loop(scheduler)
             try:
-                play(loop)
+                with undisturbed():
+                    play(loop)
             except KeyboardInterrupt:
                 interrupted = True
             except DeviceError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -247,3 +248,23 @@ def test_random_tokens_do_not_depend_on_the_schedule(reference: Callable[[str], 
         told.append(tokens)
     assert told[0] == told[1] == told[2]
     assert len({tuple(tokens) for tokens in told[0].values()}) == 5
+
+
+def test_while_a_workload_is_played_collections_leave_alone_what_was_there() -> None:
+    frozen: list[int] = []
+    before = gc.get_freeze_count()
+    loop = EngineLoop(
+        Scheduler(SchedulerConfig()), CountingExecutor(), listener=lambda _: frozen.append(gc.get_freeze_count())
+    )
+    loop.run([Request("a", 0, 3, 4, 4, prompt_token_ids=(1, 2, 3))])
+    assert len(frozen) == 4
+    assert min(frozen) > 10_000
+    assert gc.get_freeze_count() == before
+
+    def fail(_: object) -> None:
+        raise KeyboardInterrupt
+
+    loop = EngineLoop(Scheduler(SchedulerConfig()), CountingExecutor(), listener=fail)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run([Request("b", 0, 3, 4, 4, prompt_token_ids=(1, 2, 3))])
+    assert gc.get_freeze_count() == before
