@@ -9,6 +9,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,19 +167,11 @@ def simulated(args: argparse.Namespace, command: str) -> int:
     for config in configs:
         session.fitting(costs, config)
         session.check(config, requests)
-    if args.dry_run:
-        return _dry_run(session, cases)
-    folder = open_folder(args, f"sim-{session.workload.name}")
-    runs: list[Run] = []
-    for case, config in zip(cases, configs, strict=True):
-        place = folder if len(cases) == 1 else folder / f"sim-{case}"
-        try:
-            runs.append(session.simulate(case, costs, place, config, requests))
-        except KeyboardInterrupt:
-            return _interrupted(place)
-        except PolicyError as error:
-            return _broken(args, command, folder, [*runs, load_run(place)], error)
-    return _finish(args, command, folder, runs, [])
+    simulations = [
+        partial(session.simulate, case, costs, config=config, requests=requests)
+        for case, config in zip(cases, configs, strict=True)
+    ]
+    return _simulate_each(args, command, session, cases, simulations)
 
 
 def _simulated_cluster(args: argparse.Namespace, command: str, setup: ClusterSetup) -> int:
@@ -190,14 +183,29 @@ def _simulated_cluster(args: argparse.Namespace, command: str, setup: ClusterSet
     cases = _cases(args, default_layout="paged")
     requests = session.requests()
     plans = [session.cluster_plan(case, setup, requests) for case in cases]
+    simulations = [
+        partial(session.simulate_cluster, case, setup, plan=plan, requests=requests)
+        for case, plan in zip(cases, plans, strict=True)
+    ]
+    return _simulate_each(args, command, session, cases, simulations)
+
+
+def _simulate_each(
+    args: argparse.Namespace,
+    command: str,
+    session: Session,
+    cases: list[Case],
+    simulations: Sequence[Callable[[Path], Run]],
+) -> int:
+    """Run the simulation of each case into a folder of its own, or say what would be run."""
     if args.dry_run:
         return _dry_run(session, cases)
     folder = open_folder(args, f"sim-{session.workload.name}")
     runs: list[Run] = []
-    for case, plan in zip(cases, plans, strict=True):
+    for case, simulate in zip(cases, simulations, strict=True):
         place = folder if len(cases) == 1 else folder / f"sim-{case}"
         try:
-            runs.append(session.simulate_cluster(case, setup, place, plan, requests))
+            runs.append(simulate(place))
         except KeyboardInterrupt:
             return _interrupted(place)
         except PolicyError as error:

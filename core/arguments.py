@@ -338,8 +338,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
             raise UsageError(_without_effect(args, name))
         if args.record_costs and name not in ("mode", *RECORDING_FLAGS) and value not in (parser.get_default(name), []):
             raise UsageError(
-                f"{_flag(name)} has no effect with --record-costs, whose plan decides it; leave it out (it takes: "
-                f"{', '.join(sorted(map(_flag, RECORDING_FLAGS - {'record_costs'})))})"
+                f"{flag_of(name)} has no effect with --record-costs, whose plan decides it; leave it out (it takes: "
+                f"{', '.join(sorted(map(flag_of, RECORDING_FLAGS - {'record_costs'})))})"
             )
     if args.block_tokens is None and not (args.costs or args.replica_costs):
         args.block_tokens = DEFAULT_BLOCK_TOKENS
@@ -350,7 +350,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
+    """How a setting is written on a command line."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -358,7 +359,7 @@ def _without_effect(args: argparse.Namespace, name: str) -> str:
     modes = ", ".join(mode for mode, flags in FLAGS_OF_MODE.items() if name in flags)
     if name == "runs":
         return f"unexpected argument {str(args.runs[0])!r}: run folders are for --mode {modes}"
-    return f"{_flag(name)} has no effect on --mode {args.mode}; leave it out (it is for: {modes})"
+    return f"{flag_of(name)} has no effect on --mode {args.mode}; leave it out (it is for: {modes})"
 
 
 def _config_flags(path: Path) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.arguments import UsageError
+from core.arguments import UsageError, flag_of
 from core.costs import read_costs
 from reports.slo import Slo
 from scheduler.config import SchedulerConfig
@@ -85,7 +85,9 @@ def cluster_setup(args: argparse.Namespace) -> ClusterSetup | None:
     if not given:
         for name in ("router", *TRANSFER):
             if getattr(args, name) is not None:
-                raise UsageError(f"{_flag(name)} has no effect on a single replica; give --replicas N, or leave it out")
+                raise UsageError(
+                    f"{flag_of(name)} has no effect on a single replica; give --replicas N, or leave it out"
+                )
         return None
     if args.jitter:
         raise UsageError("--jitter has no effect on several replicas; leave it out")
@@ -102,20 +104,18 @@ def cluster_setup(args: argparse.Namespace) -> ClusterSetup | None:
     return ClusterSetup(costs, router, args.seed, faults, scaling, prefill, link)
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
 def _check_counts(args: argparse.Namespace, scaling: AutoscaleSettings | None) -> int:
     """Refuse flags that say the same thing twice. Returns the number of prefill replicas."""
     if scaling is not None:
         for name in ("replicas", "disaggregate"):
             if getattr(args, name) is not None:
-                raise UsageError(f"{_flag(name)} does not go with --autoscale, whose file says how many; leave one out")
+                raise UsageError(
+                    f"{flag_of(name)} does not go with --autoscale, whose file says how many; leave one out"
+                )
     if args.disaggregate is None:
         for name in TRANSFER:
             if getattr(args, name) is not None:
-                raise UsageError(f"{_flag(name)} has no effect without --disaggregate; leave it out")
+                raise UsageError(f"{flag_of(name)} has no effect without --disaggregate; leave it out")
         return 0
     if args.replicas is not None:
         raise UsageError("--replicas does not go with --disaggregate, which says how many; leave it out")

@@ -36,6 +36,7 @@ from scheduler.request import Request
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence as SchedulerSequence
 from simulator.costs import CostModel
+from simulator.profiles import without_flags
 from simulator.replica import simulate
 
 CELL_FILE = "cell.json"
@@ -287,7 +288,7 @@ def capacity_per_s(config: SchedulerConfig, costs: CostModel, requests: list[Req
 
 def keep_matrix(folder: Path, args: argparse.Namespace, argv: Sequence[str]) -> None:
     """Write down what :func:`kept_cells` needs: the command and the matrix."""
-    kept = {"argv": _without(argv, "--matrix", "--out", "--costs", "--dry-run"), "costs": args.costs,
+    kept = {"argv": without_flags(argv, "--matrix", "--out", "--costs"), "costs": args.costs,
             "matrix": args.matrix.read_text(encoding="utf-8")}  # fmt: skip
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -313,20 +314,6 @@ def kept_cells(folder: Path) -> tuple[list[CellRun], int, str]:
     args = parse_arguments(argv)
     command = shlex.join(["python", "bench.py", *argv])
     return [CellRun(cell, folder / cell.name, args, command, Engine()) for cell in matrix.cells], matrix.rounds, costs
-
-
-def _without(argv: Sequence[str], *flags: str) -> list[str]:
-    """``argv`` without these flags and their values."""
-    kept: list[str] = []
-    skip = False
-    for word in argv:
-        if skip:
-            skip = False
-        elif word.partition("=")[0] in flags:
-            skip = "=" not in word and word != "--dry-run"
-        else:
-            kept.append(word)
-    return kept
 
 
 def write_matrix(folder: Path, results: list[CellResult]) -> None:

@@ -453,6 +453,7 @@ class Session:
         """
         from engine.errors import DeviceError
         from engine.executors import start_executor
+        from engine.loop import undisturbed
 
         model = self.model()
         config = self.real_config(case, plain=True)
@@ -471,10 +472,11 @@ class Session:
             "recording": {"budget_s": budget_s, **pilot._asdict()},
             "memory": memory.as_dict(),
         }
-        run, loop, interrupted = self._run(
-            case, folder, scale.config, notes, None, recording.play,
-            partial(self._loop, executor=executor, memory=memory), recording.watching,
-        )  # fmt: skip
+        with undisturbed():
+            run, loop, interrupted = self._run(
+                case, folder, scale.config, notes, None, recording.play,
+                partial(self._loop, executor=executor, memory=memory), recording.watching,
+            )  # fmt: skip
         if loop.broken is not None:
             raise DeviceError(loop.broken)
         if loop.errors:
@@ -510,7 +512,6 @@ class Session:
         The scheduler tells ``watching(observer)`` of what happens, which passes it on.
         """
         from engine.errors import DeviceError
-        from engine.loop import undisturbed
 
         model = self.model()
         about = {
@@ -530,8 +531,7 @@ class Session:
             scheduler = TimedJournaledScheduler(config, journal, watching(observer))
             loop = make_loop(scheduler)
             try:
-                with undisturbed():
-                    play(loop)
+                play(loop)
             except KeyboardInterrupt:
                 interrupted = True
             except DeviceError:

@@ -166,13 +166,18 @@ def recorded_costs(*folders: Path) -> RecordedCosts:
         "model": manifests[0].get("model"),
         "dtype": manifests[0].get("dtype"),
         "block_tokens": configs[0].get("block_tokens"),
-        **{
-            name: next((config[name] for config in configs if config.get(name)), ())
-            for name in ("graph_rows", "graph_tokens")
-        },
+        **graphs_of(configs),
     }
     name = "+".join(str(folder) for folder in folders)
     return costs_of(name, about, pd.concat(frames), b"".join((folder / "steps.csv").read_bytes() for folder in folders))
+
+
+def graphs_of(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
+    """The sizes of graphs that recorded steps ran as, from the settings of the runs: of the first that has any."""
+    return {
+        name: next((config[name] for config in configs if config.get(name)), [])
+        for name in ("graph_rows", "graph_tokens")
+    }
 
 
 def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: bytes) -> RecordedCosts:

@@ -102,13 +102,9 @@ class FusedExecutor:
             blocks += max_running + 1
             self._private = PrivateBlocks(blocks, block_tokens)
         self._max_running = max_running
-        #: of sequences that hold KV: their place, and those of their blocks that the device's table names
-        self._places: dict[int, int] = {}
-        self._tables: dict[int, list[int]] = {}
-        self._free_places = list(range(max_running - 1, -1, -1))
         #: swapped out by a scheduler before this one: every rank forgets them with its next step
         self._forgotten: tuple[int, ...] = ()
-        self._booking: Booking | None = None
+        self._forget()
         settings = DeviceSettings(
             blocks,
             block_tokens,
@@ -156,13 +152,18 @@ class FusedExecutor:
 
     def reset(self) -> None:
         """See :class:`~engine.executors.base.Executor`."""
-        self._places.clear()
-        self._tables.clear()
-        self._free_places = list(range(self._max_running - 1, -1, -1))
         self._forgotten = self.host_copies.numbers
-        self._booking = None
+        self._forget()
         if self._private is not None:
             self._private.clear()
+
+    def _forget(self) -> None:
+        """No sequence holds KV on the device."""
+        #: of sequences that hold KV: their place, and those of their blocks that the device's table names
+        self._places: dict[int, int] = {}
+        self._tables: dict[int, list[int]] = {}
+        self._free_places = list(range(self._max_running - 1, -1, -1))
+        self._booking: Booking | None = None
 
     def launch(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> PendingStep:
         """Start one step; see :class:`~engine.executors.base.Executor`. It waits for nothing on the device.

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from simulator.costs import CostError
-from simulator.recorded import RecordedCosts, costs_of, read_manifest
+from simulator.recorded import RecordedCosts, costs_of, graphs_of, read_manifest
 from simulator.recorded_rows import NEW_COLUMNS, checked_rows, read_recorded
 from simulator.step_cost import COST_COLUMNS
 
@@ -144,24 +144,21 @@ def _about(manifests: list[dict[str, Any]], steps: pd.DataFrame) -> dict[str, An
         "layouts": sorted(steps["layout"].unique().tolist()),
         "kv_tokens": max((tokens for tokens in capacities if tokens), default=None),
         **{name: configs[0].get(name) for name in _SETTINGS},
-        **{
-            name: next((config[name] for config in configs if config.get(name)), [])
-            for name in ("graph_rows", "graph_tokens")
-        },
+        **graphs_of(configs),
         "steps": len(steps),
         "recorded": str(first.get("started_at", ""))[:10],
-        "command": _without_places(str(first.get("command", ""))),
+        "command": shlex.join(without_flags(shlex.split(str(first.get("command", ""))), "--out", "--name")),
         "git_commit": first.get("git_commit"),
         "versions": first.get("versions"),
     }
 
 
-def _without_places(command: str) -> str:
-    """The command without where it wrote to, which is nobody else's."""
-    words: list[str] = []
+def without_flags(words: Iterable[str], *flags: str) -> list[str]:
+    """The words of a command without these ``flags`` and their values: where it wrote to is nobody else's."""
+    kept: list[str] = []
     skip = False
-    for word in shlex.split(command):
-        if not skip and word.partition("=")[0] not in ("--out", "--name"):
-            words.append(word)
-        skip = word in ("--out", "--name")
-    return shlex.join(words)
+    for word in words:
+        if not skip and word.partition("=")[0] not in flags:
+            kept.append(word)
+        skip = word in flags
+    return kept

@@ -9,15 +9,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import torch
-from transformers import Qwen2Config
-from transformers.models.auto import AutoModelForCausalLM
 
 import bench
 from core import matrix
 from core.runs import Session
-from engine.attention import ATTENTION
-from engine.models import LoadedModel, loaded
+from engine.models import LoadedModel
 from simulator.profiles import profile_path
 
 CELLS = """
@@ -28,22 +24,7 @@ cells:
 """
 
 
-@pytest.fixture(autouse=True)
-def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = Qwen2Config(
-        vocab_size=256, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=1024, eos_token_id=None, bos_token_id=None,
-    )  # fmt: skip
-    torch.set_num_threads(1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        model = loaded("small", AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION))
-
-    def own(self: Session) -> LoadedModel:
-        self.engine.model = model
-        return model
-
-    monkeypatch.setattr(Session, "model", own)
+pytestmark = pytest.mark.usefixtures("small_model")
 
 
 @pytest.fixture

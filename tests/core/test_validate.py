@@ -7,35 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import Qwen2Config
-from transformers.models.auto import AutoModelForCausalLM
 
 import bench
-import engine.parallel.loading
-from engine.attention import ATTENTION
-from engine.models import LoadedModel, loaded
 from reports.rows import read_steps
 from reports.run_folder import load_run
 
-
-@pytest.fixture(autouse=True)
-def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A random model instead of the embedded one; its tokens are bytes."""
-    config = Qwen2Config(
-        vocab_size=256, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=1024, eos_token_id=None, bos_token_id=None,
-    )  # fmt: skip
-    torch.set_num_threads(1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
-
-    def load(*_: Any, **__: Any) -> LoadedModel:
-        return loaded("small", model)
-
-    # by name, where it is used: whoever imports the module first would keep this one
-    monkeypatch.setattr(engine.parallel.loading, "load_model", load)
+pytestmark = pytest.mark.usefixtures("small_model")
 
 
 def trace(folder: Path, requests: int = 12, prompt: int = 90, output: int = 14) -> Path:

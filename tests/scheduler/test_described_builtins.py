@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
-from random_runs import POLICY_SETTINGS, Recorder, Run, draw_run, times_of
+from random_runs import POLICY_SETTINGS, Recorder, Remembering, Run, draw_run, times_of
 
 from scheduler.config import SchedulerConfig
 from scheduler.policies import POLICIES
-from scheduler.request import Request
 from scheduler.scheduler import Scheduler
-from scheduler.sequence import Sequence
 from simulator.replica import ANY, simulate
 
 Described = dict[str, Any]
@@ -85,18 +83,6 @@ def described(config: SchedulerConfig, folder: Path) -> SchedulerConfig:
         if config.batching not in (None, "run-to-completion"):
             settings |= {"min_batch": None, "max_wait_s": None}
     return replace(config, **settings)
-
-
-class Remembering(Scheduler):
-    """A scheduler that keeps all sequences, the ended ones too."""
-
-    def __init__(self, config: SchedulerConfig, observer: Recorder) -> None:
-        super().__init__(config, observer)
-        self.all: list[Sequence] = []
-
-    def submit(self, request: Request, now_ns: int) -> Sequence:
-        self.all.append(super().submit(request, now_ns))
-        return self.all[-1]
 
 
 def outcome(run: Run, config: SchedulerConfig, max_repeat: int) -> tuple[Any, ...]:

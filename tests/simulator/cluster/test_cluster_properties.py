@@ -9,12 +9,8 @@ import pytest
 from cluster_runs import draw_plan, outcome_of, ran
 from hypothesis import given
 from hypothesis import strategies as st
-from random_runs import POLICY_SETTINGS, Recorder, Run, draw_run, examples, runs
+from random_runs import POLICY_SETTINGS, Recorder, Remembering, Run, draw_run, examples, runs
 
-from scheduler.config import SchedulerConfig
-from scheduler.request import Request
-from scheduler.scheduler import Scheduler
-from scheduler.sequence import Sequence
 from simulator.cluster import ClusterPlan
 from simulator.cluster.cluster import NO_REPLICA
 from simulator.cluster.routers import ROUTERS
@@ -62,18 +58,6 @@ def test_fast_forward_is_step_by_step_and_nothing_is_lost(policy: str) -> None:
                 assert instance.scheduler.waiting_tokens == instance.scheduler.kv_tokens == 0
 
     agree()
-
-
-class Remembering(Scheduler):
-    """A scheduler that keeps all sequences, the ended ones too."""
-
-    def __init__(self, config: SchedulerConfig, observer: Recorder) -> None:
-        super().__init__(config, observer)
-        self.all: list[Sequence] = []
-
-    def submit(self, request: Request, now_ns: int) -> Sequence:
-        self.all.append(super().submit(request, now_ns))
-        return self.all[-1]
 
 
 @examples(150)
