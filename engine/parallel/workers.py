@@ -105,11 +105,12 @@ class _Watch:
         An interpreter must not end before the thread has: it would be cut off in the middle of the library's code,
         which ends the process with an error.
         """
-        abort, self.abort = self.abort, None
-        if abort is not None:
-            self._giving_up = threading.Thread(target=abort, name="group's end", daemon=True)
-            self._giving_up.start()
-        return self._giving_up
+        with self._lock:  # two threads may see the end: whoever waits for the thread must find it started
+            abort, self.abort = self.abort, None
+            if abort is not None:
+                self._giving_up = threading.Thread(target=abort, name="group's end", daemon=True)
+                self._giving_up.start()
+            return self._giving_up
 
     def check(self) -> None:
         """Raise :class:`RankError` if any rank has failed, or all have been ended."""

@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -24,6 +26,7 @@ from engine.executors import FusedExecutor, build_executor, plan_memory
 from engine.inference import InferenceEngine
 from engine.models import LoadedModel
 from engine.parallel.loading import divide, load_divided_model, rank_devices
+from engine.parallel.workers import _Watch
 from scheduler.config import ConfigError, SchedulerConfig
 from scheduler.request import SamplingParams
 
@@ -149,6 +152,29 @@ def test_a_process_that_is_killed_ends_its_requests_with_an_error() -> None:
     engine.close()
     engine.close()
     assert not is_there(pid)
+
+
+def test_who_waits_for_the_end_of_a_group_finds_it_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that hears of a killed rank and the one that closes may give the group up at the same time."""
+    start, starting, abandoned = threading.Thread.start, threading.Event(), threading.Event()
+
+    def slow_start(thread: threading.Thread) -> None:
+        if thread.name == "group's end":
+            starting.set()
+            time.sleep(0.1)
+        start(thread)
+
+    watch = _Watch()
+    watch.abort = abandoned.set
+    hears = threading.Thread(target=watch.fail, args=("rank 1 ended",))
+    monkeypatch.setattr(threading.Thread, "start", slow_start)
+    hears.start()
+    assert starting.wait(10)
+    ending = watch.abandon()
+    assert ending is not None
+    ending.join(10)
+    assert abandoned.is_set()
+    hears.join(10)
 
 
 def test_a_rank_that_cannot_load_its_share_says_why() -> None:
