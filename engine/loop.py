@@ -31,7 +31,7 @@ from scheduler.config import SchedulerConfig
 from scheduler.plan import StepOutcome, StepPlan, StopReason, iter_sampled
 from scheduler.prefix_hashes import block_hashes_of
 from scheduler.request import Request
-from scheduler.sequence import Sequence
+from scheduler.sequence import UNSET, Sequence
 
 
 class StepScheduler(Protocol):
@@ -54,11 +54,26 @@ class StepScheduler(Protocol):
     def next_wakeup(self) -> int | None: ...
 
 
+class RequestMetrics(NamedTuple):
+    """What became of a request; times are nanoseconds since the loop was made, ``None`` for what never happened."""
+
+    arrival_ns: int
+    first_scheduled_ns: int | None
+    first_token_ns: int | None
+    finish_ns: int
+    preemptions: int
+    prefix_hit_tokens: int
+    """prompt tokens whose KV the prefix cache held"""
+    recomputed_tokens: int
+    """computed again after an eviction"""
+
+
 class TokenOutput(NamedTuple):
     """News of a request. ``token_id`` is ``None`` where it ended without one (aborted, rejected).
 
     ``text`` is the new piece only. ``finish_reason`` is empty while the request goes on; then ``length``, ``eos``,
     ``stop``, ``error``, ``aborted`` or ``rejected``. ``detail`` says why a request was rejected, or what the error was.
+    ``metrics`` come with the last news.
     """
 
     request_id: str
@@ -66,6 +81,7 @@ class TokenOutput(NamedTuple):
     text: str
     finish_reason: str = ""
     detail: str = ""
+    metrics: RequestMetrics | None = None
 
 
 class Progress(NamedTuple):
@@ -115,6 +131,10 @@ class Abort(NamedTuple):
     reason: str
 
 
+#: something that the loop's thread is to do between two steps
+Call = Callable[[], None]
+
+
 class EngineLoop:
     """Drives an executor by a scheduler's plans, in real time.
 
@@ -157,10 +177,11 @@ class EngineLoop:
         config = scheduler.config
         self._overlap = config.overlap
         self._hashed_block_tokens = config.block_tokens if config.prefix_cache else None
-        self._inbox: deque[Generation | Abort] = deque()
+        self._inbox: deque[Generation | Abort | Call] = deque()
         #: held while something is put in, so that nothing is when the loop is broken
         self._handing_in = threading.Lock()
         self._arrived = threading.Event()
+        self._stopped = False
         self._live: dict[int, tuple[Sequence, Generation]] = {}
         #: the plan that comes after the running one
         self._planned: Planned | None = None
@@ -203,7 +224,19 @@ class EngineLoop:
         if self.broken is None:
             self._post(Abort(request_id, "aborted"))
 
-    def _post(self, item: Generation | Abort) -> None:
+    def call(self, work: Call) -> None:
+        """Have ``work`` done by the loop's thread before its next plan: the scheduler may be read then.
+
+        Raises :class:`~engine.errors.DeviceError` once the device has failed.
+        """
+        self._post(work)
+
+    def stop(self) -> None:
+        """:meth:`serve` is to return when it has completed the step at hand."""
+        self._stopped = True
+        self._arrived.set()
+
+    def _post(self, item: Generation | Abort | Call) -> None:
         with self._handing_in:
             if self.broken is not None:
                 raise DeviceError(self.broken)
@@ -227,6 +260,19 @@ class EngineLoop:
         except KeyboardInterrupt:
             self.abort_all()
             raise
+
+    def serve(self, told: Call = lambda: None) -> None:
+        """Run what is handed in, as it comes, until :meth:`stop`; what has not ended then is left as it is.
+
+        ``told`` is called when a step's news have been told, and whenever there is nothing more to do for now.
+        Raises :class:`~engine.errors.DeviceError` when the device fails; all that was handed in has ended then.
+        """
+        while not self._stopped:
+            stepped = self.step()
+            told()
+            if not stepped and not self._inbox and not self._stopped:
+                wakeup_ns = self.scheduler.next_wakeup()
+                self._arrived.wait(None if wakeup_ns is None else max(0, wakeup_ns - self.now_ns()) / 1e9)
 
     def _play(self, arrivals: deque[Request], progress: Callable[[Progress], None] | None) -> None:
         while True:
@@ -296,8 +342,10 @@ class EngineLoop:
             if isinstance(item, Abort):
                 self.scheduler.abort(item.request_id, now_ns, item.reason)
                 self._aborts_passed_on = True
-            else:
+            elif isinstance(item, Generation):
                 self._take_up(item, now_ns)
+            else:
+                item()
         return now_ns
 
     def _take_up(self, generation: Generation, now_ns: int) -> None:
@@ -305,7 +353,7 @@ class EngineLoop:
         self._submitted += 1
         if sequence.state == "rejected":
             self._ended += 1
-            self._tell(TokenOutput(sequence.id, None, "", "rejected", sequence.reason))
+            self._tell(TokenOutput(sequence.id, None, "", "rejected", sequence.reason, _metrics(sequence, now_ns)))
             return
         self._live[sequence.number] = (sequence, generation)
 
@@ -488,7 +536,8 @@ class EngineLoop:
             self.last_error = problem
         else:
             problem = ""
-        self._tell(TokenOutput(sequence.id, token_id, text + generation.finish(), sequence.reason, problem))
+        metrics = _metrics(sequence, self.now_ns())
+        self._tell(TokenOutput(sequence.id, token_id, text + generation.finish(), sequence.reason, problem, metrics))
 
     def _forget_aborted(self) -> None:
         """Aborts take effect when a plan is asked for; drop what they ended."""
@@ -510,6 +559,23 @@ class EngineLoop:
         if not times:
             raise RuntimeError("the scheduler holds requests, but plans no step and names no time at which it will")
         self._arrived.wait(max(0, min(times) - self.now_ns()) / 1e9)
+
+
+def _metrics(sequence: Sequence, ended_ns: int) -> RequestMetrics:
+    """``ended_ns``: when a sequence ended that did not finish."""
+
+    def known(time_ns: int) -> int | None:
+        return None if time_ns == UNSET else time_ns
+
+    return RequestMetrics(
+        sequence.arrival_ns,
+        known(sequence.first_scheduled_ns),
+        known(sequence.first_token_ns),
+        ended_ns if sequence.finish_ns == UNSET else sequence.finish_ns,
+        sequence.preemptions,
+        sequence.prefix_hit_tokens,
+        sequence.recomputed_tokens,
+    )
 
 
 @contextmanager

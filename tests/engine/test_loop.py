@@ -75,7 +75,11 @@ def test_every_token_is_reported_and_the_last_one_says_why() -> None:
     loop_of(CountingExecutor(), heard).run([request("a"), request("b", prompt=5, max_tokens=1)])
     assert [o.token_id for o in heard if o.request_id == "a"] == [3, 4, 5, 6]
     assert [o.finish_reason for o in heard if o.request_id == "a"] == ["", "", "", "length"]
-    assert [o for o in heard if o.request_id == "b"] == [TokenOutput("b", 5, "", "length")]
+    (last,) = [o for o in heard if o.request_id == "b"]
+    assert last[:4] == ("b", 5, "", "length")
+    assert last.metrics is not None
+    assert last.metrics.first_token_ns == last.metrics.finish_ns > 0
+    assert all((o.metrics is None) == (not o.finish_reason) for o in heard)
 
 
 def test_end_token_stops_unless_the_request_plays_out_its_length() -> None:
@@ -268,3 +272,45 @@ def test_while_a_workload_is_played_collections_leave_alone_what_was_there() -> 
     with pytest.raises(KeyboardInterrupt):
         loop.run([Request("b", 0, 3, 4, 4, prompt_token_ids=(1, 2, 3))])
     assert gc.get_freeze_count() == before
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_requests_are_served_as_they_come_until_it_is_stopped(overlap: bool) -> None:
+    heard: list[TokenOutput] = []
+    ended, told = threading.Event(), [0]
+    loop = loop_of(CountingExecutor(), heard, overlap=overlap)
+
+    def after() -> None:
+        told[0] += 1
+        if heard and heard[-1].finish_reason:
+            ended.set()
+
+    thread = threading.Thread(target=loop.serve, args=(after,))
+    thread.start()
+    for name in ("first", "second"):
+        ended.clear()
+        loop.submit(request(name))
+        assert ended.wait(10)
+    residents: list[int] = []
+    read = threading.Event()
+    loop.call(lambda: (residents.append(loop.scheduler.resident), read.set()))
+    assert read.wait(10)
+    loop.stop()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert residents == [0]
+    assert [o.request_id for o in heard if o.finish_reason] == ["first", "second"]
+    assert 8 <= told[0] < 30
+
+
+def test_what_was_stopped_half_way_can_be_ended() -> None:
+    heard: list[TokenOutput] = []
+    loop = loop_of(CountingExecutor(), heard)
+    loop.submit(request("long", max_tokens=400))
+    loop.serve(loop.stop)
+    assert len(heard) == 1
+    loop.abort_all()
+    assert heard[-1].finish_reason == "aborted"
+    assert heard[-1].metrics is not None
+    assert heard[-1].metrics.first_token_ns is not None
+    assert loop.scheduler.idle
