@@ -241,6 +241,13 @@ def _unreadable(name: str, place: str, only_local: bool, error: Exception) -> Mo
     )
 
 
+def load_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer of a model folder, or of a name on the Hugging Face hub. Raises :class:`ModelError`."""
+    place = _pretrained_place(name)
+    with quiet_transformers():
+        return _tokenizer(name, place, Path(place).is_dir() or ask_hub(place))
+
+
 def _tokenizer(name: str, place: str, only_local: bool) -> Tokenizer:
     try:
         return Tokenizer(AutoTokenizer.from_pretrained(place, local_files_only=only_local, trust_remote_code=False))

@@ -96,6 +96,10 @@ class Scheduler:
         """Nothing waits and nothing is resident."""
         return not self._state.sequences and not self._state.flights
 
+    def sequences(self) -> list[Sequence]:
+        """Those that have not ended, in order of submission. To be looked at, between two calls."""
+        return list(self._state.sequences.values())
+
     def refusal(self, request: Request) -> str | None:
         """Why ``request`` can never be served under this configuration, or ``None``."""
         return self._refusal(self._unnumbered(request))

@@ -1,0 +1,164 @@
+"""An engine without a device: the real scheduler and loop, steps that take what a cost model says, made-up tokens.
+
+For testing clients, routers and autoscalers, and for trying a policy under real HTTP traffic, without a GPU. A step
+ends when it would have on the hardware that the costs stand for, or later where this machine cannot keep up. Texts are
+made of a tokenizer's words. A request ends with an end token after :data:`TYPICAL_TOKENS` tokens on average
+(exponentially distributed, by its seed), unless it ignores end tokens, or with its ``max_tokens``.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from core.costs import cost_notes, read_costs
+from engine.embedded import default_cache_folder, embedded_model_folder
+from engine.executors.base import SequenceState, StepResult
+from engine.models import load_tokenizer
+from engine.sampling import row_key
+from engine.tokenizer import Tokenizer
+from scheduler.config import SchedulerConfig
+from scheduler.graphs import resized
+from scheduler.plan import Layout, StepPlan, iter_sampled
+from scheduler.scheduler import Scheduler
+from serving.engine_process import Parts
+from serving.messages import EngineInfo, EngineSettings
+from simulator.costs import CostModel, prefill_token_ns
+from simulator.projection import ProjectedCosts
+from simulator.recorded import RecordedCosts
+
+#: output tokens of a request that may end by itself, on average
+TYPICAL_TOKENS = 256
+#: how many different words texts are made of
+WORDS = 4096
+_WORD = re.compile(r" [a-z]{2,12}")
+
+
+class WordTokenizer(Tokenizer):
+    """A tokenizer for texts that are made of words which are a token each: a look-up gives their text."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer.transformers_tokenizer)
+        vocabulary = self.transformers_tokenizer.get_vocab().values()
+        decoded = self.transformers_tokenizer.batch_decode([[token_id] for token_id in sorted(vocabulary)])
+        pairs = [(token_id, text) for token_id, text in enumerate(decoded) if _WORD.fullmatch(text)]
+        self.words = dict(pairs[:: max(1, len(pairs) // WORDS)])
+
+    def stream(self) -> WordStream:  # type: ignore[override]
+        return WordStream(self.words)
+
+
+class WordStream:
+    """As :class:`~engine.tokenizer.TextStream`: every word is certain at once."""
+
+    def __init__(self, words: Mapping[int, str]) -> None:
+        self._words = words
+
+    def push(self, token_id: int) -> str:
+        return self._words.get(token_id, "")
+
+    def flush(self) -> str:
+        return ""
+
+
+@dataclass(frozen=True)
+class EmulatedStep:
+    """A step on the emulated device. A :class:`~engine.executors.base.PendingStep`."""
+
+    tokens: dict[int, int]
+    end_ns: int
+    device_ns: int
+
+    def result(self) -> StepResult:
+        left_ns = self.end_ns - time.monotonic_ns()
+        if left_ns > 0:
+            time.sleep(left_ns / 1e9)
+        return StepResult(self.tokens, self.device_ns)
+
+
+class EmulatedExecutor:
+    """Takes the time that ``costs`` say, and makes tokens up out of ``words``. Without overlap host time adds up.
+
+    An :class:`~engine.executors.base.Executor`. The host's own work here is part of the step's time, not added to it.
+    """
+
+    launches_ahead = False
+
+    def __init__(
+        self, costs: CostModel, layout: Layout, overlap: bool, words: Sequence[int], end_token_id: int | None
+    ) -> None:
+        self.layout: Layout = layout
+        self._costs = costs
+        self._overlap = overlap
+        self._words = words
+        self._end_token_id = end_token_id
+        self._end_ns = 0
+
+    def launch(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> EmulatedStep:
+        columns = plan.columns()
+        device_ns, host_ns = int(self._costs.device_ns(columns)), int(self._costs.host_ns(columns))
+        period_ns = max(device_ns, host_ns) if self._overlap else device_ns + host_ns
+        self._end_ns = max(self._end_ns + period_ns, time.monotonic_ns() + device_ns)
+        tokens = {sequence.number: self._token(states[sequence.number]) for sequence in iter_sampled(plan)}
+        return EmulatedStep(tokens, self._end_ns, device_ns)
+
+    def reset(self) -> None:
+        self._end_ns = 0
+
+    def _token(self, state: SequenceState) -> int:
+        position = len(state.token_ids)
+        key = row_key(state.seed, position)
+        if self._end_token_id is not None and not state.sampling.ignore_eos and key % TYPICAL_TOKENS == 0:
+            return self._end_token_id
+        return self._words[key // TYPICAL_TOKENS % len(self._words)]
+
+
+def emulated_parts(settings: EngineSettings) -> Parts:
+    """The engine that ``settings.emulate`` names by its costs: ``h100-qwen-7b``, ``roofline:GPU:MODEL``, a run folder.
+
+    KV memory, context, block size and graphs are those of the costs, unless the settings say another.
+    Raises :class:`~simulator.costs.CostError`, :class:`~scheduler.config.ConfigError` or
+    :class:`~engine.errors.ModelError` (the tokenizer).
+    """
+    assert settings.emulate is not None
+    costs = read_costs(settings.emulate)
+    config = _config(costs, settings.scheduler)
+    place = settings.tokenizer or str(embedded_model_folder(default_cache_folder()))
+    tokenizer = WordTokenizer(load_tokenizer(place))
+    ends = tokenizer.transformers_tokenizer.eos_token_id
+    end_token_id = ends if isinstance(ends, int) else None
+    executor = EmulatedExecutor(costs, config.layout, config.overlap, list(tokenizer.words), end_token_id)
+    notes = cost_notes(costs, config)
+    info = EngineInfo(
+        model=settings.model or settings.emulate,
+        tokenizer=place,
+        vocab=len(tokenizer.transformers_tokenizer),
+        context_tokens=config.context_tokens,
+        end_token_ids=frozenset() if end_token_id is None else frozenset({end_token_id}),
+        config=config.as_dict(),
+        hardware=str(notes.get("costs_of") or notes.get("projection") or costs.name),
+        emulated=settings.emulate,
+    )
+    return Parts(executor, config, tokenizer, info, lambda: None)
+
+
+def _config(costs: CostModel, asked: Mapping[str, object]) -> SchedulerConfig:
+    """The scheduler's settings: what is asked for, and else what ``costs`` were recorded with."""
+    found: dict[str, object] = {"overlap": True, "kv_tokens": costs.kv_tokens, "context_tokens": costs.context_tokens}
+    layout = SchedulerConfig.from_dict({"layout": asked.get("layout", "paged")}).layout
+    if isinstance(costs, RecordedCosts | ProjectedCosts):
+        costs.require(layout)
+        if layout == "paged":
+            most = asked.get("max_rows") or asked.get("max_running") or SchedulerConfig.max_running
+            assert isinstance(most, int)
+            found["graph_rows"] = resized(costs.graph_rows, most)
+            found["graph_tokens"] = costs.graph_tokens
+    if isinstance(costs, RecordedCosts):
+        found["block_tokens"] = costs.about.get("block_tokens")
+    found["prefill_token_ns"] = prefill_token_ns(costs, layout)
+    given = {name: value for name, value in {**found, **asked}.items() if value is not None}
+    config = Scheduler(SchedulerConfig.from_dict(given)).config
+    tokens = tuple(size for size in config.graph_tokens if size <= config.max_prefill_tokens)
+    return SchedulerConfig.from_dict({**config.as_dict(), "graph_tokens": tokens})

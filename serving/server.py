@@ -1,0 +1,112 @@
+"""What the HTTP endpoints share: the engine, its tokenizer, and whether another request may come in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+from fastapi import FastAPI
+
+from engine.models import load_tokenizer
+from engine.tokenizer import Tokenizer
+from scheduler.request import Request
+from serving.engine_client import EngineClient, OutputStream
+from serving.messages import EngineInfo, EngineSettings
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """``max_queue``: requests beyond the engine's ``max_running`` that may be in flight. Times are seconds.
+
+    ``served_names``: what clients may call the model, the first of which is shown; by default the model's own.
+    """
+
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    served_names: tuple[str, ...] = ()
+    max_queue: int = 1024
+    drain_s: float = 30.0
+
+
+class RefusedError(Exception):
+    """No request is taken now; ``retry_after_s`` says when another try may do."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Server:
+    """One engine behind HTTP. Belongs to the event loop that started it."""
+
+    def __init__(self, settings: ServerSettings, engine: EngineClient, tokenizer: Tokenizer | None) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.tokenizer = tokenizer
+        #: no request is taken any more: the server is about to end
+        self.draining = False
+
+    @classmethod
+    async def start(cls, settings: ServerSettings) -> Server:
+        """Start the engine. Raises :class:`~engine.errors.EngineError`."""
+        engine = await EngineClient.start(settings.engine)
+        place = engine.info.tokenizer
+        return cls(settings, engine, None if place is None else await asyncio.to_thread(load_tokenizer, place))
+
+    @property
+    def info(self) -> EngineInfo:
+        return self.engine.info
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the model is called."""
+        return self.settings.served_names or (self.info.model,)
+
+    def submit(self, requests: Sequence[Request]) -> list[OutputStream]:
+        """Hand requests in, all or none.
+
+        Raises :class:`RefusedError` where too many are in flight already or the server is about to end, and
+        :class:`~serving.engine_client.EngineDeadError`.
+        """
+        if self.draining:
+            raise RefusedError("the server is shutting down", 5)
+        most = int(self.info.config["max_running"]) + self.settings.max_queue
+        if self.engine.in_flight + len(requests) > most:
+            raise RefusedError(f"{self.engine.in_flight} requests are in flight, of {most} at most; try again later", 1)
+        return self.engine.submit(requests)
+
+    async def drain(self) -> None:
+        """Take no more requests, and wait for those in flight, at most as long as the settings say."""
+        self.draining = True
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.engine.idle(), self.settings.drain_s)
+
+    async def stop(self) -> None:
+        """End the engine: what is still in flight is aborted."""
+        self.draining = True
+        await self.engine.close()
+
+
+def create_app(settings: ServerSettings) -> FastAPI:
+    """The server as an ASGI application, with which the engine starts and ends.
+
+    ``app.state.server`` is the :class:`Server`.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.server = server = await Server.start(settings)
+        try:
+            yield
+        finally:
+            await server.drain()
+            await server.stop()
+
+    app = FastAPI(title="Lockstep", lifespan=lifespan)
+
+    @app.get("/live")
+    async def live() -> dict[str, str]:
+        return {"status": "ok"}
+
+    return app
