@@ -105,12 +105,15 @@ class StopChecker:
         self._held = ""
         self.stopped = False
 
-    def push(self, piece: str) -> str:
-        """The part of the text up to here that is certain to belong to the output; sets :attr:`stopped`."""
+    def push(self, piece: str, *, may_stop: bool = True) -> str:
+        """The part of the text up to here that is certain to belong to the output; sets :attr:`stopped`.
+
+        Where it may not stop yet, a stop string that is complete is text like any other.
+        """
         if self.stopped:
             return ""
         text = self._held + piece
-        start = self._first_stop(text)
+        start = self._first_stop(text) if may_stop else None
         if start is not None:
             self.stopped = True
             self._held = ""
