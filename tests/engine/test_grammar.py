@@ -156,9 +156,7 @@ def test_a_tokenizer_that_writes_other_texts_than_the_library_reads_is_refused()
 # -- through a model
 
 
-def written(
-    model: LoadedModel, grammar: Grammar, tokenizer: Tokenizer | None = None, count: int = 6, **more: Any
-) -> list[tuple[str, str]]:
+def written(model: LoadedModel, grammar: Grammar, count: int = 6, **more: Any) -> list[tuple[str, str]]:
     """Texts of prompts of random tokens, and why they ended."""
     config = SchedulerConfig.from_dict({"kv_tokens": 4096, "context_tokens": 512, "overlap": True})
     texts = [""] * count
@@ -168,11 +166,8 @@ def written(
         texts[int(output.request_id)] += output.text
         ends[int(output.request_id)] = output.finish_reason
 
-    tokenizer = tokenizer or TOKENIZER
-    loop = EngineLoop(
-        Scheduler(config), build_executor(model, config), tokenizer=tokenizer, end_token_ids=model.eos_token_ids,
-        listener=hear,
-    )  # fmt: skip
+    executor = build_executor(model, config)
+    loop = EngineLoop(Scheduler(config), executor, tokenizer=TOKENIZER, end_token_ids=frozenset({END}), listener=hear)
     source = random.Random(2)
     loop.run(
         Request(
@@ -197,6 +192,16 @@ def test_a_random_model_writes_json_of_the_schema(reference: Callable[[str], Any
         assert value["size"] in ("small", "large")
         assert len(value["counts"]) <= 2
         assert all(type(count) is int and 0 <= count <= 99 for count in value["counts"])
+
+
+def test_end_tokens_end_a_text_where_they_may_unless_they_are_ignored(reference: Callable[[str], Any]) -> None:
+    model, grammar = reference("qwen2").ours, Grammar("regex", "[c-z]{2,5}")
+    eager = ((END, 100.0),)
+    assert {(len(text), end) for text, end in written(model, grammar, logit_bias=eager)} == {(2, "eos")}
+    found = written(model, grammar, logit_bias=eager, ignore_eos=True)
+    assert {(len(text), end) for text, end in found} == {(5, "stop")}
+    found = written(model, grammar, logit_bias=eager, min_tokens=4)
+    assert {(len(text), end) for text, end in found} == {(4, "eos")}
 
 
 @pytest.mark.model
