@@ -42,10 +42,14 @@ class Tokenizer:
 
         Raises ``ValueError`` when the model has no chat template.
         """
+        return self.encode(self.chat_text(messages, **template_arguments), special_tokens=False)
+
+    def chat_text(self, messages: list[dict[str, Any]], **template_arguments: Any) -> str:
+        """The text that :meth:`encode_chat` makes tokens of."""
         text = self._tokenizer.apply_chat_template(
             messages, tokenize=False, **{"add_generation_prompt": True, **template_arguments}
         )
-        return self.encode(str(text), special_tokens=False)
+        return str(text)
 
     def stream(self) -> TextStream:
         """A decoder for one sequence's output tokens."""
