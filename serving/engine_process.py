@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -28,6 +29,7 @@ from scheduler.sequence import Sequence
 from serving.channel import Channel
 from serving.messages import (
     MOST_LENGTHS,
+    STEP_EDGES,
     Ask,
     Broken,
     Cancel,
@@ -45,9 +47,12 @@ class Times:
 
     def __init__(self) -> None:
         self.steps = self.device_ns = self.busy_ns = 0
+        #: by the tokens that they computed
+        self.sizes = [0] * (len(STEP_EDGES) + 1)
 
     def stepped(self, plan: StepPlan, steps: int, outcome: StepOutcome) -> None:
         self.steps += steps
+        self.sizes[bisect_left(STEP_EDGES, plan.features.new_tokens)] += steps
         self.device_ns += outcome.device_ns
         self.busy_ns += outcome.device_ns + outcome.host_ns
 
@@ -159,6 +164,8 @@ class ServedEngine:
             times.busy_ns,
             scheduler.spent_ns,
             self._loop.errors,
+            pool.reserved_tokens,
+            times.sizes,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -13,7 +14,10 @@ from engine.models import load_tokenizer
 from engine.tokenizer import Tokenizer
 from scheduler.request import Request
 from serving.engine_client import EngineClient, OutputStream
+from serving.exchanges import ExchangeMiddleware, Exchanges
 from serving.messages import EngineInfo, EngineSettings
+from serving.monitor import Monitor
+from serving.monitor import router as monitoring
 
 
 @dataclass(frozen=True)
@@ -21,12 +25,14 @@ class ServerSettings:
     """``max_queue``: requests beyond the engine's ``max_running`` that may be in flight. Times are seconds.
 
     ``served_names``: what clients may call the model, the first of which is shown; by default the model's own.
+    ``log_prompts``: log lines have prompts and outputs, which otherwise they never have.
     """
 
     engine: EngineSettings = field(default_factory=EngineSettings)
     served_names: tuple[str, ...] = ()
     max_queue: int = 1024
     drain_s: float = 30.0
+    log_prompts: bool = False
 
 
 class RefusedError(Exception):
@@ -46,6 +52,8 @@ class Server:
         self.tokenizer = tokenizer
         #: no request is taken any more: the server is about to end
         self.draining = False
+        #: requests that were not taken, by why: ``draining``, ``queue_full`` or ``engine_gone``
+        self.refused: Counter[str] = Counter()
 
     @classmethod
     async def start(cls, settings: ServerSettings) -> Server:
@@ -70,10 +78,14 @@ class Server:
         :class:`~serving.engine_client.EngineDeadError`.
         """
         if self.draining:
+            self.refused["draining"] += len(requests)
             raise RefusedError("the server is shutting down", 5)
         most = int(self.info.config["max_running"]) + self.settings.max_queue
         if self.engine.in_flight + len(requests) > most:
+            self.refused["queue_full"] += len(requests)
             raise RefusedError(f"{self.engine.in_flight} requests are in flight, of {most} at most; try again later", 1)
+        if self.engine.failure is not None:
+            self.refused["engine_gone"] += len(requests)
         return self.engine.submit(requests)
 
     async def drain(self) -> None:
@@ -94,16 +106,22 @@ def create_app(settings: ServerSettings) -> FastAPI:
     ``app.state.server`` is the :class:`Server`.
     """
 
+    exchanges = Exchanges()
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.server = server = await Server.start(settings)
+        app.state.monitor = monitor = Monitor(server, exchanges)
         try:
             yield
         finally:
             await server.drain()
             await server.stop()
+            monitor.close()
 
     app = FastAPI(title="Lockstep", lifespan=lifespan)
+    app.add_middleware(ExchangeMiddleware, exchanges=exchanges)
+    app.include_router(monitoring)
 
     @app.get("/live")
     async def live() -> dict[str, str]:
