@@ -79,7 +79,13 @@ def log_event(message: str, **fields: Any) -> None:
 
 
 class EngineLines:
-    """Writes a line when the engine is gone: an :class:`~serving.engine_client.EngineListener`."""
+    """Writes a line when the engine is gone: an :class:`~serving.engine_client.EngineListener`.
+
+    ``expected`` says whether that was to come.
+    """
+
+    def __init__(self, expected: Callable[[], bool]) -> None:
+        self._expected = expected
 
     def submitted(self, requests: Sequence[Request]) -> None:
         """Each has a line when it has ended."""
@@ -88,7 +94,8 @@ class EngineLines:
         """Each request has a line when it has ended."""
 
     def gone(self, reason: str, lost: int) -> None:
-        _SERVER.warning("the engine is gone: %s", reason, extra={"fields": {"lost_requests": lost}})
+        level = logging.INFO if self._expected() else logging.ERROR
+        _SERVER.log(level, "the engine is gone: %s", reason, extra={"fields": {"lost_requests": lost}})
 
 
 class RequestLines:

@@ -47,7 +47,7 @@ class Monitor:
         self._traces = traces_from(os.environ, model)
         self.traffic = Traffic(server.info.context_tokens, self._ended)
         listeners.append(self.traffic)
-        listeners.append(EngineLines())
+        listeners.append(EngineLines(lambda: server.draining))
         exchanges.listeners.append(RequestLines(model, texts))
         self._buckets = buckets_of(server.info.config)
         lookout = Lookout(server.engine, self.traffic)
