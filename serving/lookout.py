@@ -58,6 +58,11 @@ class Lookout:
         aged = [other for other in earlier if other.at_ns <= limit_ns]
         return aged[-1] if aged else earlier[0] if earlier else None
 
+    def stop(self) -> None:
+        """Wait for nothing any more."""
+        if self._looking is not None:
+            self._looking.cancel()
+
     async def _take(self) -> None:
         try:
             snapshot = await self._engine.snapshot()

@@ -86,6 +86,8 @@ class Feed:
 
 def _point(frame: Status, look: Look, before: Look | None) -> dict[str, Any]:
     state, latency = frame["state"], frame["latency_ms"]
+    lengths = state["cohorts"]["running"]
+    filled = max((place + 1 for place, count in enumerate(lengths) if count), default=0)
     seconds = 0.0 if before is None else (look.at_ns - before.at_ns) / 1e9
     return {
         "t": round(look.unix_s, 3),
@@ -95,7 +97,7 @@ def _point(frame: Status, look: Look, before: Look | None) -> dict[str, Any]:
         "kv": [state["kv"]["held"], state["kv"]["allocated"], state["kv"]["capacity"]],
         "itl": [latency["itl"]["p50"], latency["itl"]["p99"]],
         "bin_width": state["cohorts"]["bin_width"],
-        "lengths": state["cohorts"]["running"],
+        "lengths": lengths[:filled],
     }
 
 
