@@ -10,7 +10,7 @@ import sys
 import threading
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -120,7 +120,8 @@ class ServedEngine:
                     break
                 if isinstance(message, Submit):
                     for request in message.requests:
-                        self._loop.submit(request)
+                        # the front knows nothing of this clock
+                        self._loop.submit(replace(request, arrival_ns=self._loop.now_ns()))
                 elif isinstance(message, Cancel):
                     for request_id in message.request_ids:
                         self._loop.abort(request_id)

@@ -32,7 +32,7 @@ class EngineSettings:
 
 
 class Submit(NamedTuple):
-    """Requests that are handed in together."""
+    """Requests that are handed in together. They arrive when the engine hears of them."""
 
     requests: list[Request]
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict
 from typing import Any, cast
 
+from prometheus_client.parser import text_string_to_metric_families as parse
+
 from scheduler.config import SchedulerConfig
 from scheduler.counters import RunCounters
+from serving.cohorts import buckets_of
 from serving.engine_client import EngineClient, EngineDeadError, EngineListener
+from serving.exchanges import Exchanges
+from serving.lookout import Lookout
 from serving.messages import STEP_EDGES, EngineInfo, Snapshot
+from serving.metrics import ServerMetrics
 from serving.server import Server, ServerSettings
+from serving.traffic import Traffic
+
+#: of samples, by name and label values
+Values = dict[tuple[str, ...], float]
 
 COUNTERS = RunCounters(
     submitted=9, finished=5, steps_prefill=3, steps_decode=20, steps_mixed=2,
@@ -72,3 +83,29 @@ class StillEngine:
 
 def still_server(engine: StillEngine, **settings: Any) -> Server:
     return Server(ServerSettings(**settings), cast(EngineClient, engine), None)
+
+
+class Watched:
+    """A still engine, and what is said of it."""
+
+    def __init__(self) -> None:
+        self.engine = StillEngine()
+        self.server = still_server(self.engine, served_names=("shown",))
+        self.exchanges = Exchanges()
+        self.now_ns = 0
+        self.traffic = Traffic(500, self.exchanges.ended, lambda: self.now_ns)
+        self.lookout = Lookout(self.server.engine, self.traffic)
+        buckets = buckets_of(self.engine.info.config)
+        self.metrics = ServerMetrics(self.server, self.traffic, self.exchanges, self.lookout, buckets)
+
+    def text(self, accept: str = "") -> str:
+        return asyncio.run(self.metrics.exposition(accept))[0].decode()
+
+    def values(self) -> Values:
+        """By name and label values in the order of their labels, without the model's and the engine's."""
+        return {
+            (sample.name, *(value for label, value in sample.labels.items() if label not in ("model_name", "engine"))):
+            sample.value
+            for family in parse(self.text())
+            for sample in family.samples
+        }  # fmt: skip

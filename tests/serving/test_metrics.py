@@ -8,43 +8,10 @@ from collections.abc import Iterable
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open_metrics
 from prometheus_client.parser import text_string_to_metric_families as parse
-from still_engine import COUNTERS, SNAPSHOT, StillEngine, still_server
+from still_engine import COUNTERS, SNAPSHOT, Values, Watched
 
 from engine.loop import RequestMetrics, TokenOutput
 from scheduler.request import Request
-from serving.cohorts import buckets_of
-from serving.exchanges import Exchanges
-from serving.lookout import Lookout
-from serving.metrics import ServerMetrics
-from serving.traffic import Traffic
-
-Values = dict[tuple[str, ...], float]
-
-
-class Watched:
-    """A still engine, and what is said of it."""
-
-    def __init__(self) -> None:
-        self.engine = StillEngine()
-        self.server = still_server(self.engine, served_names=("shown",))
-        self.exchanges = Exchanges()
-        self.now_ns = 0
-        self.traffic = Traffic(500, self.exchanges.ended, lambda: self.now_ns)
-        self.lookout = Lookout(self.server.engine, self.traffic)
-        buckets = buckets_of(self.engine.info.config)
-        self.metrics = ServerMetrics(self.server, self.traffic, self.exchanges, self.lookout, buckets)
-
-    def text(self, accept: str = "") -> str:
-        return asyncio.run(self.metrics.exposition(accept))[0].decode()
-
-    def values(self) -> Values:
-        """By name and label values in the order of their labels, without the model's and the engine's."""
-        return {
-            (sample.name, *(value for label, value in sample.labels.items() if label not in ("model_name", "engine"))):
-            sample.value
-            for family in parse(self.text())
-            for sample in family.samples
-        }  # fmt: skip
 
 
 def of(values: Values, names: Iterable[str]) -> dict[str, float]:
