@@ -8,8 +8,9 @@ import signal
 import socket
 import sys
 import threading
+from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from scheduler.sequence import Sequence
 from serving.channel import Channel
 from serving.messages import (
     MOST_LENGTHS,
+    STEP_EDGES,
     Ask,
     Broken,
     Cancel,
@@ -46,9 +48,12 @@ class Times:
 
     def __init__(self) -> None:
         self.steps = self.device_ns = self.busy_ns = 0
+        #: by the tokens that they computed
+        self.sizes = [0] * (len(STEP_EDGES) + 1)
 
     def stepped(self, plan: StepPlan, steps: int, outcome: StepOutcome) -> None:
         self.steps += steps
+        self.sizes[bisect_left(STEP_EDGES, plan.features.new_tokens)] += steps
         self.device_ns += outcome.device_ns
         self.busy_ns += outcome.device_ns + outcome.host_ns
 
@@ -130,7 +135,8 @@ class ServedEngine:
 
     def _submit(self, request: Request) -> None:
         try:
-            self._loop.submit(request)
+            # the front knows nothing of this clock
+            self._loop.submit(replace(request, arrival_ns=self._loop.now_ns()))
         except ValueError as error:
             refused = TokenOutput(request.id, None, "", "rejected", str(error))
             self._loop.call(partial(self._news.append, refused))
@@ -169,6 +175,8 @@ class ServedEngine:
             times.busy_ns,
             scheduler.spent_ns,
             self._loop.errors,
+            pool.reserved_tokens,
+            times.sizes,
         )
 
 

@@ -14,8 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import ApiError
 
-#: what probes and scrapers ask, which have no key
-OPEN_PATHS = frozenset({"/health", "/live", "/ready", "/metrics"})
+#: what probes, scrapers and a browser at the live page ask, which have no key
+OPEN_PATHS = frozenset({"/health", "/live", "/ready", "/metrics", "/", "/status", "/status/events"})
 TOO_LARGE = 413
 
 

@@ -32,7 +32,7 @@ class EngineSettings:
 
 
 class Submit(NamedTuple):
-    """Requests that are handed in together."""
+    """Requests that are handed in together. They arrive when the engine hears of them."""
 
     requests: list[Request]
 
@@ -116,7 +116,13 @@ class Snapshot(NamedTuple):
     scheduler_ns: int
     """the scheduler's own time over all steps"""
     errors: int
+    kv_allocated_tokens: int
+    """in blocks that are given out; one that sequences share counts once"""
+    step_sizes: list[int]
+    """how many steps computed as many tokens as each of :data:`STEP_EDGES` says, and more than the last"""
 
 
+#: steps are counted by the tokens that they compute: up to 1, above it up to 8, ...; as vLLM counts its iterations
+STEP_EDGES = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 #: lengths that a snapshot has of those that hold KV, and of those that wait
 MOST_LENGTHS = 2048

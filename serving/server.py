@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -18,8 +19,11 @@ from serving import openai_routes, seed_routes, status_routes, token_routes
 from serving.answer import Answer
 from serving.engine_client import EngineClient, OutputStream
 from serving.errors import RefusedError, install_error_handlers, invalid
+from serving.exchanges import ExchangeMiddleware, Exchanges
 from serving.guards import install_guards
 from serving.messages import EngineInfo, EngineSettings
+from serving.monitor import Monitor
+from serving.monitor import router as monitoring
 from serving.prompts import Prompts
 from serving.token_texts import TokenTexts
 
@@ -60,6 +64,8 @@ class Server:
         self.started_s = int(time.time())
         #: no request is taken any more: the server is about to end
         self.draining = False
+        #: requests that were not taken, by why: ``draining``, ``queue_full`` or ``engine_gone``
+        self.refused: Counter[str] = Counter()
 
     @classmethod
     async def start(cls, settings: ServerSettings) -> Server:
@@ -89,18 +95,20 @@ class Server:
         end, and :class:`~serving.engine_client.EngineDeadError`.
         """
         if self.draining:
+            self.refused["draining"] += len(requests)
             raise RefusedError("the server is shutting down", 5)
         most = self.most_in_flight
         if self.engine.in_flight + len(requests) > most:
+            self.refused["queue_full"] += len(requests)
             raise RefusedError(f"{self.engine.in_flight} requests are in flight, of {most} at most; try again later", 1)
+        if self.engine.failure is not None:
+            self.refused["engine_gone"] += len(requests)
         return self.engine.submit(requests)
 
     def answer(self, requests: Sequence[Request], receive: Receive, timeout_s: float | None = None) -> Answer:
         """Hand requests in for the client at ``receive``, who has so much patience; else as :meth:`submit`."""
         if len(requests) > self.most_in_flight:
-            raise invalid(
-                f"{len(requests)} outputs are more than the {self.most_in_flight} that may be in flight"
-            )
+            raise invalid(f"{len(requests)} outputs are more than the {self.most_in_flight} that may be in flight")
         limits = [limit for limit in (timeout_s, self.settings.request_timeout_s) if limit is not None]
         return Answer(self.engine, self.submit(requests), receive, min(limits, default=None))
 
@@ -122,18 +130,24 @@ def create_app(settings: ServerSettings) -> FastAPI:
     ``app.state.server`` is the :class:`Server`.
     """
 
+    exchanges = Exchanges()
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.server = server = await Server.start(settings)
+        app.state.monitor = monitor = Monitor(server, exchanges)
         try:
             yield
         finally:
             await server.drain()
             await server.stop()
+            monitor.close()
 
     app = FastAPI(title="Lockstep", lifespan=lifespan)
     install_error_handlers(app)
     install_guards(app, settings.max_body_bytes, settings.api_keys, settings.cors_origins)
+    app.add_middleware(ExchangeMiddleware, exchanges=exchanges)
     for routes in (openai_routes, token_routes, seed_routes, status_routes):
         app.include_router(routes.router)
+    app.include_router(monitoring)
     return app

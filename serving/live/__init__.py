@@ -1,0 +1,1 @@
+"""The live page: what the server does now, drawn as it happens."""
