@@ -14,10 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
-from huggingface_hub import HfApi
-from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from safetensors import SafetensorError, safe_open
@@ -32,8 +29,6 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 #: models whose text decoder is run by itself, and how its tensors are called there and by itself
 _TEXT_PARTS = {"gemma3": {r"^language_model\.": "", r"^model\.language_model\.": "model."}}
-#: seconds for the hub to answer
-_HUB_TIMEOUT_S = 10.0
 
 
 def text_part(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -167,36 +162,6 @@ def _no_weights(folder: Path) -> str:
     if loose:
         return f"{folder} has {loose[0]}, but no {INDEX} that says what is where; copy or fetch the index"
     return f"{folder} has no weights: neither {WEIGHTS} nor {INDEX}"
-
-
-def ask_hub(name: str) -> bool:
-    """Ask the hub for a model; whether it cannot be reached, so that only files in its cache are left.
-
-    Without this question transformers would try each file several times before it gives up.
-
-    Raises:
-        ModelError: the hub answers that there is no such model, that it may not be had, or that it has no safetensors.
-    """
-    try:
-        known = HfApi().model_info(name, timeout=_HUB_TIMEOUT_S)
-    except HFValidationError as error:
-        raise ModelError(f"{name!r} is neither a folder nor a name that the Hugging Face hub may have") from error
-    except GatedRepoError as error:
-        raise ModelError(
-            f"model {name!r} is given out after its terms were accepted: do so on https://huggingface.co/{name}, then "
-            "run `hf auth login`"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"the Hugging Face hub has no model {name!r} (for a private one run `hf auth login`; for a folder of yours "
-            "give its path)"
-        ) from error
-    except (httpx.HTTPError, OSError):
-        return True
-    files = [file.rfilename for file in known.siblings or ()]
-    if files and not any(file.endswith(".safetensors") for file in files):
-        raise ModelError(f"model {name!r} has no safetensors files on the Hugging Face hub, and nothing else is read")
-    return False
 
 
 @contextmanager

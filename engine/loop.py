@@ -20,21 +20,23 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from engine.errors import DeviceError
-from engine.executors.base import Executor, ExecutorWaste, PendingStep, StepResult
-from engine.executors.memory import MemoryPlan
 from engine.faults import first_line, is_device_lost, is_out_of_memory
 from engine.generation import Generation, plays_out
 from engine.grammar import GrammarError, Grammars
 from engine.sampling import TokenLogprobs
+from engine.steps import Executor, ExecutorWaste, PendingStep, StepResult
 from engine.tokenizer import Tokenizer
 from scheduler.config import SchedulerConfig
 from scheduler.plan import StepOutcome, StepPlan, StopReason, iter_sampled
 from scheduler.prefix_hashes import block_hashes_of
 from scheduler.request import Request, SamplingParams
 from scheduler.sequence import UNSET, Sequence
+
+if TYPE_CHECKING:
+    from engine.executors.memory import MemoryPlan
 
 
 class StepScheduler(Protocol):

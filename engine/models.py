@@ -13,7 +13,6 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     GlmConfig,
     LlamaConfig,
@@ -25,12 +24,13 @@ from transformers import (
 )
 
 from engine.attention import ATTENTION
-from engine.checkpoints import ask_hub, read_model, text_part
+from engine.checkpoints import read_model, text_part
 from engine.cpu_linear import turn_linears
 from engine.embedded import EMBEDDED_NAME, default_cache_folder, embedded_model_folder, quiet_transformers, say
 from engine.errors import ModelError
 from engine.faults import refusing_what_does_not_fit
 from engine.features import is_tested, refuse_description, refuse_dtype, refuse_unsupported
+from engine.pretrained import ask_hub, pretrained_place, read_tokenizer
 from engine.tokenizer import Tokenizer
 from scheduler.model_shapes import ModelShape, UnknownShapeError, model_shape
 
@@ -111,7 +111,7 @@ def load_model(
         return _load_pretrained(EMBEDDED_NAME, str(folder), precision, place, attention, notify, progress)
     if str(name).startswith(SHAPE_PREFIX):
         return _load_shape(str(name), precision, place, attention, seed)
-    return _load_pretrained(str(name), _pretrained_place(name), precision, place, attention, notify, progress)
+    return _load_pretrained(str(name), pretrained_place(name), precision, place, attention, notify, progress)
 
 
 def config_of_shape(shape: ModelShape) -> PreTrainedConfig:
@@ -172,20 +172,6 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
     return DTYPES[dtype]
 
 
-def _pretrained_place(name: str | Path) -> str:
-    """What ``from_pretrained`` is given; a path that is there must be a model folder."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        raise ModelError(f"{name} is a file; give the folder that holds config.json and the weights")
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"{name} is not a model folder: it has no config.json")
-        return str(path)
-    if isinstance(name, Path) or path.is_absolute() or str(name).startswith((".", "~")):
-        raise ModelError(f"{name} does not exist; give a model folder, a Hugging Face name or shape:NAME")
-    return str(name)
-
-
 def _load_pretrained(
     name: str,
     place: str,
@@ -201,7 +187,7 @@ def _load_pretrained(
         text = text_part(config)
         refuse_unsupported(text, name)
         refuse_dtype(text, dtype, name)
-        tokenizer = _tokenizer(name, place, only_local)
+        tokenizer = read_tokenizer(name, place, only_local)
     try:
         with _room_for_weights(name, text, dtype, device):
             model = read_model(
@@ -239,24 +225,6 @@ def _unreadable(name: str, place: str, only_local: bool, error: Exception) -> Mo
         f"cannot load model {name!r}: {' '.join(str(error).split())[:300]} (a model is a local folder, a Hugging Face "
         "name, which needs the network unless it is in its cache, or shape:NAME)"
     )
-
-
-def load_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer of a model folder, or of a name on the Hugging Face hub. Raises :class:`ModelError`."""
-    place = _pretrained_place(name)
-    with quiet_transformers():
-        return _tokenizer(name, place, Path(place).is_dir() or ask_hub(place))
-
-
-def _tokenizer(name: str, place: str, only_local: bool) -> Tokenizer:
-    try:
-        return Tokenizer(AutoTokenizer.from_pretrained(place, local_files_only=only_local, trust_remote_code=False))
-    except Exception as error:  # the tokenizers library raises nothing more special
-        reason = " ".join(str(error).split())
-        raise ModelError(
-            f"the tokenizer of model {name!r} cannot be read ({reason[:200]}); copy or fetch tokenizer.json and "
-            "tokenizer_config.json again"
-        ) from error
 
 
 @contextmanager

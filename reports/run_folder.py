@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 from reports.columns import Cell, Columns
 from reports.histogram import Histogram
-from reports.html import write_report
 from reports.rows import (
     REQUEST_COLUMNS,
     REQUEST_TEXT,
@@ -159,6 +158,8 @@ class FolderWriter:
             _write_atomically(self.folder / SUMMARY_FILE, _json(summary))
             run = Run(self.folder, self.manifest, summary, requests, steps, self._gaps, partial=False)
             if report:
+                from reports.html import write_report  # matplotlib takes a second to load
+
                 write_report(self.folder / REPORT_FILE, [run])
         return run
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 from core.costs import cost_notes, read_costs
 from engine.embedded import default_cache_folder, embedded_model_folder
-from engine.executors.base import SequenceState, StepResult
-from engine.models import load_tokenizer
+from engine.pretrained import load_tokenizer
 from engine.sampling import TokenLogprobs, row_key
+from engine.steps import SequenceState, StepResult
 from engine.tokenizer import Tokenizer
 from scheduler.config import SchedulerConfig
 from scheduler.graphs import resized

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import DeviceError, EngineError
-from engine.executors.base import Executor
 from engine.loop import EngineLoop, TokenOutput
+from engine.steps import Executor
 from engine.tokenizer import Tokenizer
 from reports.overhead import TimedScheduler
 from scheduler.config import SchedulerConfig

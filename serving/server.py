@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from fastapi import FastAPI
 from starlette.types import Receive
 
-from engine.models import load_tokenizer
+from engine.pretrained import load_tokenizer
 from engine.tokenizer import Tokenizer
 from scheduler.request import Request
 from serving import openai_routes, seed_routes, status_routes, token_routes

@@ -10,7 +10,6 @@ import torch
 
 from engine.embedded import say
 from engine.errors import DeviceMemoryError, ModelError
-from engine.executors.base import Executor, ExecutorWaste, PendingStep, SequenceState, StepResult
 from engine.executors.fused import FusedExecutor
 from engine.executors.memory import (
     DEFAULT_UTILIZATION,
@@ -26,6 +25,7 @@ from engine.faults import first_line, free_unused, gib, is_out_of_memory
 from engine.features import beyond_plain_attention
 from engine.fused.architecture import missing_features
 from engine.models import LoadedModel
+from engine.steps import Executor, ExecutorWaste, PendingStep, SequenceState, StepResult
 from scheduler.config import SchedulerConfig
 from scheduler.errors import ConfigError
 from scheduler.graphs import graph_sizes, prompt_graph_sizes

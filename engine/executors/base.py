@@ -1,7 +1,4 @@
-"""What every executor is: it takes a step plan and the tokens known so far, and gives back the tokens sampled.
-
-A step is launched, and its result is asked for later: in between the device works, and the host may plan ahead.
-"""
+"""What executors share that run a model: a step plan and the tokens known so far go in, the tokens sampled come out."""
 
 from __future__ import annotations
 
@@ -12,8 +9,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,86 +19,10 @@ from engine.faults import free_unused, is_out_of_memory
 from engine.features import beyond_plain_attention
 from engine.host_copies import HostCopies
 from engine.models import LoadedModel
-from engine.sampling import Draw, Sampled, Sampler, TokenLogprobs
+from engine.sampling import Draw, Sampled, Sampler
+from engine.steps import ExecutorWaste, PendingStep, SequenceState, StepResult
 from engine.tensors import current_device, upload
 from scheduler.plan import Chunk, Layout, StepPlan, Swap
-from scheduler.request import SamplingParams
-
-
-class SequenceState(Protocol):
-    """What an executor reads of a sequence. The engine keeps it; ``token_ids`` are prompt and output so far.
-
-    ``plain``: the temperature and the seed say all about how its tokens are drawn.
-    """
-
-    token_ids: list[int]
-    seed: int
-    plain: bool
-
-    @property
-    def sampling(self) -> SamplingParams: ...
-
-    def draw(self, position: int) -> Draw:
-        """What the token at ``position`` is sampled with."""
-
-
-class ExecutorWaste(NamedTuple):
-    """Slots that an executor computed beyond what the layout's formula says; see ``docs/metrics.md``."""
-
-    linear_slots: int = 0
-    attention_slots: int = 0
-
-
-class StepResult(NamedTuple):
-    """What a step gave: the token sampled for each sequence number, the device's time, and what it wasted.
-
-    ``launch_ns``: how long the host was about launching the work on a GPU, most of which the device runs meanwhile.
-    ``logprobs``: of the sequences that ask for them, by number.
-    """
-
-    tokens: dict[int, int]
-    device_ns: int
-    waste: ExecutorWaste = ExecutorWaste()
-    launch_ns: int = 0
-    logprobs: Mapping[int, TokenLogprobs] = MappingProxyType({})
-
-
-class PendingStep(Protocol):
-    """A step that has been launched."""
-
-    def result(self) -> StepResult:
-        """What it gave, waiting for the device. Raises what running it raised."""
-
-
-class Executor(Protocol):
-    """Runs step plans on a device."""
-
-    @property
-    def layout(self) -> Layout:
-        """The layout whose slots it computes."""
-
-    @property
-    def vocab(self) -> int:
-        """Tokens that its model's logits are over."""
-
-    @property
-    def launches_ahead(self) -> bool:
-        """Whether a step may be launched before the one before has given its result."""
-
-    def launch(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> PendingStep:
-        """Start one step; the one before must have given its result, unless the executor launches ahead.
-
-        ``states`` has an entry for the number of every sequence in the plan. The plan's chunks, its block tables and
-        the states are read before this returns.
-
-        ``torch.OutOfMemoryError``, from here or from the result, leaves the executor as it was but for what the plan
-        releases and moves. The same plan may then be launched again, after all others have given their results: what
-        has been released and moved is not released and moved twice, and the rest is computed in smaller pieces where
-        that is what memory allows.
-        """
-
-    def reset(self) -> None:
-        """Forget all sequences and their KV: the next plan is a new scheduler's. No step may be running."""
 
 
 class DeviceTimer:

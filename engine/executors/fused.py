@@ -14,7 +14,7 @@ from operator import attrgetter
 import numpy as np
 import torch
 
-from engine.executors.base import Booking, DeviceTimer, PendingStep, SequenceState, StepResult, draws_of, halves
+from engine.executors.base import Booking, DeviceTimer, draws_of, halves
 from engine.executors.paged import PrivateBlocks
 from engine.executors.paged_memory import is_row, slots_of
 from engine.faults import free_unused, is_out_of_memory
@@ -36,6 +36,7 @@ from engine.host_copies import HostCopies
 from engine.models import LoadedModel
 from engine.parallel.workers import Workers
 from engine.sampling import Sampled, TokenLogprobs, row_keys
+from engine.steps import PendingStep, SequenceState, StepResult
 from engine.tensors import current_device
 from scheduler.graphs import graph_tokens_for
 from scheduler.kv import PoolKind

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from engine.executors.base import Batch, Copy, ModelExecutor, SequenceState, draws_of
+from engine.executors.base import Batch, Copy, ModelExecutor, draws_of
 from engine.models import LoadedModel
+from engine.steps import SequenceState
 from engine.tensors import host_memory
 from scheduler.plan import StepPlan, Swap
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from engine.executors.base import Batch, Copy, ExecutorWaste, ModelExecutor, SequenceState, draws_of
+from engine.executors.base import Batch, Copy, ModelExecutor, draws_of
 from engine.executors.paged_memory import GatheredMemory, KernelMemory, PackedChunk, PagedMemory, is_row, slots_of
 from engine.host_copies import from_host, to_host
 from engine.kernels import Kernels, kernels_for
 from engine.models import LoadedModel
+from engine.steps import ExecutorWaste, SequenceState
 from scheduler.kv import PoolKind
 from scheduler.plan import Chunk, StepPlan, Swap
 

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.errors import DeviceMemoryError
-from engine.executors.base import SequenceState
 from engine.executors.fused import FusedExecutor
 from engine.executors.memory import Needs, estimated_needs, most_rows, used_bytes, weights_bytes
 from engine.faults import first_line, free_unused, gib, is_out_of_memory
@@ -18,6 +17,7 @@ from engine.fused.graphs import DecodeSteps
 from engine.logit_edits import Edits
 from engine.models import LoadedModel
 from engine.sampling import Draw
+from engine.steps import SequenceState
 from scheduler.config import SchedulerConfig
 from scheduler.plan import NEVER, Chunk, DigestEntry, StepFeatures, StepPlan
 from scheduler.request import MOST_LOGPROBS, Request, SamplingParams

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from engine.executors import StepResult, build_executor
-from engine.executors.base import SequenceState
 from engine.loop import EngineLoop, Progress, TokenOutput
+from engine.steps import SequenceState
 from scheduler.config import SchedulerConfig
 from scheduler.plan import StepOutcome, StepPlan, iter_sampled
 from scheduler.request import HeadStart, Request, SamplingParams

@@ -11,8 +11,8 @@ import pytest
 from fake_scheduler import FakeScheduler
 
 from engine.executors import PaddedExecutor, PagedExecutor, StepResult
-from engine.executors.base import SequenceState
 from engine.loop import EngineLoop, Progress, TokenOutput
+from engine.steps import SequenceState
 from scheduler.config import SchedulerConfig
 from scheduler.plan import StepPlan, iter_sampled
 from scheduler.request import Request

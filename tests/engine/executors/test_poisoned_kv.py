@@ -11,9 +11,9 @@ import torch
 from test_greedy_tokens import output_tokens, prompts_of
 
 from engine.executors import FusedExecutor, PagedExecutor, PendingStep
-from engine.executors.base import SequenceState
 from engine.loop import EngineLoop, TokenOutput
 from engine.models import LoadedModel, loaded
+from engine.steps import SequenceState
 from scheduler.config import SchedulerConfig
 from scheduler.plan import StepPlan
 from scheduler.request import Request

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from engine.executors import build_executor
-from engine.executors.base import Executor
 from engine.loop import EngineLoop, TokenOutput
+from engine.steps import Executor
 from scheduler.config import SchedulerConfig
 from scheduler.request import Request
 from scheduler.scheduler import Scheduler
