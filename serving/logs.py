@@ -110,10 +110,13 @@ class RequestLines:
         self._texts = texts
 
     def __call__(self, exchange: Exchange) -> None:
+        texts = None if self._texts is None else [self._texts.take(request) for request in exchange.ended]
         level = logging.INFO if exchange.ended or exchange.status >= 400 else logging.DEBUG
         if not _REQUESTS.isEnabledFor(level):
             return
         fields = self._fields(exchange)
+        if texts:
+            fields["texts"] = texts
         message = f"{exchange.method} {exchange.path} {exchange.status} in {fields['duration_ms'] / 1000:.3f} s"
         if exchange.ended:
             message += f", {fields['prompt_tokens']} + {fields['output_tokens']} tokens, {fields['finish_reason']}"
@@ -149,8 +152,6 @@ class RequestLines:
         details = [request.detail for request in ended if request.detail]
         if details:
             fields["detail"] = details[0]
-        if self._texts is not None:
-            fields["texts"] = [self._texts.take(request) for request in ended]
         return fields
 
 
@@ -163,6 +164,11 @@ class Texts:
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
         self._decode = decode
         self._pieces: dict[str, list[str]] = {}
+
+    @property
+    def kept(self) -> int:
+        """How many requests there are texts of."""
+        return len(self._pieces)
 
     def submitted(self, requests: Sequence[Request]) -> None:
         self._pieces.update({request.id: [] for request in requests})

@@ -50,9 +50,9 @@ class Monitor:
         listeners.append(EngineLines(lambda: server.draining))
         exchanges.listeners.append(RequestLines(model, texts))
         self._buckets = buckets_of(server.info.config)
-        lookout = Lookout(server.engine, self.traffic)
-        self.metrics = ServerMetrics(server, self.traffic, exchanges, lookout, self._buckets)
-        self.feed = Feed(lookout, self._status, lambda: server.draining)
+        self._lookout = Lookout(server.engine, self.traffic)
+        self.metrics = ServerMetrics(server, self.traffic, exchanges, self._lookout, self._buckets)
+        self.feed = Feed(self._lookout, self._status, lambda: server.draining)
         info = server.info
         log_event(
             "the engine is ready", model=model, hardware=info.hardware, emulated=info.emulated, pid=server.engine.pid
@@ -60,6 +60,7 @@ class Monitor:
 
     def close(self) -> None:
         """The server has ended."""
+        self._lookout.stop()
         if self._traces is not None:
             self._traces.close()
         log_event("the server has ended", output_tokens=self.traffic.output_tokens)

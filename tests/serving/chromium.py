@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,7 +33,8 @@ class Tab:
         )
         assert self._browser.stderr is not None
         address = next(found[0] for line in self._browser.stderr if (found := re.search(r"ws://\S+", line)))
-        self._socket = connect(address, max_size=None, proxy=None, ping_interval=None)
+        self._stack = ExitStack()
+        self._socket = self._stack.enter_context(connect(address, max_size=None, proxy=None, ping_interval=None))
         self._number = 0
         self._session: str | None = None
         self.problems: list[str] = []
@@ -48,7 +50,7 @@ class Tab:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._socket.close()
+        self._stack.close()
         self._browser.terminate()
         self._browser.wait(20)
         assert self._browser.stderr is not None
