@@ -220,6 +220,7 @@ class TestChat:
         assert "Hello\nyou" in text
 
 
+@pytest.mark.model
 def test_a_bias_and_penalties_change_what_the_model_says(model: RunningServer) -> None:
     client = model.openai()
     name = client.models.list().data[0].id
