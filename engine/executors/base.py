@@ -90,6 +90,9 @@ class Executor(Protocol):
     def reset(self) -> None:
         """Forget all sequences and their KV: the next plan is a new scheduler's. No step may be running."""
 
+    def close(self) -> None:
+        """End the threads of its own, where it has any. No step may be running, and none can be launched any more."""
+
 
 class DeviceTimer:
     """Time of a stretch of work on ``device``, in nanoseconds: events on a GPU, the clock on a CPU."""
@@ -249,6 +252,11 @@ class ModelExecutor(ABC):
         """See :class:`Executor`."""
         self.host_copies = HostCopies()
         self._booking = None
+
+    def close(self) -> None:
+        """See :class:`Executor`."""
+        if self._worker is not None:
+            self._worker.shutdown()
 
     def launch(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> PendingStep:
         """Start one step; see :class:`Executor`.
