@@ -31,7 +31,8 @@ from scheduler.plan import Layout
 from scheduler.request import Request, SamplingParams
 from scheduler.scheduler import Scheduler
 
-DEFAULT_POLICY = "sjf-bucket"
+#: docs/python-api.md has what it was measured against
+DEFAULT_POLICY = "fcfs"
 
 #: a text, or its token ids
 Prompt = str | Sequence[int]
@@ -56,7 +57,7 @@ class InferenceEngine:
 
     Args:
         model_path: a model folder, a Hugging Face name or ``shape:NAME``; the embedded model where it is left out.
-        policy: name of the scheduling policy, ``sjf-bucket`` by default; or a file of your own, ``FILE.yaml`` or
+        policy: name of the scheduling policy, ``fcfs`` by default; or a file of your own, ``FILE.yaml`` or
             ``FILE.py:NAME``.
         max_running: sequences that hold KV at the same time, at most.
         layout: ``paged`` computes no padding; ``padded`` is the plain dense batch.
