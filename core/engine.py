@@ -1,5 +1,19 @@
 """``from core.engine import InferenceEngine``: the engine's front door, under the name of the quick start."""
 
-from engine.inference import GenerationResult, GenerationResults, InferenceEngine
+from engine.errors import DeviceError, EngineError, EngineStoppedError, GenerationError
+from engine.inference import InferenceEngine
+from engine.results import GenerationMetrics, GenerationResult, GenerationResults
+from engine.streams import AsyncTokenStream, TokenStream
 
-__all__ = ["GenerationResult", "GenerationResults", "InferenceEngine"]
+__all__ = [
+    "AsyncTokenStream",
+    "DeviceError",
+    "EngineError",
+    "EngineStoppedError",
+    "GenerationError",
+    "GenerationMetrics",
+    "GenerationResult",
+    "GenerationResults",
+    "InferenceEngine",
+    "TokenStream",
+]

@@ -27,6 +27,10 @@ class GenerationError(EngineError):
     """A request ended with an error; the message says which."""
 
 
+class EngineStoppedError(GenerationError):
+    """The engine serves nobody any more: it has been closed, or has met an error that nobody expected."""
+
+
 class MissingExtraError(ImportError):
     """A package of the ``engine`` extra is not installed."""
 

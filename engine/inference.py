@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-import threading
-from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, overload
+from typing import Any, Self, TypedDict, TypeVar, Unpack
 
 import torch
 
-from engine.errors import DeviceError, GenerationError
-from engine.executors import (
-    DEFAULT_UTILIZATION,
-    default_graph_rows,
-    default_graph_tokens,
-    plan_memory,
-    start_executor,
-)
+from engine.assembly import assemble
+from engine.executors import DEFAULT_UTILIZATION
 from engine.loop import EngineLoop, TokenOutput
-from engine.models import LoadedModel
-from engine.parallel.loading import load_divided_model
-from engine.sampling import TokenLogprobs
-from scheduler.config import ConfigError, SchedulerConfig
+from engine.parallel.workers import Workers
+from engine.results import GenerationResult, GenerationResults
+from engine.serving import Serving, TaskMailbox, ThreadMailbox
+from engine.streams import AsyncTokenStream, TokenStream
 from scheduler.plan import Layout
 from scheduler.request import Grammar, Request, SamplingParams
 from scheduler.scheduler import Scheduler
 
-DEFAULT_POLICY = "sjf-bucket"
+#: docs/python-api.md has what it was measured against
+DEFAULT_POLICY = "fcfs"
 
 #: a text, or its token ids
 Prompt = str | Sequence[int]
+Answer = TypeVar("Answer")
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -56,62 +51,12 @@ class SamplingOptions(TypedDict, total=False):
     logprobs: int | None
 
 
-@dataclass(eq=False)
-class GenerationResult:
-    """What came of one prompt. ``token_ids`` are the output's, an end token included; ``text`` has none of that.
-
-    ``finish_reason`` is ``length`` (``max_tokens`` or the model's context), ``eos`` (the model's end token), ``stop``,
-    or ``error``: the request could not go on, ``error`` says why, and the output is what there was until then.
-    ``logprobs``, where they were asked for, has an entry for each token.
-    """
-
-    prompt: str
-    prompt_token_ids: list[int] = field(repr=False)
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list, repr=False)
-    finish_reason: str = ""
-    error: str = ""
-    logprobs: list[TokenLogprobs] = field(default_factory=list, repr=False)
-
-
-class GenerationResults:
-    """Results in the order of their prompts. ``items()`` gives (result, text); equal prompts have a result each."""
-
-    def __init__(self, results: list[GenerationResult]) -> None:
-        self._results = results
-
-    def __len__(self) -> int:
-        return len(self._results)
-
-    def __iter__(self) -> Iterator[GenerationResult]:
-        return iter(self._results)
-
-    @overload
-    def __getitem__(self, key: int) -> GenerationResult: ...
-
-    @overload
-    def __getitem__(self, key: GenerationResult) -> str: ...
-
-    def __getitem__(self, key: int | GenerationResult) -> GenerationResult | str:
-        """The result at a place in the order of the prompts, or the text of a result."""
-        return key.text if isinstance(key, GenerationResult) else self._results[key]
-
-    def keys(self) -> list[GenerationResult]:
-        return list(self._results)
-
-    def values(self) -> list[str]:
-        return [result.text for result in self._results]
-
-    def items(self) -> list[tuple[GenerationResult, str]]:
-        return [(result, result.text) for result in self._results]
-
-
 class InferenceEngine:
     """A model served by the scheduler, in this process.
 
     Args:
         model_path: a model folder, a Hugging Face name or ``shape:NAME``; the embedded model where it is left out.
-        policy: name of the scheduling policy, ``sjf-bucket`` by default; or a file of your own, ``FILE.yaml`` or
+        policy: name of the scheduling policy, ``fcfs`` by default; or a file of your own, ``FILE.yaml`` or
             ``FILE.py:NAME``.
         max_running: sequences that hold KV at the same time, at most.
         layout: ``paged`` computes no padding; ``padded`` is the plain dense batch.
@@ -132,7 +77,11 @@ class InferenceEngine:
         DeviceError: (of :meth:`generate` too) a device, or the process of one, has failed; no request is taken then.
         PolicyError: (of :meth:`generate` too) a policy of your own failed while it ran.
 
-    Calls from several threads share the steps: whoever waits for a token runs the next one for all.
+    One thread runs the steps, from here to :meth:`close`; all methods may be called from any thread, and the coroutines
+    in any event loop. Requests join the steps and leave them at any time. Letting go of the engine closes it too, and
+    so does the end of the interpreter, or of a ``with`` (``async with``) block.
+
+    What the scheduler knows is read with :meth:`inspect`: it is the thread's own while the engine is open.
     """
 
     def __init__(
@@ -152,100 +101,180 @@ class InferenceEngine:
     ) -> None:
         given = {"policy": policy or DEFAULT_POLICY, "max_running": max_running, "layout": layout,
                  "block_tokens": block_tokens, **settings}  # fmt: skip
-        Scheduler(SchedulerConfig.from_dict(given))  # a bad setting shows before a model is loaded
-        if tp != 1 and layout != "paged":
-            raise ConfigError(f"tp {tp} needs the paged layout; layout is {layout!r}")
-        self.model: LoadedModel = load_divided_model(model_path, tp, dtype=dtype, device=device)
-        given.setdefault("context_tokens", self.model.context_tokens)
-        most_rows = min(max_running, given.get("max_rows") or max_running)
-        most_tokens = given.get("max_prefill_tokens") or SchedulerConfig.max_prefill_tokens
-        given.setdefault("graph_rows", default_graph_rows(self.model, layout, most_rows))
-        given.setdefault("graph_tokens", default_graph_tokens(self.model, layout, most_tokens))
-        limits = Scheduler(SchedulerConfig.from_dict(given)).config
-        memory = plan_memory(self.model, limits, utilization=gpu_memory_utilization, kv_tokens=kv_tokens)
-        limits = Scheduler(SchedulerConfig.from_dict({**given, "kv_tokens": memory.kv_tokens})).config
+        if kv_tokens is not None:
+            given["kv_tokens"] = kv_tokens
         #: how the memory of the device is shared out; and the settings, with what a policy's file says by default
-        executor, self.config, self.memory = start_executor(self.model, limits, memory)
+        self.model, self.config, executor, self.memory = assemble(
+            model_path, given, dtype=dtype, device=device, tp=tp, gpu_memory_utilization=gpu_memory_utilization
+        )
         self.scheduler = Scheduler(self.config)
+        #: says what can never be served, to any thread
+        self._limits = Scheduler(self.config)
+        news: list[TokenOutput] = []
         self.loop = EngineLoop(
             self.scheduler,
             executor,
             tokenizer=self.model.tokenizer,
             end_token_ids=self.model.eos_token_ids,
-            listener=self._hear,
+            listener=news.append,
             memory=self.memory,
         )
         self._ids = itertools.count()
-        self._stepping = threading.Lock()
-        self._heard: dict[str, deque[TokenOutput]] = {}
+        workers = None if self.model.group is None else self.model.group.workers
+        self._serving = Serving(self.loop, news, partial(_end, self.loop, workers))
+        # it cannot wait for the end, since a collection of garbage may come in the middle of anything
+        weakref.finalize(self, self._serving.stop).atexit = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self.close)
 
     def close(self) -> None:
-        """End the processes of the other GPUs, where there are any. Nothing can be generated any more then."""
-        if self.model.group is not None and self.model.group.workers is not None:
-            self.model.group.workers.close()
+        """End the thread, and the processes of other GPUs, where there are any. More than once does nothing more.
+
+        The step at hand is completed. Calls and streams that wait raise
+        :class:`~engine.errors.EngineStoppedError`, as do later ones.
+        """
+        self._serving.close()
+
+    # -- generating
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], max_tokens: int = 100, **sampling: Unpack[SamplingOptions]
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        max_tokens: int = 100,
+        *,
+        request_id: str | None = None,
+        **sampling: Unpack[SamplingOptions],
     ) -> GenerationResults:
         """Generate at most ``max_tokens`` tokens for every prompt, together.
 
         A request that memory does not suffice for, or that was running when the device failed, ends with the finish
-        reason ``error``.
+        reason ``error``; one that somebody aborted, with ``aborted``. An exception here (Ctrl-C) aborts all of them.
+
+        ``request_id`` is the request's of one prompt; of several, ``ID-0``, ``ID-1``... are, and :meth:`abort` takes
+        both. Without, the engine gives one.
 
         Raises:
             DeviceError: the device has failed before.
+            EngineStoppedError: the engine has been closed, before or meanwhile.
             ValueError: a prompt is empty, longer than the model's context or than the KV memory, or is text where the
-                model has no tokenizer; or the model cannot be sampled like that. Nothing is generated then.
+                model has no tokenizer; an id is in use; or the model cannot be sampled like that. Nothing is generated
+                then.
         """
-        requests = [
-            self._request(prompt, f"prompt {place}", max_tokens, sampling)
-            for place, prompt in enumerate(_prompt_list(prompts))
-        ]
-        results = [GenerationResult(text, list(request.prompt_token_ids or ())) for text, request in requests]
+        name = self._name(request_id)
+        requests, results = self._requests(prompts, name, max_tokens, sampling)
+        mailbox = ThreadMailbox(name, list(results), piecewise=False)
         try:
-            for _, request in requests:
-                self._submit(request)
-            for (_, request), result in zip(requests, results, strict=True):
-                for output in self._outputs(request.id):
-                    if output.token_id is not None:
-                        result.token_ids.append(output.token_id)
-                    if output.logprobs is not None:
-                        result.logprobs.append(output.logprobs)
-                    result.text += output.text
-                    result.finish_reason = output.finish_reason
-                    result.error = output.detail
+            if requests:
+                self._serving.submit(requests, mailbox)
+                _fill(results, mailbox.get())
         finally:
-            for _, request in requests:
-                self._leave(request.id)
-        return GenerationResults(results)
+            self._serving.leave(mailbox)
+        return GenerationResults(list(results.values()))
+
+    async def generate_async(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        max_tokens: int = 100,
+        *,
+        request_id: str | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> GenerationResults:
+        """:meth:`generate` for a task, whose cancellation aborts the requests."""
+        name = self._name(request_id)
+        # long prompts take a while to be encoded
+        requests, results = await asyncio.to_thread(self._requests, prompts, name, max_tokens, sampling)
+        mailbox = TaskMailbox(name, list(results), piecewise=False)
+        try:
+            if requests:
+                self._serving.submit(requests, mailbox)
+                _fill(results, await mailbox.get())
+        finally:
+            self._serving.leave(mailbox)
+        return GenerationResults(list(results.values()))
 
     def stream_generate(
-        self, prompt: Prompt, max_tokens: int = 50, **sampling: Unpack[SamplingOptions]
-    ) -> Generator[tuple[int, str], None, None]:
-        """Yield (token id, new text) as tokens come. A text may be empty: it is held back until it is whole.
+        self,
+        prompt: Prompt,
+        max_tokens: int = 50,
+        *,
+        request_id: str | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> TokenStream:
+        """Iterate over (token id, new text) as tokens come. A text may be empty: it is held back until it is whole.
 
-        Closing the iterator early aborts the request and frees its memory.
+        The request begins now, whether anybody reads or not. Closing the stream early, or letting go of it, aborts the
+        request and frees its memory. The stream ends where somebody aborts the request; its ``result`` says so.
 
         Raises:
-            ValueError: as :meth:`generate`; at the call, not at the first token.
-            GenerationError: the request could not go on, after the tokens that there are.
+            DeviceError, EngineStoppedError, ValueError: as :meth:`generate`; at the call, not at the first token.
+            GenerationError: (of the stream) the request could not go on, after the tokens that there are.
         """
-        _, request = self._request(prompt, "the prompt", max_tokens, sampling)
-        return self._stream(request)
+        request, result = self._request(prompt, "the prompt", self._name(request_id), max_tokens, sampling)
+        return TokenStream(self._serving, self, request, result)
 
-    def _stream(self, request: Request) -> Generator[tuple[int, str], None, None]:
-        try:
-            self._submit(request)
-            for output in self._outputs(request.id):
-                if output.token_id is not None:
-                    yield output.token_id, output.text
-                if output.finish_reason == "error":
-                    raise GenerationError(output.detail)
-        finally:
-            self._leave(request.id)
+    def stream_generate_async(
+        self,
+        prompt: Prompt,
+        max_tokens: int = 50,
+        *,
+        request_id: str | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> AsyncTokenStream:
+        """:meth:`stream_generate` for ``async for``. The request begins when the first token is asked for, and what is
+        wrong with it is raised then. Cancellation of a task that waits for a token aborts the request.
+        """
+        name = self._name(request_id)
+        make = partial(self._request, prompt, "the prompt", name, max_tokens, sampling)
+        return AsyncTokenStream(self._serving, self, name, make)
 
-    def _request(self, prompt: Prompt, what: str, max_tokens: int, options: SamplingOptions) -> tuple[str, Request]:
-        """The text of a prompt and its checked request."""
+    def abort(self, request_id: str) -> bool:
+        """End a request early, or all of a call of that id, and free its memory with the next plan.
+
+        Whoever waits gets what there is, with the finish reason ``aborted``. Returns whether there was anything to end:
+        unknown ids, and those of requests that have ended, are ignored.
+        """
+        return self._serving.abort(request_id)
+
+    def inspect(self, read: Callable[[Scheduler], Answer]) -> Answer:
+        """What ``read`` says of the scheduler, or raises. It is called between two steps, and must be quick.
+
+        Waits for the step at hand; a coroutine calls it by ``asyncio.to_thread``. Once the engine has been closed, or
+        has failed, ``read`` sees what was left.
+        """
+        return self._serving.ask(partial(read, self.scheduler))
+
+    # -- requests
+
+    def _name(self, request_id: str | None) -> str:
+        return f"generate-{next(self._ids)}" if request_id is None else request_id
+
+    def _requests(
+        self, prompts: Prompt | Sequence[Prompt], name: str, max_tokens: int, options: SamplingOptions
+    ) -> tuple[list[Request], dict[str, GenerationResult]]:
+        """The checked requests of a call, and their results, still empty, by id."""
+        given = _prompt_list(prompts)
+        made = [
+            self._request(
+                prompt, f"prompt {place}", name if len(given) == 1 else f"{name}-{place}", max_tokens, options
+            )
+            for place, prompt in enumerate(given)
+        ]
+        return [request for request, _ in made], {request.id: result for request, result in made}
+
+    def _request(
+        self, prompt: Prompt, what: str, request_id: str, max_tokens: int, options: SamplingOptions
+    ) -> tuple[Request, GenerationResult]:
+        """The checked request of a prompt, and its result, still empty."""
         text, token_ids = self._encoded(prompt, what)
         if len(token_ids) >= self.config.context_tokens:
             raise ValueError(
@@ -253,7 +282,7 @@ class InferenceEngine:
                 "hold the prompt and at least one token of output"
             )
         request = Request(
-            id=f"generate-{next(self._ids)}",
+            id=request_id,
             arrival_ns=self.loop.now_ns(),
             prompt_tokens=len(token_ids),
             max_tokens=max_tokens,
@@ -261,10 +290,10 @@ class InferenceEngine:
             sampling=_sampling(options),
         )
         self.loop.check_sampling(request.sampling)
-        refusal = self.scheduler.refusal(request)
+        refusal = self._limits.refusal(request)
         if refusal is not None:
             raise ValueError(f"{what} with max_tokens {max_tokens}: {refusal}; ask for less or raise kv_tokens")
-        return text, request
+        return request, GenerationResult(text, token_ids, request_id=request_id)
 
     def _encoded(self, prompt: Prompt, what: str) -> tuple[str, list[int]]:
         tokenizer = self.model.tokenizer
@@ -282,50 +311,17 @@ class InferenceEngine:
             raise ValueError(f"{what} is empty; give at least one token")
         return text, token_ids
 
-    # -- the loop, shared by all calls
 
-    def _hear(self, output: TokenOutput) -> None:
-        heard = self._heard.get(output.request_id)
-        if heard is not None:
-            heard.append(output)
+def _fill(results: dict[str, GenerationResult], outputs: list[TokenOutput]) -> None:
+    for output in outputs:
+        results[output.request_id].add(output)
 
-    def _submit(self, request: Request) -> None:
-        self._heard[request.id] = deque()
-        self.loop.submit(request)
 
-    def _outputs(self, request_id: str) -> Iterator[TokenOutput]:
-        """News of a request, to its end; runs the loop whenever there is none yet."""
-        heard = self._heard[request_id]
-        while True:
-            while not heard:
-                with self._stepping:
-                    if not heard:
-                        self._step(heard)
-            output = heard.popleft()
-            yield output
-            if output.finish_reason:
-                del self._heard[request_id]
-                return
-
-    def _step(self, heard: deque[TokenOutput]) -> None:
-        """Run the loop's next step, or wait until there may be one. That the device has failed is news of everybody."""
-        try:
-            if not self.loop.step():
-                self.loop.wait()
-        except DeviceError:
-            if not heard:
-                raise
-
-    def _leave(self, request_id: str) -> None:
-        """Abort a request that has not ended, and free its memory now. Nothing is left running for nobody."""
-        with suppress(DeviceError):
-            if self._heard.pop(request_id, None) is not None:
-                self.loop.abort(request_id)
-                with self._stepping:
-                    self.loop.step()
-            while not self._heard and self.loop.in_flight:
-                with self._stepping:
-                    self.loop.step()
+def _end(loop: EngineLoop, workers: Workers | None) -> None:
+    """End the threads and processes that steps were run with."""
+    loop.executor.close()
+    if workers is not None:
+        workers.close()
 
 
 def _prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -12,12 +12,13 @@ at once, and the device does not wait for the host at all::
 from __future__ import annotations
 
 import gc
+import queue
 import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -141,6 +142,28 @@ class Abort(NamedTuple):
 Call = Callable[[], None]
 
 
+class Signal:
+    """An event that one thread waits for, and that may be set anywhere: by a finalizer too, which a collection of
+    garbage runs in the middle of whatever a thread does, while it holds whatever lock."""
+
+    def __init__(self) -> None:
+        self._sent: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def set(self) -> None:
+        """Whoever waits, now or next, goes on."""
+        self._sent.put(None)
+
+    def clear(self) -> None:
+        """Forget what has been set."""
+        while not self._sent.empty():
+            self._sent.get_nowait()
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Return when it is set, or after ``timeout_s`` seconds."""
+        with suppress(queue.Empty):
+            self._sent.get(timeout=timeout_s)
+
+
 class EngineLoop:
     """Drives an executor by a scheduler's plans, in real time.
 
@@ -185,9 +208,10 @@ class EngineLoop:
         self._overlap = config.overlap
         self._hashed_block_tokens = config.block_tokens if config.prefix_cache else None
         self._inbox: deque[Generation | Abort | Call] = deque()
-        #: held while something is put in, so that nothing is when the loop is broken
-        self._handing_in = threading.Lock()
-        self._arrived = threading.Event()
+        #: held while something is put in, so that nothing is when the loop is broken; reentrant, since a collection of
+        #: garbage may come in between and put an abort in
+        self._handing_in = threading.RLock()
+        self._arrived = Signal()
         self._stopped = False
         self._live: dict[int, tuple[Sequence, Generation]] = {}
         #: those of them whose next token cannot be drawn before the last one is known here
@@ -210,16 +234,19 @@ class EngineLoop:
         """Nanoseconds since the loop was made."""
         return time.monotonic_ns() - self._epoch_ns
 
-    def submit(self, request: Request) -> None:
-        """Hand a request in; the next plan takes it up.
+    def submit(self, *requests: Request) -> None:
+        """Hand requests in; the next plan takes them up, all of them together.
 
-        With a prefix cache its ``block_hashes`` are made from its token ids, whatever it came with: KV is shared by
-        what the tokens are.
+        With a prefix cache their ``block_hashes`` are made from their token ids, whatever they came with: KV is shared
+        by what the tokens are.
 
         Raises ``ValueError`` for a request without token ids, with a head start from elsewhere, which an engine has no
         tokens of, or with sampling that :meth:`check_sampling` refuses, and
-        :class:`~engine.errors.DeviceError` once the device has failed.
+        :class:`~engine.errors.DeviceError` once the device has failed. None is taken then.
         """
+        self._post(*[self._generation(request) for request in requests])
+
+    def _generation(self, request: Request) -> Generation:
         if request.head_start is not None:
             raise ValueError(f"request {request.id}: an engine takes no request that has got on elsewhere")
         if self._hashed_block_tokens is not None and request.prompt_token_ids is not None:
@@ -229,7 +256,7 @@ class EngineLoop:
         grammar = request.sampling.grammar
         matcher = None if grammar is None else self._grammars.matcher(grammar, to_the_end=plays_out(request))
         wants_text = self._listener is not None
-        self._post(Generation(request, self._end_token_ids, self._tokenizer, wants_text, self.executor.vocab, matcher))
+        return Generation(request, self._end_token_ids, self._tokenizer, wants_text, self.executor.vocab, matcher)
 
     def check_sampling(self, sampling: SamplingParams) -> None:
         """Raise ``ValueError``, one line, where the model cannot be sampled like that.
@@ -278,11 +305,11 @@ class EngineLoop:
         self._stopped = True
         self._arrived.set()
 
-    def _post(self, item: Generation | Abort | Call) -> None:
+    def _post(self, *items: Generation | Abort | Call) -> None:
         with self._handing_in:
             if self.broken is not None:
                 raise DeviceError(self.broken)
-            self._inbox.append(item)
+            self._inbox.extend(items)
         self._arrived.set()
 
     # -- the loop

@@ -88,3 +88,6 @@ class Executor(Protocol):
 
     def reset(self) -> None:
         """Forget all sequences and their KV: the next plan is a new scheduler's. No step may be running."""
+
+    def close(self) -> None:
+        """End the threads of its own, where it has any. No step may be running, and none can be launched any more."""

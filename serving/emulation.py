@@ -125,6 +125,9 @@ class EmulatedExecutor:
     def reset(self) -> None:
         self._end_ns = 0
 
+    def close(self) -> None:
+        """Nothing of its own runs."""
+
     def _token(self, state: SequenceState) -> int:
         key = row_key(state.seed, len(state.token_ids))
         if key % TYPICAL_TOKENS == 0 and self._may_end(state):

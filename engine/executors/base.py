@@ -191,6 +191,11 @@ class ModelExecutor(ABC):
         self.host_copies = HostCopies()
         self._booking = None
 
+    def close(self) -> None:
+        """See :class:`Executor`."""
+        if self._worker is not None:
+            self._worker.shutdown()
+
     def launch(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> PendingStep:
         """Start one step; see :class:`Executor`.
 

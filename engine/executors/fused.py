@@ -167,6 +167,9 @@ class FusedExecutor:
         if self._private is not None:
             self._private.clear()
 
+    def close(self) -> None:
+        """See :class:`~engine.executors.base.Executor`. It has no threads; other ranks' processes are the model's."""
+
     def _forget(self) -> None:
         """No sequence holds KV on the device."""
         #: of sequences that hold KV: their place, and those of their blocks that the device's table names

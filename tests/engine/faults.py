@@ -52,6 +52,9 @@ class Faulty:
     def launch(self, plan: Any, states: Any) -> PendingStep:
         return _Pending(self, self.executor.launch(plan, states))
 
+    def close(self) -> None:
+        self.executor.close()
+
     def reach(self, place: str) -> None:
         count = self.reached[place]
         self.reached[place] += 1

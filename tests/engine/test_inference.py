@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import pytest
 
-from core.engine import InferenceEngine
+from core.engine import GenerationResults, InferenceEngine
 from scheduler.config import ConfigError
 from scheduler.request import Grammar
+from scheduler.scheduler import Scheduler
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +24,13 @@ def engine() -> InferenceEngine:
     return InferenceEngine(device="cpu", kv_tokens=4096)
 
 
+def is_free(scheduler: Scheduler) -> bool:
+    return scheduler.idle and scheduler.pool.free_blocks == scheduler.pool.capacity_blocks
+
+
 def free(engine: InferenceEngine) -> bool:
-    pool = engine.scheduler.pool
-    return engine.scheduler.idle and pool.free_blocks == pool.capacity_blocks
+    """Whether no memory is used: at the latest two plans after whatever has been told or aborted by now."""
+    return any(engine.inspect(is_free) for _ in range(3))
 
 
 def test_one_prompt_of_ids_or_several(tiny: InferenceEngine) -> None:
@@ -112,11 +118,122 @@ def test_unknown_policy_and_setting_are_named_before_a_model_is_loaded() -> None
 
 
 def test_a_stream_that_is_closed_frees_its_memory(tiny: InferenceEngine) -> None:
-    stream = tiny.stream_generate([1, 2, 3], max_tokens=100)
+    before = tiny.inspect(lambda scheduler: scheduler.counters.aborted)
+    stream = tiny.stream_generate([1, 2, 3], max_tokens=1000)
     next(stream)
-    assert not tiny.scheduler.idle
+    assert not tiny.inspect(is_free)
     stream.close()
     assert free(tiny)
+    assert list(stream) == []
+    assert tiny.inspect(lambda scheduler: scheduler.counters.aborted) == before + 1
+
+
+def test_a_stream_that_is_let_go_of_frees_its_memory(tiny: InferenceEngine) -> None:
+    for token, _ in tiny.stream_generate([1, 2, 3], max_tokens=1000):
+        assert token >= 0
+        break
+    assert free(tiny)
+
+
+def test_the_ids_of_requests_are_given_or_made(tiny: InferenceEngine) -> None:
+    one = tiny.generate([1, 2], max_tokens=2, request_id="mine")[0]
+    several = tiny.generate([[1, 2], [3]], max_tokens=2, request_id="mine")
+    assert [one.request_id, *(result.request_id for result in several)] == ["mine", "mine-0", "mine-1"]
+    made = [tiny.generate([1, 2], max_tokens=2)[0].request_id for _ in range(2)]
+    assert made[0] != made[1]
+    stream = tiny.stream_generate([1, 2], max_tokens=1000, request_id="used")
+    with pytest.raises(ValueError, match="'used' is in use"):
+        tiny.generate([[1, 2]], request_id="used")
+    assert stream.request_id == "used"
+    stream.close()
+    assert free(tiny)
+    tiny.generate([1, 2], max_tokens=2, request_id="used")
+
+
+def test_an_id_in_use_leaves_out_the_whole_call_and_nobody_else(tiny: InferenceEngine) -> None:
+    stream = tiny.stream_generate([1, 2], max_tokens=20, request_id="call-1")
+    with pytest.raises(ValueError, match="'call-1' is in use"):
+        tiny.generate([[1, 2], [3, 4]], request_id="call")
+    assert len(list(stream)) == 20
+    assert len(tiny.generate([[1, 2], [3, 4]], max_tokens=2, request_id="call")) == 2
+
+
+@pytest.mark.parametrize(("name", "ended"), [("call", 3), ("call-1", 1)])
+def test_a_call_is_aborted_as_a_whole_or_one_request_of_it(tiny: InferenceEngine, name: str, ended: int) -> None:
+    found: list[GenerationResults] = []
+    prompts = [[1, 2], [3, 4], [5, 6]]
+    thread = threading.Thread(
+        target=lambda: found.append(tiny.generate(prompts, max_tokens=600, request_id="call")), daemon=True
+    )
+    thread.start()
+    while thread.is_alive() and not tiny.abort(name):
+        pass
+    thread.join()
+    reasons = [result.finish_reason for result in found[0]]
+    assert reasons.count("aborted") == ended
+    assert reasons[1] == "aborted"
+    assert not tiny.abort(name)
+    assert free(tiny)
+
+
+def test_a_stream_ends_where_somebody_aborts_its_request(tiny: InferenceEngine) -> None:
+    stream = tiny.stream_generate([1, 2, 3], max_tokens=1000)
+    first = [next(stream)[0] for _ in range(3)]
+    assert tiny.abort(stream.request_id)
+    rest = [token for token, _ in stream]
+    assert stream.result.finish_reason == "aborted"
+    assert stream.result.token_ids == first + rest
+    assert len(rest) < 997
+
+
+def test_metrics_are_those_of_the_scheduler_in_seconds(tiny: InferenceEngine) -> None:
+    begin_s = time.monotonic()
+    result = tiny.generate([1, 2, 3], max_tokens=5)[0]
+    took_s = time.monotonic() - begin_s
+    metrics = result.metrics
+    assert metrics is not None
+    assert metrics.queue_s is not None
+    assert metrics.ttft_s is not None
+    assert metrics.tpot_s is not None
+    assert 0 <= metrics.queue_s < metrics.ttft_s < metrics.e2e_s < took_s
+    assert metrics.ttft_s + 4 * metrics.tpot_s == pytest.approx(metrics.e2e_s)
+    assert (metrics.preemptions, metrics.prefix_hit_tokens, metrics.recomputed_tokens) == (0, 0, 0)
+    alone = tiny.generate([1, 2, 3], max_tokens=1)[0].metrics
+    assert alone is not None
+    assert alone.tpot_s is None
+
+
+def test_metrics_of_a_stream_come_with_its_end(tiny: InferenceEngine) -> None:
+    stream = tiny.stream_generate([1, 2, 3], max_tokens=3)
+    next(stream)
+    assert (stream.result.finish_reason, stream.result.metrics) == ("", None)
+    assert len(list(stream)) == 2
+    assert stream.result.finish_reason == "length"
+    assert stream.result.metrics is not None
+
+
+def test_prefix_hits_and_preemptions_are_told() -> None:
+    with InferenceEngine("shape:tiny", device="cpu", kv_tokens=4096, prefix_cache=True, block_tokens=4) as engine:
+        prompt = list(range(1, 42))
+        first, again = (engine.generate(prompt, max_tokens=2)[0].metrics for _ in range(2))
+        assert first is not None
+        assert again is not None
+        assert (first.prefix_hit_tokens, again.prefix_hit_tokens) == (0, 40)
+    with InferenceEngine("shape:tiny", device="cpu", kv_tokens=64, block_tokens=4) as engine:
+        metrics = [result.metrics for result in engine.generate([[1] * 20, [2] * 20], max_tokens=30)]
+        assert [m.preemptions > 0 for m in metrics if m is not None] == [False, True]
+        assert [m.recomputed_tokens > 0 for m in metrics if m is not None] == [False, True]
+
+
+def test_the_scheduler_is_asked_between_steps_and_its_answer_is_raised_too(tiny: InferenceEngine) -> None:
+    stream = tiny.stream_generate([1, 2, 3], max_tokens=1000)
+    next(stream)
+    assert tiny.inspect(lambda scheduler: scheduler.resident) == 1
+    assert tiny.inspect(lambda _: threading.current_thread().name) == "engine"
+    with pytest.raises(ZeroDivisionError):
+        tiny.inspect(lambda scheduler: scheduler.resident // 0)
+    next(stream)
+    stream.close()
 
 
 def test_streams_may_take_turns(tiny: InferenceEngine) -> None:
@@ -194,19 +311,19 @@ def test_with_overlap_tokens_are_the_same_and_nothing_is_left_running(
         results = overlapping.generate(prompts, max_tokens=8, stop_token_ids=stop)
         ends = [next((n for n, token in enumerate(e, 1) if token in stop), 8) for e in expected]
         assert [result.token_ids for result in results] == [e[:end] for e, end in zip(expected, ends, strict=True)]
-        assert not overlapping.loop.in_flight
         assert free(overlapping)
-    assert overlapping.scheduler.counters.wasted_rows > 0
+        assert not overlapping.loop.in_flight
+    assert overlapping.inspect(lambda scheduler: scheduler.counters.wasted_rows) > 0
 
 
 def test_with_overlap_a_stream_that_is_closed_frees_its_memory(overlapping: InferenceEngine) -> None:
     stream = overlapping.stream_generate([1, 2, 3], max_tokens=100)
     for _ in range(3):
         next(stream)
-    assert overlapping.loop.in_flight
+    assert not overlapping.inspect(is_free)
     stream.close()
-    assert not overlapping.loop.in_flight
     assert free(overlapping)
+    assert not overlapping.loop.in_flight
 
 
 def test_with_overlap_threads_share_the_engine(tiny: InferenceEngine, overlapping: InferenceEngine) -> None:
