@@ -11,6 +11,7 @@ import atexit
 import queue
 import threading
 import traceback
+import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -97,6 +98,25 @@ def _opened(news: list[TokenOutput] | Exception) -> list[TokenOutput]:
     return news
 
 
+#: threads that serve, or did, each with its loop's ``stop``
+_SERVING: dict[threading.Thread, weakref.WeakMethod[Callable[[], None]]] = {}
+
+
+@atexit.register
+def _end_all() -> None:
+    """No thread may be in the middle of a step, or of giving memory back, when the interpreter goes.
+
+    It has waited for all threads but ours by now: they may have needed an engine to come to their end.
+    """
+    serving = list(_SERVING.items())
+    for _, reference in serving:
+        stop = reference()
+        if stop is not None:
+            stop()
+    for thread, _ in serving:
+        thread.join()
+
+
 #: something for a mailbox, and how it gets there
 Delivery = tuple[Mailbox, Callable[[], None]]
 
@@ -125,9 +145,10 @@ class Serving:
         #: why nothing is served any more
         self._ended: Exception | None = None
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
-        # an interpreter waits for other threads before it gets here: they may need the engine to come to their end
-        atexit.register(self.close)
         self._thread.start()
+        for thread in [thread for thread in list(_SERVING) if not thread.is_alive()]:
+            _SERVING.pop(thread, None)
+        _SERVING[self._thread] = weakref.WeakMethod(loop.stop)
 
     # -- for every thread
 
@@ -214,10 +235,7 @@ class Serving:
             self._hand_over()
         finally:
             self._end(ended)
-            try:
-                self._close()
-            finally:
-                atexit.unregister(self.close)
+            self._close()
 
     def _finish(self) -> None:
         """Complete what the device runs, and free all KV. Nobody is told what becomes of that."""
