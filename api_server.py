@@ -9,11 +9,13 @@ import asyncio
 import os
 import sys
 from collections.abc import Sequence
+from logging.config import dictConfig
 
 from core.arguments import UsageError
 from engine.errors import EngineError, MissingExtraError
 from scheduler.errors import ConfigError, PolicyError
 from serving.arguments import parse_command
+from serving.logs import logging_config
 from serving.run import PortError, open_port, run
 
 USAGE, INTERRUPTED = 2, 130
@@ -23,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve. Returns 0 after a signal, 1 if the engine ended by itself, 2 if it could not be started."""
     try:
         command = parse_command(sys.argv[1:] if argv is None else argv, os.environ)
+        dictConfig(logging_config(command.log_format))
         with open_port(command.host, command.port) as port:
             return run(command.settings, port)
     except (KeyboardInterrupt, asyncio.CancelledError):  # before it was ready

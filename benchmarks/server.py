@@ -22,6 +22,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from datetime import date
@@ -183,12 +184,14 @@ def at_server(flags: list[str], streams: int, requests: int) -> Seen:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         try:
-            line = server.stderr.readline()
-            found = re.search(r":(\d+)$", line.strip())
-            if found is None:
-                raise SystemExit(f"the server did not start: {line}")
+            lines = iter(server.stderr.readline, "")
+            port = next((found[1] for line in lines if (found := re.search(r"http://\S+:(\d+)$", line.strip()))), None)
+            if port is None:
+                raise SystemExit("the server did not start")
+            # a pipe that nobody reads would hold it up
+            threading.Thread(target=server.stderr.read, daemon=True).start()
             with undisturbed():
-                return uvloop.run(at_port(int(found[1]), streams, requests))
+                return uvloop.run(at_port(int(port), streams, requests))
         finally:
             server.send_signal(signal.SIGTERM)
 

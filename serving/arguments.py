@@ -15,11 +15,13 @@ from core.arguments import (
     config_flags,
     flag_of,
     number,
+    one_of,
     scheduler_settings,
 )
 from engine.inference import DEFAULT_POLICY
 from scheduler.config import SchedulerConfig
 from scheduler.scheduler import Scheduler
+from serving.logs import FORMATS
 from serving.messages import EngineSettings
 from serving.server import ServerSettings
 
@@ -38,6 +40,7 @@ class Command:
     host: str
     port: int
     settings: ServerSettings
+    log_format: str
 
 
 def build_parser() -> ArgumentParser:
@@ -64,6 +67,8 @@ def build_parser() -> ArgumentParser:
     group.add_argument("--request-timeout-s", type=seconds, metavar="S", help="of any request (default: none)")
     group.add_argument("--drain-s", type=number(float, 0), default=ServerSettings.drain_s, metavar="S",
                        help=f"for running requests after SIGTERM (default {ServerSettings.drain_s:g})")  # fmt: skip
+    group.add_argument("--log-format", type=one_of("log format", FORMATS), default="text", metavar="NAME",
+                       help="of the lines on standard error: text (default) or json")  # fmt: skip
     group.add_argument("--log-prompts", action="store_true", help="have prompts and outputs in the log")
     group.add_argument("--config", type=Path, metavar="FILE", help="YAML of flags; those on the command line win")
     add_scheduling_flags(parser)
@@ -108,7 +113,7 @@ def parse_command(argv: Sequence[str], environment: Mapping[str, str]) -> Comman
         cors_origins=tuple(args.cors_origin or ()),
         log_prompts=args.log_prompts,
     )
-    return Command(args.host, args.port, settings)
+    return Command(args.host, args.port, settings, args.log_format)
 
 
 def _check_emulation(parser: ArgumentParser, args: argparse.Namespace) -> None:
@@ -122,12 +127,9 @@ def _check_emulation(parser: ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def _scheduler(args: argparse.Namespace) -> dict[str, object]:
-    """The scheduler's settings, found possible. Nobody has said how to schedule: shortest first, and no row empty."""
+    """The scheduler's settings, found possible."""
     args.max_running = args.max_running or DEFAULT_MAX_RUNNING
-    if args.policy is None:
-        args.policy = DEFAULT_POLICY
-        if args.min_rows is None:
-            args.min_rows = min(args.max_running, args.max_rows or args.max_running)
+    args.policy = args.policy or DEFAULT_POLICY
     settings = scheduler_settings(args)
     Scheduler(SchedulerConfig.from_dict(settings))
     return settings

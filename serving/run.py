@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +13,7 @@ import uvloop
 from fastapi import FastAPI
 
 from engine.loop import undisturbed
+from serving.logs import log_event
 from serving.server import Server, ServerSettings, create_app
 
 OK, FAILED = 0, 1
@@ -79,7 +79,7 @@ async def serve_app(app: FastAPI, port: socket.socket, stopping: asyncio.Event) 
     """Serve a started application until ``stopping`` is set or its engine ends. Returns the exit code."""
     server: Server = app.state.server
     config = uvicorn.Config(
-        app, lifespan="off", access_log=False, log_level="warning", http="httptools", ws="none", backlog=_BACKLOG,
+        app, lifespan="off", access_log=False, log_config=None, http="httptools", ws="none", backlog=_BACKLOG,
         timeout_graceful_shutdown=FLUSH_S, server_header=False,
     )  # fmt: skip
     try:
@@ -90,7 +90,7 @@ async def serve_app(app: FastAPI, port: socket.socket, stopping: asyncio.Event) 
     http = _HttpServer(config)
     serving = asyncio.create_task(http.serve([port]))
     host, number = port.getsockname()[:2]
-    print(f"lockstep: serving {server.names[0]} at http://{host}:{number}", file=sys.stderr, flush=True)
+    log_event(f"serving {server.names[0]} at http://{host}:{number}")
     code = await _until_the_end(server, stopping)
     http.should_exit = True
     await serving
@@ -114,6 +114,5 @@ async def _until_the_end(server: Server, stopping: asyncio.Event) -> int:
             await server.stop()
             return OK
     told.cancel()
-    print(f"lockstep: {server.engine.failure}", file=sys.stderr, flush=True)
     await asyncio.sleep(LAST_WORDS_S)
     return FAILED

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from copy import deepcopy
 from random import Random
 from typing import Any
 
@@ -75,9 +76,11 @@ def _spoil(body: Any, random: Random) -> None:
     elif random.random() < 0.1:
         del body[name]
     elif isinstance(body, dict) and random.random() < 0.2:
-        body[random.choice(["x", "tools", "suffix", "best_of", "model", "ignore_eos", "n"])] = random.choice(STRANGE)
+        body[random.choice(["x", "tools", "suffix", "best_of", "model", "ignore_eos", "n"])] = deepcopy(
+            random.choice(STRANGE)
+        )
     else:
-        body[name] = random.choice(STRANGE)
+        body[name] = deepcopy(random.choice(STRANGE))
 
 
 def test_no_body_makes_the_server_fail_or_leaves_something_behind(emulated: RunningServer) -> None:
