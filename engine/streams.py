@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Self
 
 from engine.errors import GenerationError
 from engine.loop import TokenOutput
@@ -53,8 +54,9 @@ class _Pieces:
 class TokenStream(_Pieces, Iterator[Piece]):
     """Iterate over (token id, new text) of a request. A text may be empty: it is held back until it is whole.
 
-    :meth:`close`, and letting go of the stream, abort the request. ``result`` is filled as tokens come.
-    Iterating raises :class:`~engine.errors.GenerationError` where the request could not go on, after its tokens.
+    :meth:`close`, the end of a ``with`` block and letting go of the stream abort the request. ``result`` is filled as
+    tokens come. Iterating raises :class:`~engine.errors.GenerationError` where the request could not go on, after its
+    tokens.
     """
 
     def __init__(self, serving: Serving, owner: object, request: Request, result: GenerationResult) -> None:
@@ -82,6 +84,12 @@ class TokenStream(_Pieces, Iterator[Piece]):
     def close(self) -> None:
         """Abort the request unless it has ended. No more tokens come."""
         self._leave()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class AsyncTokenStream(_Pieces, AsyncIterator[Piece]):
@@ -132,4 +140,10 @@ class AsyncTokenStream(_Pieces, AsyncIterator[Piece]):
 
     async def aclose(self) -> None:
         """Abort the request unless it has ended. No more tokens come."""
+        self._leave()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
         self._leave()

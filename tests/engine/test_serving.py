@@ -10,7 +10,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,10 +119,9 @@ def test_whoever_joins_and_leaves_the_others_tokens_are_what_they_are_alone(
                     for asked, result in zip(some, engine.generate(some, max_tokens=count), strict=True):
                         check(asked, result, count)
                 case 2:
-                    stream = engine.stream_generate(prompt, max_tokens=count)
-                    for _ in zip(range(source.randint(0, 20)), stream, strict=False):
-                        pass
-                    stream.close()
+                    with engine.stream_generate(prompt, max_tokens=count) as stream:
+                        for _ in zip(range(source.randint(0, 20)), stream, strict=False):
+                            pass
                     check(prompt, stream.result, count)
                 case 3:
                     name = f"{place}-{turn}"
@@ -144,7 +143,7 @@ def test_whoever_joins_and_leaves_the_others_tokens_are_what_they_are_alone(
                     check(prompt, (await task)[0], count)
             else:
                 seen: list[int] = []
-                async with aclosing(engine.stream_generate_async(prompt, max_tokens=count)) as stream:
+                async with engine.stream_generate_async(prompt, max_tokens=count) as stream:
                     async for token, _ in stream:
                         seen.append(token)
                         if source.random() < 0.05:
@@ -457,6 +456,12 @@ def work():
 
 threading.Thread(target=work).start()
 """,
+    "after it was let go of": """
+engines = [engine, *(InferenceEngine("shape:tiny", device="cpu", kv_tokens=4096, overlap=True) for _ in range(4))]
+streams = [one.stream_generate([1, 2], max_tokens=1500) for one in engines]
+print([len([next(stream)]) for stream in streams])
+del engine, engines, streams
+""",
     "after Ctrl-C": """
 def interrupt(count):
     while engine.inspect(lambda scheduler: scheduler.resident) < count:
@@ -483,6 +488,7 @@ print(len(engine.generate([1, 2], max_tokens=3)[0].token_ids))
 PRINTED = {
     "in the middle of a step": ["3"],
     "after other threads have": ["200"],
+    "after it was let go of": ["[1, 1, 1, 1, 1]"],
     "after Ctrl-C": ["interrupted", "(True, 2)", "interrupted", "(True, 3)", "3"],
 }
 
