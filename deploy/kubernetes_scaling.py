@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 # this folder has no packages of ours
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import yaml  # noqa: E402
 
@@ -161,7 +162,7 @@ def main() -> int:
     for name, content in found.items():
         path = args.out / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(content, sort_keys=False, width=120)
+        text = yaml.safe_dump(content, sort_keys=False, width=1000)
         path.write_text(HEADER.format(args.autoscale.name) + text, encoding="utf-8")
         print(path)
     return 0

@@ -98,9 +98,9 @@ class Routing:
 
         A new one has the lowest number that is free.
         """
-        for name in self._replicas.keys() - replicas.keys():
+        for name in [name for name in self._replicas if name not in replicas]:
             del self._replicas[name]
-        for name in replicas.keys() - self._replicas.keys():
+        for name in [name for name in replicas if name not in self._replicas]:
             taken = {replica.number for replica in self._replicas.values()}
             number = next(number for number in range(len(taken) + 1) if number not in taken)
             self._replicas[name] = SeenReplica(number, replicas[name])
