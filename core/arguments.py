@@ -87,6 +87,9 @@ RECORDING_FLAGS = _ENGINE | _RECORDING | {
 }  # fmt: skip
 
 
+POLICY_HELP = "; ".join(POLICIES) + "; orca = srpt; or your own: FILE.yaml, FILE.py:NAME"
+
+
 class UsageError(ValueError):
     """The command cannot be understood or carried out; the message is one line."""
 
@@ -220,65 +223,20 @@ def build_parser() -> ArgumentParser:
     group.add_argument("--strict", action="store_true", help="exit 2 if any request can never be served")
 
     group = parser.add_argument_group("who goes when")
-    group.add_argument("--policy", type=_policies, metavar="NAME[,NAME]",
-                       help="; ".join(POLICIES) + "; orca = srpt; or your own: FILE.yaml, FILE.py:NAME")  # fmt: skip
-    group.add_argument("--bucket", type=_bucket, metavar="SCHEME", help=" | ".join(BUCKETS) + ": length buckets")
-    group.add_argument("--bucket-order", type=one_of("bucket order", BUCKET_ORDERS), metavar="ORDER",
-                       help=" | ".join(BUCKET_ORDERS) + ": the bucket that is stepped")  # fmt: skip
-    group.add_argument("--bins", type=positive, metavar="N", help="of predicted lengths (multi-bin)")
-    group.add_argument("--min-rows", type=natural, metavar="N", help="a smaller cohort takes rows from the next ones")
-    group.add_argument("--max-rows", type=positive, metavar="N", help="rows of a step (default: all resident)")
-    group.add_argument("--quantum", type=natural, metavar="N", help="tokens from admission before an eviction for rank")
-    group.add_argument("--min-batch", type=positive, metavar="N", help="requests that start a closed batch")
-    group.add_argument("--max-wait-s", type=number(float, 0), metavar="S", help="... or this much waiting")
-
-    group = parser.add_argument_group("parts that go with any policy (--list parts says what each is)")
-    group.add_argument("--batching", type=checked(parse_batching), metavar="NAME", help=" | ".join(BATCHINGS))
-    group.add_argument("--phase", type=one_of("phase", tuple(PHASES)), metavar="NAME", help=" | ".join(PHASES))
-    group.add_argument("--chunk-tokens", type=positive, metavar="N", help="tokens of a mixed step (default 512)")
-    group.add_argument("--admission", type=checked(parse_admission), metavar="NAME", help=" | ".join(ADMISSIONS))
-    group.add_argument("--aging", type=one_of("aging", tuple(AGEINGS)), metavar="NAME", help=" | ".join(AGEINGS))
-    group.add_argument("--aging-s", type=number(float, 0), metavar="S", help="who has been here so long leads")
-    group.add_argument("--aging-weight", type=number(float, 0), metavar="W", help="tokens of rank per second (linear)")
-    group.add_argument("--victim", type=one_of("victim", tuple(VICTIMS)), metavar="NAME", help=" | ".join(VICTIMS))
-    group.add_argument("--preemption", type=one_of("preemption", tuple(PREEMPTIONS)), metavar="NAME",
-                       help=" | ".join(PREEMPTIONS))  # fmt: skip
-    group.add_argument("--swap-tokens", type=natural, metavar="N", help="host memory for KV (default: no limit)")
-    group.add_argument("--prefix-cache", action="store_true", help="prompts that begin the same are computed once")
-    group.add_argument("--overlap", action="store_true", help="the next step is planned while one runs")
-    group.add_argument("--oracle", type=checked(parse_oracle), metavar="NAME",
-                       help=" | ".join(ORACLES) + ": what is known of output lengths")  # fmt: skip
+    group.add_argument("--policy", type=_policies, metavar="NAME[,NAME]", help=POLICY_HELP)
+    _add_own_settings(group)
+    _add_parts(parser)
 
     group = parser.add_argument_group("memory and batch")
     group.add_argument("--layout", type=_layouts, metavar="NAME[,NAME]", help="padded | paged (default paged)")
-    group.add_argument("--kv-pool", type=one_of("KV pool", POOLS), metavar="KIND",
-                       help=" | ".join(POOLS) + " (default: the layout's)")  # fmt: skip
-    group.add_argument("--max-running", "--max-num-seqs", type=positive, metavar="N",
-                       help=f"sequences holding KV (default: the workload's, else {DEFAULT_MAX_RUNNING})")  # fmt: skip
-    group.add_argument("--max-prefill-tokens", "--max-num-batched-tokens", type=positive, default=2048, metavar="N",
-                       help="prompt tokens of a step (default 2048)")  # fmt: skip
-    group.add_argument("--kv-tokens", type=positive, metavar="N", help="KV memory (default: the model's or the GPU's)")
-    group.add_argument("--block-tokens", type=positive, metavar="N",
-                       help=f"KV block size (default: the recorded one, else {DEFAULT_BLOCK_TOKENS})")  # fmt: skip
+    _add_memory(group)
 
-    for flag, what in (("--graph-rows", "decode steps"), ("--graph-tokens", "steps of prompts")):
-        group.add_argument(flag, type=_graphs, metavar="N,N,...|none",
-                           help=f"graphs that {what} run as (default: the engine's, or as recorded)")  # fmt: skip
-
-    group = parser.add_argument_group("the engine")
-    group.add_argument("--model", metavar="NAME", help="folder, Hugging Face name, shape:NAME (default: embedded)")
-    group.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: a GPU where there is one)")
-    group.add_argument("--gpu-memory-utilization", type=number(float, 0, exclusive=True), metavar="SHARE",
-                       help="of the GPU's memory that may be in use (default 0.9)")  # fmt: skip
-    group.add_argument("--dtype", metavar="NAME", help="float32 | bfloat16 | float16 (default: the device's)")
-
+    group = _add_engine(parser)
     group.add_argument(
         "--record-costs", action="store_true", help="record what steps cost, instead of a workload (real)"
     )
     group.add_argument("--budget-s", type=number(float, 0, exclusive=True), metavar="S",
                        help=f"time of the recording, the model loaded (default {DEFAULT_BUDGET_S:g})")  # fmt: skip
-    group.add_argument("--tp", "--tensor-parallel-size", type=positive, default=1, metavar="N",
-                       help="GPUs that the model is divided over (default 1; paged layout)")  # fmt: skip
 
     group = parser.add_argument_group("the simulated hardware")
     group.add_argument("--costs", metavar="RUN|PROFILE|roofline:GPU:MODEL|project:PROFILE:GPU[:MODEL]",
@@ -327,12 +285,96 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
+def _add_own_settings(group: argparse._ArgumentGroup) -> None:
+    """What some policies take."""
+    positive, natural = number(int, 1), number(int, 0)
+    group.add_argument("--bucket", type=_bucket, metavar="SCHEME", help=" | ".join(BUCKETS) + ": length buckets")
+    group.add_argument("--bucket-order", type=one_of("bucket order", BUCKET_ORDERS), metavar="ORDER",
+                       help=" | ".join(BUCKET_ORDERS) + ": the bucket that is stepped")  # fmt: skip
+    group.add_argument("--bins", type=positive, metavar="N", help="of predicted lengths (multi-bin)")
+    group.add_argument("--min-rows", type=natural, metavar="N", help="a smaller cohort takes rows from the next ones")
+    group.add_argument("--max-rows", type=positive, metavar="N", help="rows of a step (default: all resident)")
+    group.add_argument("--quantum", type=natural, metavar="N", help="tokens from admission before an eviction for rank")
+    group.add_argument("--min-batch", type=positive, metavar="N", help="requests that start a closed batch")
+    group.add_argument("--max-wait-s", type=number(float, 0), metavar="S", help="... or this much waiting")
+
+
+def _add_parts(parser: argparse.ArgumentParser) -> None:
+    positive, natural = number(int, 1), number(int, 0)
+    group = parser.add_argument_group("parts that go with any policy (--list parts says what each is)")
+    group.add_argument("--batching", type=checked(parse_batching), metavar="NAME", help=" | ".join(BATCHINGS))
+    group.add_argument("--phase", type=one_of("phase", tuple(PHASES)), metavar="NAME", help=" | ".join(PHASES))
+    group.add_argument("--chunk-tokens", type=positive, metavar="N", help="tokens of a mixed step (default 512)")
+    group.add_argument("--admission", type=checked(parse_admission), metavar="NAME", help=" | ".join(ADMISSIONS))
+    group.add_argument("--aging", type=one_of("aging", tuple(AGEINGS)), metavar="NAME", help=" | ".join(AGEINGS))
+    group.add_argument("--aging-s", type=number(float, 0), metavar="S", help="who has been here so long leads")
+    group.add_argument("--aging-weight", type=number(float, 0), metavar="W", help="tokens of rank per second (linear)")
+    group.add_argument("--victim", type=one_of("victim", tuple(VICTIMS)), metavar="NAME", help=" | ".join(VICTIMS))
+    group.add_argument("--preemption", type=one_of("preemption", tuple(PREEMPTIONS)), metavar="NAME",
+                       help=" | ".join(PREEMPTIONS))  # fmt: skip
+    group.add_argument("--swap-tokens", type=natural, metavar="N", help="host memory for KV (default: no limit)")
+    group.add_argument("--prefix-cache", action="store_true", help="prompts that begin the same are computed once")
+    group.add_argument("--overlap", action="store_true", help="the next step is planned while one runs")
+    group.add_argument("--oracle", type=checked(parse_oracle), metavar="NAME",
+                       help=" | ".join(ORACLES) + ": what is known of output lengths")  # fmt: skip
+
+
+def _add_memory(group: argparse._ArgumentGroup) -> None:
+    positive = number(int, 1)
+    group.add_argument("--kv-pool", type=one_of("KV pool", POOLS), metavar="KIND",
+                       help=" | ".join(POOLS) + " (default: the layout's)")  # fmt: skip
+    group.add_argument("--max-running", "--max-num-seqs", type=positive, metavar="N",
+                       help=f"sequences holding KV (default: the workload's, else {DEFAULT_MAX_RUNNING})")  # fmt: skip
+    group.add_argument("--max-prefill-tokens", "--max-num-batched-tokens", type=positive, default=2048, metavar="N",
+                       help="prompt tokens of a step (default 2048)")  # fmt: skip
+    group.add_argument("--kv-tokens", type=positive, metavar="N", help="KV memory (default: the model's or the GPU's)")
+    group.add_argument("--block-tokens", type=positive, metavar="N",
+                       help=f"KV block size (default: the recorded one, else {DEFAULT_BLOCK_TOKENS})")  # fmt: skip
+
+    for flag, what in (("--graph-rows", "decode steps"), ("--graph-tokens", "steps of prompts")):
+        group.add_argument(flag, type=_graphs, metavar="N,N,...|none",
+                           help=f"graphs that {what} run as (default: the engine's, or as recorded)")  # fmt: skip
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    positive = number(int, 1)
+    group = parser.add_argument_group("the engine")
+    group.add_argument("--model", metavar="NAME", help="folder, Hugging Face name, shape:NAME (default: embedded)")
+    group.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: a GPU where there is one)")
+    group.add_argument("--gpu-memory-utilization", type=number(float, 0, exclusive=True), metavar="SHARE",
+                       help="of the GPU's memory that may be in use (default 0.9)")  # fmt: skip
+    group.add_argument("--dtype", metavar="NAME", help="float32 | bfloat16 | float16 (default: the device's)")
+    group.add_argument("--tp", "--tensor-parallel-size", type=positive, default=1, metavar="N",
+                       help="GPUs that the model is divided over (default 1; paged layout)")  # fmt: skip
+    return group
+
+
+def add_scheduling_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of one scheduler and one engine, as for a server: those of ``bench.py``, of a single policy."""
+    group = parser.add_argument_group("who goes when")
+    group.add_argument("--policy", type=_policy, metavar="NAME", help=POLICY_HELP)
+    _add_own_settings(group)
+    _add_parts(parser)
+    group = parser.add_argument_group("memory and batch")
+    group.add_argument(
+        "--layout", type=one_of("layout", LAYOUTS), metavar="NAME", help="padded | paged (default paged)"
+    )
+    _add_memory(group)
+    _add_engine(parser)
+
+
+def scheduler_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Fields of :class:`~scheduler.config.SchedulerConfig` that such flags give; the rest is the engine's to find."""
+    names = [f.name for f in fields(SchedulerConfig) if hasattr(args, f.name)]
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments, those of ``--config`` included; whatever is wrong with them is a :class:`UsageError`."""
     parser = build_parser()
     args = parser.parse(argv)
     if args.config is not None:
-        args = parser.parse([*_config_flags(args.config), *argv])
+        args = parser.parse([*config_flags(args.config), *argv])
     for name, value in vars(args).items():
         if name not in ("mode", "list", *FLAGS_OF_MODE[args.mode]) and value not in (parser.get_default(name), []):
             raise UsageError(_without_effect(args, name))
@@ -362,7 +404,7 @@ def _without_effect(args: argparse.Namespace, name: str) -> str:
     return f"{flag_of(name)} has no effect on --mode {args.mode}; leave it out (it is for: {modes})"
 
 
-def _config_flags(path: Path) -> list[str]:
+def config_flags(path: Path) -> list[str]:
     """A YAML mapping of flag names to values, as arguments."""
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))

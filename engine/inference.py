@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +24,10 @@ from engine.executors import (
 from engine.loop import EngineLoop, TokenOutput
 from engine.models import LoadedModel
 from engine.parallel.loading import load_divided_model
+from engine.sampling import TokenLogprobs
 from scheduler.config import ConfigError, SchedulerConfig
 from scheduler.plan import Layout
-from scheduler.request import Request, SamplingParams
+from scheduler.request import Grammar, Request, SamplingParams
 from scheduler.scheduler import Scheduler
 
 DEFAULT_POLICY = "sjf-bucket"
@@ -46,6 +47,13 @@ class SamplingOptions(TypedDict, total=False):
     stop: str | Sequence[str]
     stop_token_ids: Sequence[int]
     ignore_eos: bool
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+    logit_bias: Mapping[int, float]
+    min_tokens: int
+    grammar: Grammar | None
+    logprobs: int | None
 
 
 @dataclass(eq=False)
@@ -54,6 +62,7 @@ class GenerationResult:
 
     ``finish_reason`` is ``length`` (``max_tokens`` or the model's context), ``eos`` (the model's end token), ``stop``,
     or ``error``: the request could not go on, ``error`` says why, and the output is what there was until then.
+    ``logprobs``, where they were asked for, has an entry for each token.
     """
 
     prompt: str
@@ -62,6 +71,7 @@ class GenerationResult:
     token_ids: list[int] = field(default_factory=list, repr=False)
     finish_reason: str = ""
     error: str = ""
+    logprobs: list[TokenLogprobs] = field(default_factory=list, repr=False)
 
 
 class GenerationResults:
@@ -185,7 +195,7 @@ class InferenceEngine:
         Raises:
             DeviceError: the device has failed before.
             ValueError: a prompt is empty, longer than the model's context or than the KV memory, or is text where the
-                model has no tokenizer. Nothing is generated then.
+                model has no tokenizer; or the model cannot be sampled like that. Nothing is generated then.
         """
         requests = [
             self._request(prompt, f"prompt {place}", max_tokens, sampling)
@@ -199,6 +209,8 @@ class InferenceEngine:
                 for output in self._outputs(request.id):
                     if output.token_id is not None:
                         result.token_ids.append(output.token_id)
+                    if output.logprobs is not None:
+                        result.logprobs.append(output.logprobs)
                     result.text += output.text
                     result.finish_reason = output.finish_reason
                     result.error = output.detail
@@ -248,6 +260,7 @@ class InferenceEngine:
             prompt_token_ids=tuple(token_ids),
             sampling=_sampling(options),
         )
+        self.loop.check_sampling(request.sampling)
         refusal = self.scheduler.refusal(request)
         if refusal is not None:
             raise ValueError(f"{what} with max_tokens {max_tokens}: {refusal}; ask for less or raise kv_tokens")
@@ -328,4 +341,5 @@ def _sampling(options: SamplingOptions) -> SamplingParams:
     stop = values.get("stop", ())
     values["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
     values["stop_token_ids"] = tuple(values.get("stop_token_ids", ()))
+    values["logit_bias"] = tuple(dict(values.get("logit_bias", ())).items())
     return SamplingParams(**values)

@@ -19,18 +19,21 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 from engine.errors import DeviceError
 from engine.executors.base import Executor, ExecutorWaste, PendingStep, StepResult
 from engine.executors.memory import MemoryPlan
 from engine.faults import first_line, is_device_lost, is_out_of_memory
-from engine.generation import Generation
+from engine.generation import Generation, plays_out
+from engine.grammar import GrammarError, Grammars
+from engine.sampling import TokenLogprobs
 from engine.tokenizer import Tokenizer
 from scheduler.config import SchedulerConfig
 from scheduler.plan import StepOutcome, StepPlan, StopReason, iter_sampled
 from scheduler.prefix_hashes import block_hashes_of
-from scheduler.request import Request
+from scheduler.request import Request, SamplingParams
 from scheduler.sequence import UNSET, Sequence
 
 
@@ -73,7 +76,7 @@ class TokenOutput(NamedTuple):
 
     ``text`` is the new piece only. ``finish_reason`` is empty while the request goes on; then ``length``, ``eos``,
     ``stop``, ``error``, ``aborted`` or ``rejected``. ``detail`` says why a request was rejected, or what the error was.
-    ``metrics`` come with the last news.
+    ``metrics`` come with the last news, ``logprobs`` with every token where they were asked for.
     """
 
     request_id: str
@@ -82,6 +85,7 @@ class TokenOutput(NamedTuple):
     finish_reason: str = ""
     detail: str = ""
     metrics: RequestMetrics | None = None
+    logprobs: TokenLogprobs | None = None
 
 
 class Progress(NamedTuple):
@@ -140,6 +144,7 @@ class EngineLoop:
 
     With the scheduler's ``overlap`` a step is left running when :meth:`step` returns. A sequence that met its end token
     in it is still a row of the step after, if that was planned before the token was known: that row's token is dropped.
+    A step is not launched ahead if some row's logits depend on the tokens before (``SamplingParams.follows_output``).
 
     Requests and aborts come through an inbox that any thread may fill; everything else belongs to the one thread that
     calls :meth:`step` or :meth:`run`. Times are integer nanoseconds since the loop was made. ``listener`` is told of
@@ -183,6 +188,8 @@ class EngineLoop:
         self._arrived = threading.Event()
         self._stopped = False
         self._live: dict[int, tuple[Sequence, Generation]] = {}
+        #: those of them whose next token cannot be drawn before the last one is known here
+        self._followers: set[int] = set()
         #: the plan that comes after the running one
         self._planned: Planned | None = None
         #: launched and not completed, the oldest first; more than one where the executor launches ahead
@@ -208,7 +215,7 @@ class EngineLoop:
         what the tokens are.
 
         Raises ``ValueError`` for a request without token ids, with a head start from elsewhere, which an engine has no
-        tokens of, or with stop strings and no tokenizer to see them, and
+        tokens of, or with sampling that :meth:`check_sampling` refuses, and
         :class:`~engine.errors.DeviceError` once the device has failed.
         """
         if request.head_start is not None:
@@ -216,7 +223,40 @@ class EngineLoop:
         if self._hashed_block_tokens is not None and request.prompt_token_ids is not None:
             hashes = block_hashes_of(request.prompt_token_ids, self._hashed_block_tokens)
             request = replace(request, block_hashes=hashes)
-        self._post(Generation(request, self._end_token_ids, self._tokenizer, self._listener is not None))
+        self._refuse(request.sampling, f"request {request.id}: ")
+        grammar = request.sampling.grammar
+        matcher = None if grammar is None else self._grammars.matcher(grammar, to_the_end=plays_out(request))
+        wants_text = self._listener is not None
+        self._post(Generation(request, self._end_token_ids, self._tokenizer, wants_text, self.executor.vocab, matcher))
+
+    def check_sampling(self, sampling: SamplingParams) -> None:
+        """Raise ``ValueError``, one line, where the model cannot be sampled like that.
+
+        That is for biases of tokens that it does not have; stop strings or a grammar where there is no tokenizer; a
+        grammar that is wrong, with the reason. Before a request is handed in, this is how to ask.
+        """
+        self._refuse(sampling)
+        if sampling.grammar is not None:
+            self._grammars.check(sampling.grammar)
+
+    def _refuse(self, sampling: SamplingParams, who: str = "") -> None:
+        """What can be said without a look into the grammar."""
+        if self._tokenizer is None and sampling.stop:
+            raise ValueError(f"{who}there are stop strings, but the engine has no tokenizer to see them with")
+        if self._tokenizer is None and sampling.grammar is not None:
+            raise ValueError(f"{who}there is a grammar, but the engine has no tokenizer to follow it with")
+        for token_id, _ in sampling.logit_bias:
+            if not 0 <= token_id < self.executor.vocab:
+                raise ValueError(
+                    f"{who}logit_bias has token {token_id}; the model's ids go from 0 to {self.executor.vocab - 1}"
+                )
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        """Made for the first grammar: it takes half a second."""
+        if self._tokenizer is None:
+            raise GrammarError("grammars need a tokenizer, and the engine has none")
+        return Grammars(self._tokenizer, self.executor.vocab, self._end_token_ids)
 
     def abort(self, request_id: str) -> None:
         """End a request early; unknown and ended ones are ignored. The next plan does without it, and no token
@@ -302,7 +342,7 @@ class EngineLoop:
                 return True  # memory was too short for it
             if self._overlap:
                 self._plan()
-                if self._planned is not None and self.executor.launches_ahead:
+                if self._planned is not None and self.executor.launches_ahead and not self._waits_for_tokens():
                     self._launch()
             self._finish()
             if self._planned is not None:
@@ -356,6 +396,8 @@ class EngineLoop:
             self._tell(TokenOutput(sequence.id, None, "", "rejected", sequence.reason, _metrics(sequence, now_ns)))
             return
         self._live[sequence.number] = (sequence, generation)
+        if generation.sampling.follows_output:
+            self._followers.add(sequence.number)
 
     # -- one step
 
@@ -380,6 +422,11 @@ class EngineLoop:
             if self._period_start_ns is None:
                 self._period_start_ns = now_ns
         self._forget_aborted()
+
+    def _waits_for_tokens(self) -> bool:
+        """Whether the planned step can only be launched when the tokens of the running one are known here."""
+        planned = self._planned
+        return planned is not None and bool(self._followers) and not self._followers.isdisjoint(planned.states)
 
     def _launch(self) -> None:
         """Start the planned step. One for which memory is too short is tried again when no other is running."""
@@ -508,7 +555,11 @@ class EngineLoop:
             number = sequence.number
             if sequence.ended or number in self._failed:
                 continue
-            texts[number], stop = states[number].accept(result.tokens[number])
+            try:
+                texts[number], stop = states[number].accept(result.tokens[number])
+            except GrammarError as error:
+                self._failed[number] = str(error)
+                continue
             if stop is not None:
                 stops[number] = stop
         return texts, stops
@@ -522,13 +573,15 @@ class EngineLoop:
                 self._end(sequence, None, "")
         for number, text in texts.items():
             sequence = self._live[number][0]
+            token_id, logprobs = result.tokens[number], result.logprobs.get(number)
             if number in finished:
-                self._end(sequence, result.tokens[number], text)
+                self._end(sequence, token_id, text, logprobs)
             else:
-                self._tell(TokenOutput(sequence.id, result.tokens[number], text))
+                self._tell(TokenOutput(sequence.id, token_id, text, logprobs=logprobs))
 
-    def _end(self, sequence: Sequence, token_id: int | None, text: str) -> None:
+    def _end(self, sequence: Sequence, token_id: int | None, text: str, logprobs: TokenLogprobs | None = None) -> None:
         _, generation = self._live.pop(sequence.number)
+        self._followers.discard(sequence.number)
         self._ended += 1
         problem = self._failed.pop(sequence.number, "")
         if sequence.reason == "error":
@@ -536,8 +589,9 @@ class EngineLoop:
             self.last_error = problem
         else:
             problem = ""
+        text += generation.finish()
         metrics = _metrics(sequence, self.now_ns())
-        self._tell(TokenOutput(sequence.id, token_id, text + generation.finish(), sequence.reason, problem, metrics))
+        self._tell(TokenOutput(sequence.id, token_id, text, sequence.reason, problem, metrics, logprobs))
 
     def _forget_aborted(self) -> None:
         """Aborts take effect when a plan is asked for; drop what they ended."""

@@ -1,5 +1,7 @@
 """From logits to tokens: greedy or Gumbel-max, with noise that is a pure function of (seed, position, token id).
 
+What a request asks of its logits comes before (:mod:`engine.logit_edits`); log-probabilities are the model's own.
+
 Whoever shares a step with a request, in whatever order, on whatever schedule, its noise is the same: a token depends on
 the request alone. The hash works on 32-bit words carried in int64 and needs integer ``*``, ``^`` and ``>>`` only, so
 that a GPU kernel can produce the very same noise. Its multipliers are below 2**31: no product leaves 63 bits.
@@ -15,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from engine.logit_edits import EditedRows, Edits
 from engine.tensors import upload
 from scheduler.request import SamplingParams
 
@@ -29,11 +32,75 @@ _BELOW_ONE = 1.0 - 2.0**-24
 
 
 class Draw(NamedTuple):
-    """What one row of logits is sampled with. ``position`` is the index, in its sequence, of the token to come."""
+    """What one row of logits is sampled with. ``position`` is the index, in its sequence, of the token to come.
+
+    ``edits``: what is done to the row before. It goes to every rank.
+    """
 
     params: SamplingParams
     seed: int
     position: int
+    edits: Edits | None = None
+
+
+class TokenLogprobs(NamedTuple):
+    """What the model thought of a token, in natural logarithms: of its own distribution, before any change to it.
+
+    ``rank`` is 1 for the most likely token. ``top``: the most likely tokens, each with its log-probability, as many as
+    were asked for.
+    """
+
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class LogprobRows(NamedTuple):
+    """Log-probabilities of some rows of a step. ``counts``: how many of the ``top`` are wanted for each."""
+
+    rows: list[int]
+    counts: list[int]
+    chosen: torch.Tensor
+    """``float32[rows]``"""
+    ranks: torch.Tensor
+    """``int64[rows]``"""
+    top: torch.Tensor
+    """``float32[rows, most]``, falling"""
+    top_ids: torch.Tensor
+
+    def by_row(self) -> dict[int, TokenLogprobs]:
+        """In host memory: by the row of the step."""
+        columns = (self.chosen.tolist(), self.ranks.tolist(), self.top.tolist(), self.top_ids.tolist())
+        return {
+            row: TokenLogprobs(chosen, rank, tuple(zip(ids[:count], top[:count], strict=True)))
+            for row, count, chosen, rank, top, ids in zip(self.rows, self.counts, *columns, strict=True)
+        }
+
+
+class Sampled(NamedTuple):
+    """What the rows of a step gave: tokens ``int64[rows]``, and log-probabilities where some are asked for."""
+
+    tokens: torch.Tensor
+    logprobs: LogprobRows | None = None
+
+    def to_host(self) -> Sampled:
+        """A copy in host memory, which is pinned: nobody waits here, and it is good when the device has come so far."""
+        logprobs = self.logprobs
+        if logprobs is not None:
+            tensors = (logprobs.chosen, logprobs.ranks, logprobs.top, logprobs.top_ids)
+            logprobs = LogprobRows(logprobs.rows, logprobs.counts, *map(_on_host, tensors))
+        return Sampled(_on_host(self.tokens), logprobs)
+
+    def by_number(self, numbers: Sequence[int]) -> tuple[dict[int, int], dict[int, TokenLogprobs]]:
+        """Tokens and log-probabilities by sequence number; ``numbers`` are those of the rows."""
+        tokens = dict(zip(numbers, self.tokens.tolist(), strict=True))
+        if self.logprobs is None:
+            return tokens, {}
+        return tokens, {numbers[row]: logprobs for row, logprobs in self.logprobs.by_row().items()}
+
+
+def _on_host(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to("cpu", non_blocking=True, copy=True)
 
 
 def seed_of_request(request_id: str) -> int:
@@ -48,19 +115,24 @@ def request_seed(params: SamplingParams, request_id: str) -> int:
 
 def sample(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     """One token id for each row of ``logits`` ``[rows, vocab]``: ``int64[rows]``, on the same device."""
-    return Sampler(draws, logits.shape[-1], logits.device)(logits)
+    return Sampler(draws, logits.shape[-1], logits.device)(logits).tokens
 
 
 class Sampler:
     """How the rows of one step are sampled. What it needs is on ``device`` before the step runs.
 
-    Temperature first, then top-k, top-p (over what top-k left) and min-p (relative to the most likely token).
+    Edits first, then the temperature, then top-k, top-p (over what top-k left) and min-p (relative to the most likely
+    token).
     """
 
     def __init__(self, draws: Sequence[Draw], vocab: int, device: torch.device) -> None:
         params = [draw.params for draw in draws]
         self._greedy = all(p.temperature == 0 for p in params)
         self._filter: _Filter | None = None
+        edits = [(row, draw.edits) for row, draw in enumerate(draws) if draw.edits is not None]
+        self._edited = EditedRows(edits, device) if edits else None
+        asked = [(row, min(p.logprobs, vocab)) for row, p in enumerate(params) if p.logprobs is not None]
+        self._logprobs = _Logprobs(asked, device) if asked else None
         if self._greedy:
             return
         self._temperature = upload([p.temperature for p in params], torch.float32, device)
@@ -70,9 +142,13 @@ class Sampler:
         if rows:
             self._filter = _Filter(rows, params, vocab, device)
 
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """One token id for each row of ``logits`` ``[rows, vocab]``: ``int64[rows]``. Does not wait for the device."""
+    def __call__(self, logits: torch.Tensor) -> Sampled:
+        """One token id for each row of ``logits`` ``[rows, vocab]``. Does not wait for the device."""
         logits = logits.float()
+        tokens = self._chosen(logits if self._edited is None else self._edited(logits))
+        return Sampled(tokens, None if self._logprobs is None else self._logprobs(logits, tokens))
+
+    def _chosen(self, logits: torch.Tensor) -> torch.Tensor:
         if self._greedy:
             return logits.argmax(dim=-1)
         greedy = self._temperature == 0
@@ -102,6 +178,22 @@ class _Filter:
         kept[:, 0] = True
         ordered = ordered.masked_fill(~kept, -torch.inf)
         return scaled.index_copy(0, self._rows, torch.empty_like(ordered).scatter_(1, tokens, ordered))
+
+
+class _Logprobs:
+    """Log-probabilities of the rows that ask for them: (row, how many of the most likely tokens)."""
+
+    def __init__(self, asked: list[tuple[int, int]], device: torch.device) -> None:
+        self._rows = [row for row, _ in asked]
+        self._counts = [count for _, count in asked]
+        self._indices = upload(self._rows, torch.int64, device)
+
+    def __call__(self, logits: torch.Tensor, tokens: torch.Tensor) -> LogprobRows:
+        logprobs = logits[self._indices].log_softmax(dim=-1)
+        chosen = logprobs.gather(1, tokens[self._indices, None])
+        ranks = (logprobs > chosen).sum(dim=-1) + 1
+        top, ids = logprobs.topk(max(self._counts), dim=-1)
+        return LogprobRows(self._rows, self._counts, chosen[:, 0], ranks, top, ids)
 
 
 def gumbel_noise(keys: torch.Tensor, vocab: int) -> torch.Tensor:

@@ -42,10 +42,14 @@ class Tokenizer:
 
         Raises ``ValueError`` when the model has no chat template.
         """
+        return self.encode(self.chat_text(messages, **template_arguments), special_tokens=False)
+
+    def chat_text(self, messages: list[dict[str, Any]], **template_arguments: Any) -> str:
+        """The text that :meth:`encode_chat` makes tokens of."""
         text = self._tokenizer.apply_chat_template(
             messages, tokenize=False, **{"add_generation_prompt": True, **template_arguments}
         )
-        return self.encode(str(text), special_tokens=False)
+        return str(text)
 
     def stream(self) -> TextStream:
         """A decoder for one sequence's output tokens."""
@@ -105,12 +109,15 @@ class StopChecker:
         self._held = ""
         self.stopped = False
 
-    def push(self, piece: str) -> str:
-        """The part of the text up to here that is certain to belong to the output; sets :attr:`stopped`."""
+    def push(self, piece: str, *, may_stop: bool = True) -> str:
+        """The part of the text up to here that is certain to belong to the output; sets :attr:`stopped`.
+
+        Where it may not stop yet, a stop string that is complete is text like any other.
+        """
         if self.stopped:
             return ""
         text = self._held + piece
-        start = self._first_stop(text)
+        start = self._first_stop(text) if may_stop else None
         if start is not None:
             self.stopped = True
             self._held = ""

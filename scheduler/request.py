@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -9,8 +10,32 @@ from typing import Literal, Protocol
 from scheduler.prefix_hashes import block_hashes_of_prefix
 
 StopKind = Literal["length", "eos"]
+GrammarKind = Literal["json_schema", "json_object", "regex", "lark"]
 
 DEFAULT_MAX_TOKENS = 2048
+#: the most alternatives that log-probabilities are given of
+MOST_LOGPROBS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What the output's text has to look like: ``source`` is a JSON schema, a regular expression or a Lark grammar.
+
+    ``json_object`` is any JSON object, and has no source. Whether the source is right is found out where the model is
+    known.
+    """
+
+    kind: GrammarKind
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        kinds = ("json_schema", "json_object", "regex", "lark")
+        if self.kind not in kinds:
+            raise ValueError(f"unknown grammar kind {self.kind!r} (valid: {', '.join(kinds)})")
+        if self.kind == "json_object" and self.source:
+            raise ValueError("a json_object grammar has no source; a schema is of the kind json_schema")
+        if self.kind in ("json_schema", "lark") and not self.source.strip():
+            raise ValueError(f"the source of a {self.kind} grammar is empty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +46,20 @@ class SamplingParams:
     ``seed=None`` lets the engine derive one from the request's id. ``stop`` are strings that end the text (they are
     cut off), ``stop_token_ids`` tokens that end it (kept out of the text), ``ignore_eos`` keeps the model's own end
     token from ending it.
+
+    Before the temperature, the model's logits are changed, in this order:
+
+    - ``logit_bias``: (token id, what is added), -100 to 100; ids of the model's vocabulary, each once.
+    - ``repetition_penalty``: logits of the tokens in prompt and output are divided by it, negative ones multiplied.
+    - ``frequency_penalty`` and ``presence_penalty``, -2 to 2: of each token in the output, the first times its count
+      and the second are subtracted.
+    - ``min_tokens``: until the output has so many, end tokens and ``stop_token_ids`` are impossible, and no stop string
+      ends it. A grammar comes first: text that is complete ends.
+    - ``grammar``: tokens with which the text could not become what it asks for are impossible. The request ends, with
+      the reason ``stop``, when nothing can follow.
+
+    ``logprobs``: with each token its log-probability comes, and those of so many (0 to 20) most likely tokens; of the
+    model's own distribution, before any of the above and whatever the temperature. ``None``: none of it.
     """
 
     temperature: float = 0.0
@@ -31,11 +70,34 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    grammar: Grammar | None = None
+    logprobs: int | None = None
 
     @property
     def filters(self) -> bool:
         """Whether tokens are ruled out before one is drawn."""
         return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether logits depend on the tokens so far."""
+        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
+
+    @property
+    def follows_output(self) -> bool:
+        """Whether no token can be drawn before the one before it is known to the host."""
+        return self.penalizes or self.grammar is not None
+
+    @property
+    def plain(self) -> bool:
+        """Whether a token is drawn with the temperature alone, and nothing is told but the token."""
+        changes = self.follows_output or bool(self.logit_bias) or self.min_tokens > 0
+        return not (self.filters or changes or self.logprobs is not None)
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -48,6 +110,22 @@ class SamplingParams:
             raise ValueError(f"min_p is {self.min_p}; must be in [0, 1]")
         if any(not text for text in self.stop):
             raise ValueError("a stop string is empty; give at least one character")
+        for name, penalty in (("presence", self.presence_penalty), ("frequency", self.frequency_penalty)):
+            if not -2 <= penalty <= 2:
+                raise ValueError(f"{name}_penalty is {penalty}; must be in [-2, 2]")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ValueError(f"repetition_penalty is {self.repetition_penalty}; must be > 0 (1 changes nothing)")
+        for token_id, bias in self.logit_bias:
+            if not -100 <= bias <= 100:
+                raise ValueError(f"logit_bias of token {token_id} is {bias}; must be in [-100, 100]")
+        ids = [token_id for token_id, _ in self.logit_bias]
+        if len(ids) != len(set(ids)):
+            twice = next(token_id for token_id in ids if ids.count(token_id) > 1)
+            raise ValueError(f"logit_bias has token {twice} twice")
+        if self.min_tokens < 0:
+            raise ValueError(f"min_tokens is {self.min_tokens}; must be >= 0")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
+            raise ValueError(f"logprobs is {self.logprobs}; must be from 0 to {MOST_LOGPROBS}, or None")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +183,11 @@ class Request:
             raise ValueError(
                 f"request {self.id}: {len(self.prompt_token_ids)} prompt token ids but prompt_tokens is "
                 f"{self.prompt_tokens}"
+            )
+        if self.sampling.min_tokens > self.max_tokens:
+            raise ValueError(
+                f"request {self.id}: min_tokens is {self.sampling.min_tokens}; must be <= max_tokens, which is "
+                f"{self.max_tokens}"
             )
         if self.head_start is not None:
             had = self.head_start.output_tokens

@@ -2,12 +2,14 @@
 
 For testing clients, routers and autoscalers, and for trying a policy under real HTTP traffic, without a GPU. A step
 ends when it would have on the hardware that the costs stand for, or later where this machine cannot keep up. Texts are
-made of a tokenizer's words. A request ends with an end token after :data:`TYPICAL_TOKENS` tokens on average
-(exponentially distributed, by its seed), unless it ignores end tokens, or with its ``max_tokens``.
+made of a tokenizer's words, each as likely as any other, whatever else a request asks of its tokens; its grammar
+could not be followed. A request ends with an end token after :data:`TYPICAL_TOKENS` tokens on average (exponentially
+distributed, by its seed), but not before its ``min_tokens`` nor if it ignores end tokens, or with its ``max_tokens``.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +19,7 @@ from core.costs import cost_notes, read_costs
 from engine.embedded import default_cache_folder, embedded_model_folder
 from engine.executors.base import SequenceState, StepResult
 from engine.models import load_tokenizer
-from engine.sampling import row_key
+from engine.sampling import TokenLogprobs, row_key
 from engine.tokenizer import Tokenizer
 from scheduler.config import SchedulerConfig
 from scheduler.graphs import resized
@@ -42,7 +44,9 @@ class WordTokenizer(Tokenizer):
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer.transformers_tokenizer)
         vocabulary = self.transformers_tokenizer.get_vocab().values()
-        decoded = self.transformers_tokenizer.batch_decode([[token_id] for token_id in sorted(vocabulary)])
+        decoded = self.transformers_tokenizer.batch_decode(
+            [[token_id] for token_id in sorted(vocabulary)], clean_up_tokenization_spaces=False
+        )
         pairs = [(token_id, text) for token_id, text in enumerate(decoded) if _WORD.fullmatch(text)]
         self.words = dict(pairs[:: max(1, len(pairs) // WORDS)])
 
@@ -68,6 +72,7 @@ class EmulatedStep:
     """A step on the emulated device. A :class:`~engine.executors.base.PendingStep`."""
 
     tokens: dict[int, int]
+    logprobs: dict[int, TokenLogprobs]
     end_ns: int
     device_ns: int
 
@@ -75,7 +80,7 @@ class EmulatedStep:
         left_ns = self.end_ns - time.monotonic_ns()
         if left_ns > 0:
             time.sleep(left_ns / 1e9)
-        return StepResult(self.tokens, self.device_ns)
+        return StepResult(self.tokens, self.device_ns, logprobs=self.logprobs)
 
 
 class EmulatedExecutor:
@@ -87,9 +92,16 @@ class EmulatedExecutor:
     launches_ahead = False
 
     def __init__(
-        self, costs: CostModel, layout: Layout, overlap: bool, words: Sequence[int], end_token_id: int | None
+        self,
+        costs: CostModel,
+        layout: Layout,
+        overlap: bool,
+        vocab: int,
+        words: Sequence[int],
+        end_token_id: int | None,
     ) -> None:
         self.layout: Layout = layout
+        self.vocab = vocab
         self._costs = costs
         self._overlap = overlap
         self._words = words
@@ -101,18 +113,34 @@ class EmulatedExecutor:
         device_ns, host_ns = int(self._costs.device_ns(columns)), int(self._costs.host_ns(columns))
         period_ns = max(device_ns, host_ns) if self._overlap else device_ns + host_ns
         self._end_ns = max(self._end_ns + period_ns, time.monotonic_ns() + device_ns)
-        tokens = {sequence.number: self._token(states[sequence.number]) for sequence in iter_sampled(plan)}
-        return EmulatedStep(tokens, self._end_ns, device_ns)
+        sampled = {sequence.number: states[sequence.number] for sequence in iter_sampled(plan)}
+        tokens = {number: self._token(state) for number, state in sampled.items()}
+        logprobs = {
+            number: self._logprobs(state.sampling.logprobs)
+            for number, state in sampled.items()
+            if state.sampling.logprobs is not None
+        }
+        return EmulatedStep(tokens, logprobs, self._end_ns, device_ns)
 
     def reset(self) -> None:
         self._end_ns = 0
 
     def _token(self, state: SequenceState) -> int:
-        position = len(state.token_ids)
-        key = row_key(state.seed, position)
-        if self._end_token_id is not None and not state.sampling.ignore_eos and key % TYPICAL_TOKENS == 0:
+        key = row_key(state.seed, len(state.token_ids))
+        if key % TYPICAL_TOKENS == 0 and self._may_end(state):
+            assert self._end_token_id is not None
             return self._end_token_id
         return self._words[key // TYPICAL_TOKENS % len(self._words)]
+
+    def _may_end(self, state: SequenceState) -> bool:
+        if self._end_token_id is None or state.sampling.ignore_eos:
+            return False
+        edits = state.draw(len(state.token_ids)).edits
+        return edits is None or self._end_token_id not in edits.banned
+
+    def _logprobs(self, count: int) -> TokenLogprobs:
+        logprob = -math.log(len(self._words))
+        return TokenLogprobs(logprob, 1, tuple((word, logprob) for word in self._words[:count]))
 
 
 def emulated_parts(settings: EngineSettings) -> Parts:
@@ -129,12 +157,13 @@ def emulated_parts(settings: EngineSettings) -> Parts:
     tokenizer = WordTokenizer(load_tokenizer(place))
     ends = tokenizer.transformers_tokenizer.eos_token_id
     end_token_id = ends if isinstance(ends, int) else None
-    executor = EmulatedExecutor(costs, config.layout, config.overlap, list(tokenizer.words), end_token_id)
+    vocab = len(tokenizer.transformers_tokenizer)
+    executor = EmulatedExecutor(costs, config.layout, config.overlap, vocab, list(tokenizer.words), end_token_id)
     notes = cost_notes(costs, config)
     info = EngineInfo(
         model=settings.model or settings.emulate,
         tokenizer=place,
-        vocab=len(tokenizer.transformers_tokenizer),
+        vocab=vocab,
         context_tokens=config.context_tokens,
         end_token_ids=frozenset() if end_token_id is None else frozenset({end_token_id}),
         config=config.as_dict(),

@@ -9,7 +9,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 from engine.errors import EngineError
@@ -37,23 +37,31 @@ class EngineDeadError(EngineError):
 
 
 class OutputStream:
-    """What becomes of one request. For one task; :meth:`news` until the last of them has a finish reason."""
+    """What becomes of one request. For one task; there is news until the last of it has a finish reason."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
+        #: called whenever there is something to :meth:`take`; whoever waits with :meth:`news` needs none
+        self.watcher: Callable[[], None] | None = None
+        self.ended = False
         self._news: list[TokenOutput] = []
         self._failure: str | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self.ended = False
+
+    def take(self) -> list[TokenOutput]:
+        """What there is by now, in order. Raises :class:`EngineDeadError` where no more will come."""
+        news = self._news
+        if news:
+            self._news = []
+        elif self._failure is not None:
+            raise EngineDeadError(self._failure)
+        return news
 
     async def news(self) -> list[TokenOutput]:
-        """What there is, at least one, in order. Raises :class:`EngineDeadError`."""
-        while not self._news:
-            if self._failure is not None:
-                raise EngineDeadError(self._failure)
+        """As :meth:`take`, but waits until there is something."""
+        while not (news := self.take()):
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        news, self._news = self._news, []
         return news
 
     async def __aiter__(self) -> AsyncIterator[TokenOutput]:
@@ -76,6 +84,8 @@ class OutputStream:
         self._wake()
 
     def _wake(self) -> None:
+        if self.watcher is not None:
+            self.watcher()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
         self._waiter = None

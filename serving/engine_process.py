@@ -24,6 +24,7 @@ from reports.overhead import TimedScheduler
 from scheduler.config import SchedulerConfig
 from scheduler.errors import PolicyError
 from scheduler.plan import StepOutcome, StepPlan
+from scheduler.request import Request
 from scheduler.sequence import Sequence
 from serving.channel import Channel
 from serving.messages import (
@@ -107,23 +108,32 @@ class ServedEngine:
                 self._loop.stop()
 
     def _listen(self) -> None:
-        with contextlib.suppress(DeviceError):  # the loop's thread ends with it too
-            while True:
-                try:
-                    message = self._channel.receive()
-                except EOFError:
-                    break
-                if isinstance(message, Submit):
-                    for request in message.requests:
-                        self._loop.submit(request)
-                elif isinstance(message, Cancel):
-                    for request_id in message.request_ids:
-                        self._loop.abort(request_id)
-                elif isinstance(message, Ask):
-                    self._loop.call(partial(self._answer, message.number))
-                elif isinstance(message, Leave):
-                    break
-        self._loop.stop()
+        try:
+            while self._heed(self._channel.receive()):
+                pass
+        except (EOFError, DeviceError):  # the front has left, or the loop's thread ends too
+            pass
+        finally:
+            self._loop.stop()
+
+    def _heed(self, message: object) -> bool:
+        """Do what a message asks for; ``False`` when it is to leave."""
+        if isinstance(message, Submit):
+            for request in message.requests:
+                self._submit(request)
+        elif isinstance(message, Cancel):
+            for request_id in message.request_ids:
+                self._loop.abort(request_id)
+        elif isinstance(message, Ask):
+            self._loop.call(partial(self._answer, message.number))
+        return not isinstance(message, Leave)
+
+    def _submit(self, request: Request) -> None:
+        try:
+            self._loop.submit(request)
+        except ValueError as error:
+            refused = TokenOutput(request.id, None, "", "rejected", str(error))
+            self._loop.call(partial(self._news.append, refused))
 
     def _answer(self, number: int) -> None:
         with contextlib.suppress(OSError):

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from fastapi import FastAPI
+from starlette.types import Receive
 
 from engine.models import load_tokenizer
 from engine.tokenizer import Tokenizer
 from scheduler.request import Request
+from serving import openai_routes, seed_routes, status_routes, token_routes
+from serving.answer import Answer
 from serving.engine_client import EngineClient, OutputStream
+from serving.errors import RefusedError, install_error_handlers, invalid
+from serving.guards import install_guards
 from serving.messages import EngineInfo, EngineSettings
+from serving.prompts import Prompts
+from serving.token_texts import TokenTexts
+
+DEFAULT_MAX_BODY_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -21,20 +31,20 @@ class ServerSettings:
     """``max_queue``: requests beyond the engine's ``max_running`` that may be in flight. Times are seconds.
 
     ``served_names``: what clients may call the model, the first of which is shown; by default the model's own.
+    ``request_timeout_s``: how long any request may take, however long its client would wait.
+    ``api_keys``: one of them has to come with every request, where there are any.
+    ``log_prompts``: log lines have prompts and outputs, which otherwise they never have.
     """
 
     engine: EngineSettings = field(default_factory=EngineSettings)
     served_names: tuple[str, ...] = ()
     max_queue: int = 1024
     drain_s: float = 30.0
-
-
-class RefusedError(Exception):
-    """No request is taken now; ``retry_after_s`` says when another try may do."""
-
-    def __init__(self, message: str, retry_after_s: int) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
+    request_timeout_s: float | None = None
+    max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    cors_origins: tuple[str, ...] = ()
+    log_prompts: bool = False
 
 
 class Server:
@@ -44,6 +54,10 @@ class Server:
         self.settings = settings
         self.engine = engine
         self.tokenizer = tokenizer
+        self.prompts = Prompts(engine.info, tokenizer)
+        self.token_texts = TokenTexts(tokenizer)
+        #: seconds since the epoch
+        self.started_s = int(time.time())
         #: no request is taken any more: the server is about to end
         self.draining = False
 
@@ -63,18 +77,32 @@ class Server:
         """What the model is called."""
         return self.settings.served_names or (self.info.model,)
 
+    @property
+    def most_in_flight(self) -> int:
+        """Requests that may be in flight."""
+        return int(self.info.config["max_running"]) + self.settings.max_queue
+
     def submit(self, requests: Sequence[Request]) -> list[OutputStream]:
         """Hand requests in, all or none.
 
-        Raises :class:`RefusedError` where too many are in flight already or the server is about to end, and
-        :class:`~serving.engine_client.EngineDeadError`.
+        Raises :class:`~serving.errors.RefusedError` where too many are in flight already or the server is about to
+        end, and :class:`~serving.engine_client.EngineDeadError`.
         """
         if self.draining:
             raise RefusedError("the server is shutting down", 5)
-        most = int(self.info.config["max_running"]) + self.settings.max_queue
+        most = self.most_in_flight
         if self.engine.in_flight + len(requests) > most:
             raise RefusedError(f"{self.engine.in_flight} requests are in flight, of {most} at most; try again later", 1)
         return self.engine.submit(requests)
+
+    def answer(self, requests: Sequence[Request], receive: Receive, timeout_s: float | None = None) -> Answer:
+        """Hand requests in for the client at ``receive``, who has so much patience; else as :meth:`submit`."""
+        if len(requests) > self.most_in_flight:
+            raise invalid(
+                f"{len(requests)} outputs at once are more than the {self.most_in_flight} that may be in flight"
+            )
+        limits = [limit for limit in (timeout_s, self.settings.request_timeout_s) if limit is not None]
+        return Answer(self.engine, self.submit(requests), receive, min(limits, default=None))
 
     async def drain(self) -> None:
         """Take no more requests, and wait for those in flight, at most as long as the settings say."""
@@ -104,9 +132,8 @@ def create_app(settings: ServerSettings) -> FastAPI:
             await server.stop()
 
     app = FastAPI(title="Lockstep", lifespan=lifespan)
-
-    @app.get("/live")
-    async def live() -> dict[str, str]:
-        return {"status": "ok"}
-
+    install_error_handlers(app)
+    install_guards(app, settings.max_body_bytes, settings.api_keys, settings.cors_origins)
+    for routes in (openai_routes, token_routes, seed_routes, status_routes):
+        app.include_router(routes.router)
     return app

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -22,20 +23,27 @@ from engine.faults import free_unused, is_out_of_memory
 from engine.features import beyond_plain_attention
 from engine.host_copies import HostCopies
 from engine.models import LoadedModel
-from engine.sampling import Draw, Sampler
+from engine.sampling import Draw, Sampled, Sampler, TokenLogprobs
 from engine.tensors import current_device, upload
 from scheduler.plan import Chunk, Layout, StepPlan, Swap
 from scheduler.request import SamplingParams
 
 
 class SequenceState(Protocol):
-    """What an executor reads of a sequence. The engine keeps it; ``token_ids`` are prompt and output so far."""
+    """What an executor reads of a sequence. The engine keeps it; ``token_ids`` are prompt and output so far.
+
+    ``plain``: the temperature and the seed say all about how its tokens are drawn.
+    """
 
     token_ids: list[int]
     seed: int
+    plain: bool
 
     @property
     def sampling(self) -> SamplingParams: ...
+
+    def draw(self, position: int) -> Draw:
+        """What the token at ``position`` is sampled with."""
 
 
 class ExecutorWaste(NamedTuple):
@@ -49,12 +57,14 @@ class StepResult(NamedTuple):
     """What a step gave: the token sampled for each sequence number, the device's time, and what it wasted.
 
     ``launch_ns``: how long the host was about launching the work on a GPU, most of which the device runs meanwhile.
+    ``logprobs``: of the sequences that ask for them, by number.
     """
 
     tokens: dict[int, int]
     device_ns: int
     waste: ExecutorWaste = ExecutorWaste()
     launch_ns: int = 0
+    logprobs: Mapping[int, TokenLogprobs] = MappingProxyType({})
 
 
 class PendingStep(Protocol):
@@ -70,6 +80,10 @@ class Executor(Protocol):
     @property
     def layout(self) -> Layout:
         """The layout whose slots it computes."""
+
+    @property
+    def vocab(self) -> int:
+        """Tokens that its model's logits are over."""
 
     @property
     def launches_ahead(self) -> bool:
@@ -187,15 +201,14 @@ class Step:
     sampler: Sampler
     timer: DeviceTimer
     waste: ExecutorWaste
-    sampled: torch.Tensor | None = None
-    """``int64[rows]`` in host memory, once the timer has stopped"""
+    sampled: Sampled | None = None
+    """in host memory, once the timer has stopped"""
 
     def result(self) -> StepResult:
         """Tokens and time; see :class:`PendingStep`."""
         device_ns = self.timer.elapsed_ns()
-        tokens = [] if self.sampled is None else self.sampled.tolist()
-        sampled = dict(zip(self.batch.sampled_numbers, tokens, strict=True))
-        return StepResult(sampled, device_ns, self.waste, self.timer.launch_ns)
+        tokens, logprobs = ({}, {}) if self.sampled is None else self.sampled.by_number(self.batch.sampled_numbers)
+        return StepResult(tokens, device_ns, self.waste, self.timer.launch_ns, logprobs)
 
 
 class _Pieces(NamedTuple):
@@ -206,9 +219,12 @@ class _Pieces(NamedTuple):
 
     def result(self) -> StepResult:
         results = [step.result() for step in self.steps]
-        tokens = {number: token for result in results for number, token in result.tokens.items()}
         return StepResult(
-            tokens, sum(result.device_ns for result in results), self.waste, sum(result.launch_ns for result in results)
+            {number: token for result in results for number, token in result.tokens.items()},
+            sum(result.device_ns for result in results),
+            self.waste,
+            sum(result.launch_ns for result in results),
+            {number: logprobs for result in results for number, logprobs in result.logprobs.items()},
         )
 
 
@@ -240,6 +256,11 @@ class ModelExecutor(ABC):
         threaded = overlap and self.device.type == "cpu"
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="step") if threaded else None
         self._booking: Booking | None = None
+
+    @property
+    def vocab(self) -> int:
+        """See :class:`Executor`."""
+        return int(self._head.weight.shape[0])
 
     def execute(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> StepResult:
         """Run one step and wait for what it gives."""
@@ -277,7 +298,7 @@ class ModelExecutor(ABC):
         """``plan``, the booked one or a part of it, ready to run."""
         with current_device(self.device), torch.inference_mode():
             batch = self.prepare(plan, states)
-            sampler = Sampler(batch.draws, self._head.weight.shape[0], self.device)
+            sampler = Sampler(batch.draws, self.vocab, self.device)
         return Step(booking, batch, sampler, DeviceTimer(self.device), self.waste(plan))
 
     def _in_pieces(self, booking: Booking, plan: StepPlan, states: Mapping[int, SequenceState]) -> list[Step]:
@@ -302,8 +323,7 @@ class ModelExecutor(ABC):
             ).last_hidden_state
             if batch.draws:
                 logits = self._head(hidden.reshape(-1, hidden.shape[-1])[batch.sampled])
-                # to pinned memory, so that nobody waits here
-                step.sampled = step.sampler(logits).to("cpu", non_blocking=True)
+                step.sampled = step.sampler(logits).to_host()
             step.timer.stop()
         return step
 
@@ -353,9 +373,4 @@ class _InThread(NamedTuple):
 
 def draws_of(chunks: list[Chunk], states: Mapping[int, SequenceState]) -> list[Draw]:
     """What the sampling chunks among ``chunks`` are sampled with, in row order."""
-    draws = []
-    for chunk in chunks:
-        if chunk.samples:
-            state = states[chunk.sequence.number]
-            draws.append(Draw(state.sampling, state.seed, chunk.start + chunk.tokens))
-    return draws
+    return [states[chunk.sequence.number].draw(chunk.start + chunk.tokens) for chunk in chunks if chunk.samples]

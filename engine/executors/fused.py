@@ -13,9 +13,8 @@ from operator import attrgetter
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from engine.executors.base import Booking, DeviceTimer, PendingStep, SequenceState, StepResult, halves
+from engine.executors.base import Booking, DeviceTimer, PendingStep, SequenceState, StepResult, draws_of, halves
 from engine.executors.paged import PrivateBlocks
 from engine.executors.paged_memory import is_row, slots_of
 from engine.faults import free_unused, is_out_of_memory
@@ -36,7 +35,7 @@ from engine.fused.prompts import PromptSteps
 from engine.host_copies import HostCopies
 from engine.models import LoadedModel
 from engine.parallel.workers import Workers
-from engine.sampling import Draw, row_keys
+from engine.sampling import Sampled, TokenLogprobs, row_keys
 from engine.tensors import current_device
 from scheduler.graphs import graph_tokens_for
 from scheduler.kv import PoolKind
@@ -50,16 +49,21 @@ class _Step:
     """A step that has been launched. A :class:`~engine.executors.base.PendingStep`."""
 
     timer: DeviceTimer
-    numbers: list[int]
-    tokens: Tensor | None
+    #: what was sampled, in host memory, of the sequences of these numbers; of a step in pieces, for each
+    sampled: list[tuple[list[int], Sampled]]
     workers: Workers | None
 
     def result(self) -> StepResult:
         if self.workers is not None:
             self.workers.wait_until(self.timer.done)
         device_ns = self.timer.elapsed_ns()
-        tokens = [] if self.tokens is None else self.tokens.tolist()
-        return StepResult(dict(zip(self.numbers, tokens, strict=True)), device_ns, launch_ns=self.timer.launch_ns)
+        tokens: dict[int, int] = {}
+        logprobs: dict[int, TokenLogprobs] = {}
+        for numbers, sampled in self.sampled:
+            some_tokens, some_logprobs = sampled.by_number(numbers)
+            tokens.update(some_tokens)
+            logprobs.update(some_logprobs)
+        return StepResult(tokens, device_ns, launch_ns=self.timer.launch_ns, logprobs=logprobs)
 
 
 class FusedExecutor:
@@ -122,6 +126,11 @@ class FusedExecutor:
                 self._device = self._workers.build(lambda: FusedDevice(model, settings), settings)
 
     @property
+    def vocab(self) -> int:
+        """See :class:`~engine.executors.base.Executor`."""
+        return self.model.vocab
+
+    @property
     def host_copies(self) -> HostCopies:
         """KV of the sequences that were swapped out (of this rank's heads)."""
         return self._device.host_copies
@@ -181,21 +190,19 @@ class FusedExecutor:
                 moves = self._moves(plan)
                 numbers, rows = self._rows(plan.kind, plan.chunks, states)
                 timer.start()
-                tokens = self._workers.run(self._device, StepInputs(moves, rows))
+                sampled = _on_host(numbers, self._workers.run(self._device, StepInputs(moves, rows)))
             elif booking is not None and again:
                 timer.start()
                 booking.move()
-                numbers, tokens = self._in_pieces(plan.kind, plan.chunks, states)
+                sampled = self._in_pieces(plan.kind, plan.chunks, states)
             else:
                 self._booking = booking = Booking(plan, plan, deque(self._device.moves(self._moves(plan))))
                 numbers, rows = self._rows(plan.kind, plan.chunks, states)
                 timer.start()
                 booking.move()
-                tokens = self._compute(rows)
-            # to pinned memory, so that nobody waits here
-            host = None if tokens is None else tokens.to("cpu", non_blocking=True, copy=True)
+                sampled = _on_host(numbers, self._compute(rows))
             timer.stop()
-        return _Step(timer, numbers, host, self._workers)
+        return _Step(timer, sampled, self._workers)
 
     # -- what a step is made of
 
@@ -221,31 +228,24 @@ class FusedExecutor:
         graph = graph_tokens_for(tokens, len(chunks), self._graph_tokens) if kind == "prefill" else 0
         return self._mixed(chunks, states, graph)
 
-    def _compute(self, rows: RowInputs) -> Tensor | None:
-        """The tokens of the rows that sample."""
+    def _compute(self, rows: RowInputs) -> Sampled | None:
+        """What the rows that sample give."""
         return self._device.compute(rows)
 
     def _in_pieces(
         self, kind: Kind, chunks: list[Chunk], states: Mapping[int, SequenceState]
-    ) -> tuple[list[int], Tensor | None]:
-        """The sequence numbers that sample, and their tokens, computed in as few pieces as memory allows."""
+    ) -> list[tuple[list[int], Sampled]]:
+        """The sequence numbers that sample, and what they give, computed in as few pieces as memory allows."""
         try:
             numbers, rows = self._rows(kind, chunks, states)
-            return numbers, self._compute(rows)
+            return _on_host(numbers, self._compute(rows))
         except RuntimeError as error:
             parts = halves(chunks)
             if parts is None or not is_out_of_memory(error):
                 raise
         # out of the handler, whose exception holds on to what was computed
         free_unused(self.device)
-        numbers = []
-        tokens: list[Tensor] = []
-        for part in parts:
-            some, sampled = self._in_pieces(kind, part, states)
-            numbers += some
-            # a step's tokens are good until the next one
-            tokens += [] if sampled is None else [sampled.clone()]
-        return numbers, torch.cat(tokens) if tokens else None
+        return [piece for part in parts for piece in self._in_pieces(kind, part, states)]
 
     def _decode(self, chunks: list[Chunk], states: Mapping[int, SequenceState]) -> tuple[list[int], DecodeInputs]:
         """Rows of one token each, all of which sample. The longest come first: a GPU that begins with them ends
@@ -265,16 +265,14 @@ class FusedExecutor:
             state.token_ids[start] if start < len(state.token_ids) else -1
             for state, (_, start) in zip(own, members, strict=True)
         ]
-        params = [state.sampling for state in own]
-        temperatures = np.array([p.temperature for p in params], dtype=np.float32)
+        temperatures = np.array([state.sampling.temperature for state in own], dtype=np.float32)
         numbers[TEMPERATURE] = temperatures.view(np.int32)
         numbers[KEY] = 0
         if temperatures.any():
             numbers[KEY] = row_keys([state.seed for state in own], numbers[LENGTH])
-        draws = None
-        if any(p.filters for p in params):
-            draws = [Draw(p, state.seed, start + 1) for p, state, (_, start) in zip(params, own, members, strict=True)]
-        return [number for number, _ in members], DecodeInputs(numbers, draws)
+        redrawn = [row for row, state in enumerate(own) if not state.plain]
+        draws = [own[row].draw(members[row][1] + 1) for row in redrawn]
+        return [number for number, _ in members], DecodeInputs(numbers, redrawn, draws)
 
     def _mixed(
         self, chunks: list[Chunk], states: Mapping[int, SequenceState], graph: int
@@ -302,10 +300,6 @@ class FusedExecutor:
                 sampled.append(len(ids) - 1)
             offsets.append(len(ids))
         sampling = [chunk for chunk in prompts + rows if chunk.samples]
-        draws = []
-        for sequence, start, tokens, _ in sampling:
-            state = states[sequence.number]
-            draws.append(Draw(state.sampling, state.seed, start + tokens))
         return [chunk.sequence.number for chunk in sampling], MixedInputs(
             ids,
             unknown,
@@ -318,7 +312,7 @@ class FusedExecutor:
             lengths=[chunk.start + 1 for chunk in rows],
             sampled=sampled,
             sampling_places=[self._places[chunk.sequence.number] for chunk in sampling],
-            draws=draws,
+            draws=draws_of(sampling, states),
             graph=graph,
         )
 
@@ -358,3 +352,8 @@ class FusedExecutor:
         count = -(-swap.tokens // self.block_tokens)
         table = swap.blocks if self._private is None else self._private.table(swap.number, swap.tokens)
         return Moved(swap.number, list(table[:count]))
+
+
+def _on_host(numbers: list[int], sampled: Sampled | None) -> list[tuple[list[int], Sampled]]:
+    """What sequences of these ``numbers`` have sampled, on its way to the host before the next step overwrites it."""
+    return [] if sampled is None else [(numbers, sampled.to_host())]

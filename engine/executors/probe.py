@@ -7,20 +7,25 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
+
 from engine.errors import DeviceMemoryError
 from engine.executors.base import SequenceState
 from engine.executors.fused import FusedExecutor
 from engine.executors.memory import Needs, estimated_needs, most_rows, used_bytes, weights_bytes
 from engine.faults import first_line, free_unused, gib, is_out_of_memory
 from engine.fused.graphs import DecodeSteps
+from engine.logit_edits import Edits
 from engine.models import LoadedModel
+from engine.sampling import Draw
 from scheduler.config import SchedulerConfig
 from scheduler.plan import NEVER, Chunk, DigestEntry, StepFeatures, StepPlan
-from scheduler.request import Request, SamplingParams
+from scheduler.request import MOST_LOGPROBS, Request, SamplingParams
 from scheduler.sequence import Sequence
 
 #: what takes the most memory to sample with
-_SAMPLING = SamplingParams(temperature=1.0, top_p=0.9)
+_SAMPLING = SamplingParams(temperature=1.0, top_p=0.9, logprobs=MOST_LOGPROBS)
+_EDITS = Edits(np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.float32))
 
 
 @dataclass
@@ -29,7 +34,12 @@ class _Filler:
 
     token_ids: list[int]
     seed: int = 0
+    plain: bool = False
     sampling: SamplingParams = _SAMPLING
+
+    def draw(self, position: int) -> Draw:
+        """See :class:`~engine.executors.base.SequenceState`."""
+        return Draw(self.sampling, self.seed, position, _EDITS)
 
 
 def measured_needs(model: LoadedModel, config: SchedulerConfig) -> Needs:

@@ -21,7 +21,7 @@ from engine.fused.graphs import PLACE, DecodeSteps, Memory
 from engine.fused.prompts import Prompts, PromptSteps
 from engine.host_copies import HostCopies, from_host, to_host
 from engine.models import LoadedModel
-from engine.sampling import Draw, Sampler
+from engine.sampling import Draw, Sampled, Sampler
 from engine.tensors import upload
 
 
@@ -57,11 +57,13 @@ class TableUpdate(NamedTuple):
 class DecodeInputs(NamedTuple):
     """Rows of one token, all of which sample: ``int64[COLUMNS, rows]``, see :data:`~engine.fused.graphs.ID` and after.
 
-    ``draws`` are given where a row is sampled from a part of the vocabulary only.
+    ``redrawn`` are the rows that ask for more than a temperature, in order, ``draws`` what they are sampled with. The
+    others keep the tokens that the step itself gives.
     """
 
     numbers: npt.NDArray[np.int64]
-    draws: list[Draw] | None
+    redrawn: list[int]
+    draws: list[Draw]
 
 
 class MixedInputs(NamedTuple):
@@ -136,8 +138,8 @@ class FusedDevice:
         """Steps of prompts of up to ``sizes[-1]`` tokens, captured on a GPU."""
         return PromptSteps(self.decoder, self.cache, self._memory, sizes)
 
-    def run(self, inputs: StepInputs) -> Tensor | None:
-        """Start a step; nothing is waited for. The sampled tokens ``int64[sampling rows]``, good until the next step.
+    def run(self, inputs: StepInputs) -> Sampled | None:
+        """Start a step; nothing is waited for. What its sampling rows give, good until the next step.
 
         Raises ``RuntimeError`` where KV is swapped out twice, or in without having been swapped out.
         """
@@ -155,7 +157,7 @@ class FusedDevice:
             found.append(partial(self._name_blocks, moves.table))
         return found
 
-    def compute(self, rows: RowInputs) -> Tensor | None:
+    def compute(self, rows: RowInputs) -> Sampled | None:
         """Start what a step computes, see :meth:`run`."""
         return self._decode(rows) if isinstance(rows, DecodeInputs) else self._mixed(rows)
 
@@ -163,14 +165,20 @@ class FusedDevice:
         """Let go of the graphs; no step can be run any more."""
         del self.decodes, self.prompts
 
-    def _decode(self, inputs: DecodeInputs) -> Tensor:
+    def _decode(self, inputs: DecodeInputs) -> Sampled:
         tokens, logits = self.decodes.run(inputs.numbers)
-        if inputs.draws is not None:
-            tokens = Sampler(inputs.draws, logits.shape[-1], self.device)(logits)
-            self._memory.last[self._indices(inputs.numbers[PLACE].tolist())] = tokens
-        return tokens
+        if not inputs.draws:
+            return Sampled(tokens)
+        rows = self._indices(inputs.redrawn)
+        some = logits if len(inputs.redrawn) == len(logits) else logits[rows]
+        drawn, logprobs = Sampler(inputs.draws, logits.shape[-1], self.device)(some)
+        tokens[rows] = drawn
+        self._memory.last[self._indices(inputs.numbers[PLACE, inputs.redrawn].tolist())] = drawn
+        if logprobs is not None:
+            logprobs = logprobs._replace(rows=[inputs.redrawn[row] for row in logprobs.rows])
+        return Sampled(tokens, logprobs)
 
-    def _mixed(self, inputs: MixedInputs) -> Tensor | None:
+    def _mixed(self, inputs: MixedInputs) -> Sampled | None:
         hidden = self._eager(inputs) if not inputs.graph else self.prompts.run(
             inputs.graph,
             Prompts(inputs.ids, inputs.positions, inputs.slots, inputs.places, inputs.starts, inputs.offsets),
@@ -179,9 +187,9 @@ class FusedDevice:
         if not inputs.sampled:
             return None
         logits = self.decoder.logits(hidden[self._indices(inputs.sampled)])
-        chosen = Sampler(inputs.draws, logits.shape[-1], self.device)(logits)
-        self._memory.last[self._indices(inputs.sampling_places)] = chosen
-        return chosen
+        sampled = Sampler(inputs.draws, logits.shape[-1], self.device)(logits)
+        self._memory.last[self._indices(inputs.sampling_places)] = sampled.tokens
+        return sampled
 
     def _eager(self, inputs: MixedInputs) -> Tensor:
         """What :meth:`Decoder.forward` gives, kernel by kernel."""

@@ -32,6 +32,7 @@ from engine.parallel.messages import Begin, Done, Failed, FreeMemory
 if TYPE_CHECKING:
     from engine.fused.device import DeviceSettings, FusedDevice, StepInputs
     from engine.parallel.group import TensorGroup
+    from engine.sampling import Sampled
 
 #: how long ends are waited for before they are forced
 PATIENCE_S = 10.0
@@ -218,7 +219,7 @@ class Workers:
         self._watch.device = weakref.ref(device)
         return device
 
-    def run(self, device: FusedDevice, inputs: StepInputs) -> torch.Tensor | None:
+    def run(self, device: FusedDevice, inputs: StepInputs) -> Sampled | None:
         """Start a step in every rank, the last one in this: see :meth:`FusedDevice.run`.
 
         If it fails here, the others wait in vain for this rank's part: they all fail with it.

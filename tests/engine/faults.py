@@ -35,6 +35,7 @@ class Faulty:
         self.executor = executor
         self.layout = executor.layout
         self.launches_ahead = executor.launches_ahead
+        self.vocab = executor.vocab
         self.faults = faults
         self.reached = {"work": 0, "result": 0}
         self.raised = 0

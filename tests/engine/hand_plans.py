@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from engine.executors import Executor, PaddedExecutor, PagedExecutor, StepResult
 from engine.kernels import kernels_for
+from engine.sampling import Draw
 from scheduler.plan import NEVER, Chunk, DigestEntry, Kind, Layout, StepFeatures, StepPlan, Swap
 from scheduler.request import Request, SamplingParams
 from scheduler.sequence import Sequence
@@ -70,6 +71,13 @@ class Known(NamedTuple):
     token_ids: list[int]
     seed: int = 0
     sampling: SamplingParams = SamplingParams()
+
+    @property
+    def plain(self) -> bool:
+        return self.sampling.plain
+
+    def draw(self, position: int) -> Draw:
+        return Draw(self.sampling, self.seed, position)
 
 
 @dataclass

@@ -33,6 +33,7 @@ class CountingExecutor:
 
     layout = "paged"
     launches_ahead = False
+    vocab = 1000
 
     def __init__(self, before: Callable[[StepPlan], None] = lambda plan: None) -> None:
         self._before = before

@@ -26,6 +26,7 @@ class CountingExecutor:
 
     layout = "paged"
     launches_ahead = False
+    vocab = 1000
 
     def __init__(self, calls: list[str], faults: tuple[str, ...] = ()) -> None:
         self.calls = calls

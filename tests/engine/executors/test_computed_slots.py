@@ -26,6 +26,7 @@ class SlotMeter:
 
     def __init__(self, executor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self._executor = executor
+        self.vocab = executor.vocab
         self._sdpa = torch.nn.functional.scaled_dot_product_attention
         self._pairs = 0
         self.steps = 0

@@ -38,6 +38,7 @@ class Poisoned:
     def __init__(self, executor: Any, scheduler: Scheduler) -> None:
         self.executor = executor
         self.launches_ahead = executor.launches_ahead
+        self.vocab = executor.vocab
         self._pool: Any = scheduler.pool
         pools = (
             executor.cache.keys + executor.cache.values

@@ -119,5 +119,5 @@ def test_no_tiles_are_searched_once_an_executor_is_made() -> None:
         for rows in (1, 16, 17, 33, 64, 65, 100):
             numbers = np.zeros((COLUMNS, rows), dtype=np.int64)
             numbers[SLOT] = -1
-            device.compute(DecodeInputs(numbers, None))
+            device.compute(DecodeInputs(numbers, [], []))
     assert best_tiles.cache_info().misses == searched
