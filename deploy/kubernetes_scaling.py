@@ -17,10 +17,10 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import yaml  # noqa: E402
+import yaml
 
-from simulator.cluster.autoscaler import AutoscaleSettings, read_autoscale  # noqa: E402
-from simulator.cluster.errors import ClusterError  # noqa: E402
+from simulator.cluster.autoscaler import AutoscaleSettings, read_autoscale
+from simulator.cluster.errors import ClusterError
 
 #: of the Deployment, and of the Service whose scrapes Prometheus calls a job of that name
 NAME = "lockstep"

@@ -14,7 +14,7 @@ FINISHED = ("length", "eos", "stop")
 
 
 class Attainment:
-    """A listener of an engine. ``ended``: requests that were not rejected, ``good``: those that finished and met ``slo``."""
+    """A listener of an engine: ``ended`` requests but rejected ones, ``good`` those that finished and met ``slo``."""
 
     def __init__(self, slo: Slo) -> None:
         self._slo = slo

@@ -21,7 +21,7 @@ ROUTER_NAMES = tuple(name for name in ROUTERS if name not in UNSERVED)
 
 
 def check_router(name: str, prefix_cache: bool) -> None:
-    """Raises :class:`ClusterError` for a router that is none, or that cannot be had with Ray Serve or these settings."""
+    """Raises :class:`ClusterError` for a router that is none, or that cannot be had here or with these settings."""
     if name in UNSERVED:
         raise ClusterError(f"router {name} is one of the simulator only: {UNSERVED[name]}")
     if name not in ROUTERS:

@@ -52,7 +52,9 @@ def test_a_call_gets_through_whole_and_so_does_its_answer() -> None:
     head, *body = asyncio.run(run())
     assert isinstance(head, Head)
     assert head.status == 200
-    assert b"".join(part for part in body if isinstance(part, bytes)) == b'{"body":"\\"hello\\"","query":"1 2","mark":"7"}'
+    assert (
+        b"".join(part for part in body if isinstance(part, bytes)) == b'{"body":"\\"hello\\"","query":"1 2","mark":"7"}'
+    )
     assert not head.is_stream
 
 

@@ -1,0 +1,275 @@
+"""The server on a Ray cluster of this machine: replicas follow the load, and nobody is lost silently."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from deploy import ray_serve
+from serving.arguments import parse_command
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SCALING = """
+max_replicas: 3
+target_ongoing_requests: 4
+metrics_interval_s: 0.5
+look_back_period_s: 1
+upscale_delay_s: 0
+downscale_delay_s: 4
+cold_start_s: 300
+"""
+EMULATED = ["--emulate", "h100-qwen-7b"]
+PATIENCE_S = 180
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@dataclass
+class Running:
+    """The application, and what Ray says of it."""
+
+    url: str
+
+    def replicas(self) -> Mapping[str, int]:
+        """How many there are, by state."""
+        from ray import serve
+
+        states = serve.status().applications[ray_serve.NAME].deployments["engines"].replica_states
+        return {str(state): count for state, count in states.items()}
+
+    def ask(self, method: str) -> list[Any]:
+        """What each replica answers."""
+        from ray import serve
+
+        handle = serve.get_deployment_handle("engines", ray_serve.NAME)
+        return list(handle.broadcast(method).results(timeout_s=PATIENCE_S))
+
+    def has(self, replicas: int) -> bool:
+        """Whether so many run, and no other is there."""
+        return self.replicas() == {"RUNNING": replicas}
+
+    def runs(self, replicas: int) -> bool:
+        """Whether so many run."""
+        return self.replicas().get("RUNNING", 0) == replicas
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < deadline, "it does not come to that"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    pytest.importorskip("ray")
+    scaling = tmp_path_factory.mktemp("ray") / "autoscale.yaml"
+    scaling.write_text(SCALING, encoding="utf-8")
+    flags = ["--autoscale", str(scaling), "--router", "prefix-affinity", "--prefix-cache", "--replica-cpus", "0.1"]
+    parsed, rest = ray_serve.build_parser().parse_known_args([*flags, *EMULATED])
+    from serving.cluster.ray_app import build
+
+    application = build(ray_serve.cluster_settings(parsed, parse_command(rest, {})))
+    port = free_port()
+    ray_serve.start(application, "127.0.0.1", port, cpus=4)
+    try:
+        yield Running(f"http://127.0.0.1:{port}")
+    finally:
+        ray_serve.stop()
+
+
+@dataclass
+class Asked:
+    """A completion, and what became of it: ``told`` is an error that its client has heard."""
+
+    url: str
+    tokens: int
+    stream: bool = False
+    prompt: str = "Count the stars"
+    heard: threading.Event = field(default_factory=threading.Event)
+    outcome: str = ""
+    cached: int = 0
+
+    def run(self) -> None:
+        try:
+            self.outcome = self._run()
+        except httpx.HTTPError as error:
+            self.outcome = f"broken: {error!r}"
+
+    def _run(self) -> str:
+        body = {"prompt": self.prompt, "max_tokens": self.tokens, "stream": self.stream, "ignore_eos": True}
+        if self.stream:
+            body["stream_options"] = {"include_usage": True}
+        with httpx.stream("POST", f"{self.url}/v1/completions", json=body, timeout=PATIENCE_S) as response:
+            if not self.stream:
+                answer = json.loads(response.read())
+                return self._whole(answer) if response.status_code == 200 else f"told: {answer['error']['code']}"
+            outcome = ""
+            for line in response.iter_lines():
+                data = line.removeprefix("data: ")
+                if data == "[DONE]":
+                    return outcome or "silent"
+                if data:
+                    self.heard.set()
+                    event = json.loads(data)
+                    if "error" in event:
+                        outcome = f"told: {event['error']['code']}"
+                    elif event.get("usage"):
+                        outcome = self._whole(event)
+            return "silent"
+
+    def _whole(self, answer: dict[str, Any]) -> str:
+        usage = answer["usage"]
+        self.cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
+        return "whole" if usage["completion_tokens"] == self.tokens else "short"
+
+
+class Load:
+    """Clients, each of which asks again as soon as it has its answer."""
+
+    def __init__(self, url: str, clients: int, tokens: int) -> None:
+        self._stopping = threading.Event()
+        self.outcomes: list[str] = []
+        self._threads = [threading.Thread(target=self._ask, args=(url, tokens, i < 2)) for i in range(clients)]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self, url: str, tokens: int, stream: bool) -> None:
+        while not self._stopping.is_set():
+            asked = Asked(url, tokens, stream)
+            asked.run()
+            self.outcomes.append(asked.outcome)
+
+    def stop(self) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def start(*every: Asked) -> list[threading.Thread]:
+    threads = [threading.Thread(target=asked.run) for asked in every]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+@pytest.mark.ray
+def test_replicas_follow_the_load_and_prompts_their_beginnings(cluster: Running) -> None:
+    assert cluster.has(1)
+    load = Load(cluster.url, clients=20, tokens=500)
+    try:
+        until(lambda: cluster.runs(3))
+        same = [Asked(cluster.url, 5, prompt="one beginning of many words " * 40) for _ in range(4)]
+        for asked in same:
+            asked.run()
+    finally:
+        load.stop()
+    assert set(load.outcomes) == {"whole"}
+    assert [asked.outcome for asked in same] == ["whole"] * 4
+    assert same[0].cached == 0 < min(asked.cached for asked in same[1:])
+    until(lambda: cluster.has(1))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("process", "code"), [("engine", "engine_dead"), ("replica", "replica_lost")])
+def test_a_killed_replica_loses_nobody_silently(cluster: Running, process: str, code: str) -> None:
+    until(lambda: cluster.has(1))
+    (processes,) = cluster.ask("processes")
+    streams = [Asked(cluster.url, 20_000, stream=True) for _ in range(2)]
+    others = [Asked(cluster.url, 1_000) for _ in range(2)]
+    threads = start(*streams, *others)
+    for asked in streams:
+        assert asked.heard.wait(PATIENCE_S)
+    os.kill(processes[process], signal.SIGKILL)
+    for thread in threads:
+        thread.join()
+    # who has heard something is told; for the others there is another replica
+    assert [asked.outcome for asked in streams] == [f"told: {code}"] * 2
+    assert [asked.outcome for asked in others] == ["whole"] * 2
+    (replaced,) = cluster.ask("processes")
+    assert replaced["engine"] != processes["engine"]
+    until(lambda: not alive(processes["engine"]))
+
+
+def alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.ray
+def test_who_leaves_is_not_worked_for(cluster: Running) -> None:
+    until(lambda: cluster.runs(1))
+    body = {"prompt": "Count the stars", "max_tokens": 20_000, "stream": True, "ignore_eos": True}
+    with httpx.stream("POST", f"{cluster.url}/v1/completions", json=body, timeout=PATIENCE_S) as response:
+        next(response.iter_bytes())
+        (busy,) = cluster.ask("record_autoscaling_stats")
+        assert busy["ongoing"] == 1
+    until(lambda: [stats["ongoing"] for stats in cluster.ask("record_autoscaling_stats")] == [0])
+
+
+@pytest.mark.ray
+def test_errors_and_limits_are_those_of_a_server(cluster: Running) -> None:
+    assert httpx.get(f"{cluster.url}/ready").json() == {"status": "ready"}
+    assert httpx.get(f"{cluster.url}/nothing").status_code == 404
+    wrong = httpx.post(f"{cluster.url}/v1/completions", json={"prompt": "a", "max_tokens": -1})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "max_tokens")
+    pieces = (b" " * (1 << 20) for _ in range(9))
+    headers = {"Content-Type": "application/json"}
+    assert httpx.post(f"{cluster.url}/v1/completions", content=pieces, headers=headers).status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--router", "prefix-affinity"], "router prefix-affinity needs --prefix-cache"),
+        (["--router", "central-queue"], "router central-queue is one of the simulator only"),
+        (["--autoscale", "none.yaml"], "none.yaml"),
+        (["--emulate", "h100-qwen-7b", "--device", "cpu"], "--device has no effect with --emulate"),
+        (["--policy", "sjff"], "sjff"),
+        (["--slo", "ttft=3"], "ttft"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_started(flags: list[str], message: str) -> None:
+    pytest.importorskip("ray")
+    command = [sys.executable, "deploy/ray_serve.py", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.startswith("ray_serve.py: error: ")
+    assert message in done.stderr
+
+
+def test_a_gpu_is_reserved_for_each_part_of_a_model(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+
+    def gpus(*flags: str) -> float:
+        parsed, rest = ray_serve.build_parser().parse_known_args(flags)
+        return ray_serve.cluster_settings(parsed, parse_command(rest, {})).gpus
+
+    assert gpus() == gpus("--device", "cpu") == 0
+    assert gpus("--device", "cuda", "--tp", "2") == 2
+    assert gpus("--device", "cuda", "--replica-gpus", "0.5") == 0.5
+
+
+def test_flags_come_by_name_from_a_file_of_ray_serve() -> None:
+    pytest.importorskip("ray")
+    application = ray_serve.app(
+        {"emulate": "h100-qwen-7b", "prefix_cache": True, "router": "prefix-affinity", "max_running": 8}
+    )
+    assert type(application).__name__ == "Application"
