@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 import socket
 import sys
@@ -14,6 +13,7 @@ import uvicorn
 import uvloop
 from fastapi import FastAPI
 
+from engine.loop import undisturbed
 from serving.server import Server, ServerSettings, create_app
 
 OK, FAILED = 0, 1
@@ -71,12 +71,12 @@ async def _run(settings: ServerSettings, port: socket.socket) -> int:
     async with app.router.lifespan_context(app):
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
-        gc.collect()
-        gc.freeze()  # collections need not look at what the libraries have
-        return await _serve(app, port, stopping)
+        with undisturbed():
+            return await serve_app(app, port, stopping)
 
 
-async def _serve(app: FastAPI, port: socket.socket, stopping: asyncio.Event) -> int:
+async def serve_app(app: FastAPI, port: socket.socket, stopping: asyncio.Event) -> int:
+    """Serve a started application until ``stopping`` is set or its engine ends. Returns the exit code."""
     server: Server = app.state.server
     config = uvicorn.Config(
         app, lifespan="off", access_log=False, log_level="warning", http="httptools", ws="none", backlog=_BACKLOG,

@@ -99,7 +99,7 @@ class Server:
         """Hand requests in for the client at ``receive``, who has so much patience; else as :meth:`submit`."""
         if len(requests) > self.most_in_flight:
             raise invalid(
-                f"{len(requests)} outputs at once are more than the {self.most_in_flight} that may be in flight"
+                f"{len(requests)} outputs are more than the {self.most_in_flight} that may be in flight"
             )
         limits = [limit for limit in (timeout_s, self.settings.request_timeout_s) if limit is not None]
         return Answer(self.engine, self.submit(requests), receive, min(limits, default=None))
