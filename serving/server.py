@@ -98,9 +98,7 @@ class Server:
     def answer(self, requests: Sequence[Request], receive: Receive, timeout_s: float | None = None) -> Answer:
         """Hand requests in for the client at ``receive``, who has so much patience; else as :meth:`submit`."""
         if len(requests) > self.most_in_flight:
-            raise invalid(
-                f"{len(requests)} outputs are more than the {self.most_in_flight} that may be in flight"
-            )
+            raise invalid(f"{len(requests)} outputs are more than the {self.most_in_flight} that may be in flight")
         limits = [limit for limit in (timeout_s, self.settings.request_timeout_s) if limit is not None]
         return Answer(self.engine, self.submit(requests), receive, min(limits, default=None))
 

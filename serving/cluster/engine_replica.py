@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
+from typing import Any
 
 from ray import serve
 
@@ -86,9 +87,10 @@ class EngineReplica:
             "kv_tokens": snapshot.kv_capacity_tokens,
         }
 
-    async def processes(self) -> dict[str, int]:
-        """The ids of its processes, for those who look after a cluster."""
-        return {"replica": os.getpid(), "engine": self._server.engine.pid}
+    async def state(self) -> dict[str, Any]:
+        """Its processes and its engine's counters, for those who look after a cluster."""
+        engine = self._server.engine
+        return {"replica": os.getpid(), "engine": engine.pid, "counters": (await engine.snapshot()).counters}
 
     async def __del__(self) -> None:
         self._closing = True
