@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
     from serving.cluster.ray_app import ClusterSettings
+    from serving.server import ServerSettings
 
 NAME = "lockstep"
 FAILED, USAGE = 1, 2
@@ -63,19 +64,19 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def cluster_settings(args: argparse.Namespace, command: Command) -> ClusterSettings:
-    """What the flags ask for. Raises one of :data:`_MISTAKES`."""
+def cluster_settings(args: argparse.Namespace, server: ServerSettings) -> ClusterSettings:
+    """What the cluster's flags ask for. Raises one of :data:`_MISTAKES`."""
     try:
         from serving.cluster.ray_app import ClusterSettings
     except ModuleNotFoundError as error:
         raise MissingExtraError("Ray Serve is not installed: pip install 'lockstep[cluster]'") from error
 
-    engine = command.settings.engine
+    engine = server.engine
     gpus = args.replica_gpus
     if gpus is None:
         gpus = float(engine.tp) if (engine.device or "").startswith("cuda") else 0.0
     return ClusterSettings(
-        command.settings,
+        server,
         AutoscaleSettings() if args.autoscale is None else read_autoscale(args.autoscale),
         args.router,
         None if args.slo is None else Slo.parse(args.slo),
@@ -86,9 +87,17 @@ def cluster_settings(args: argparse.Namespace, command: Command) -> ClusterSetti
 
 def app(args: Mapping[str, Any]) -> Application:
     """For ``serve run deploy.ray_serve:app`` and a RayService: flags by name, ``true`` for one without a value."""
-    argv = [part for name, value in args.items() for part in _flag(name, value)]
+    return app_of([part for name, value in args.items() for part in _flag(name, value)], os.environ)
+
+
+def app_of(argv: Sequence[str], environment: Mapping[str, str]) -> Application:
+    """What a command line asks for. Raises one of :data:`_MISTAKES`."""
     parsed, rest = build_parser().parse_known_args(argv)
-    settings = cluster_settings(parsed, parse_command(rest, os.environ))
+    return _app(parsed, parse_command(rest, environment).settings)
+
+
+def _app(args: argparse.Namespace, server: ServerSettings) -> Application:
+    settings = cluster_settings(args, server)
     from serving.cluster.ray_app import build
 
     return build(settings)
@@ -104,10 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed, rest = build_parser().parse_known_args(argv)
     try:
         command = parse_command(rest, os.environ)
-        settings = cluster_settings(parsed, command)
-        from serving.cluster.ray_app import build
-
-        application = build(settings)
+        application = _app(parsed, command.settings)
     except _MISTAKES as error:
         print(f"ray_serve.py: error: {error}", file=sys.stderr)
         return USAGE

@@ -28,7 +28,6 @@ upscale_delay_s: 0
 downscale_delay_s: 4
 cold_start_s: 300
 """
-EMULATED = ["--emulate", "h100-qwen-7b"]
 PATIENCE_S = 180
 
 
@@ -74,18 +73,19 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+def application(folder: Path, scaling: str, *flags: str) -> Any:
+    """What the flags ask for, with these settings of the autoscaler."""
+    path = folder / "autoscale.yaml"
+    path.write_text(scaling, encoding="utf-8")
+    return ray_serve.app_of(["--autoscale", str(path), "--replica-cpus", "0.1", *flags], {})
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     pytest.importorskip("ray")
-    scaling = tmp_path_factory.mktemp("ray") / "autoscale.yaml"
-    scaling.write_text(SCALING, encoding="utf-8")
-    flags = ["--autoscale", str(scaling), "--router", "prefix-affinity", "--prefix-cache", "--replica-cpus", "0.1"]
-    parsed, rest = ray_serve.build_parser().parse_known_args([*flags, *EMULATED])
-    from serving.cluster.ray_app import build
-
-    application = build(ray_serve.cluster_settings(parsed, parse_command(rest, {})))
+    emulated = ["--emulate", "h100-qwen-7b", "--router", "prefix-affinity", "--prefix-cache"]
     port = free_port()
-    ray_serve.start(application, "127.0.0.1", port, cpus=4)
+    ray_serve.start(application(tmp_path_factory.mktemp("ray"), SCALING, *emulated), "127.0.0.1", port, cpus=4)
     try:
         yield Running(f"http://127.0.0.1:{port}")
     finally:
@@ -215,7 +215,9 @@ def test_who_leaves_is_not_worked_for(cluster: Running) -> None:
     until(lambda: cluster.runs(1))
     body = {"prompt": "Count the stars", "max_tokens": 4_000, "stream": True, "ignore_eos": True}
     with httpx.stream("POST", f"{cluster.url}/v1/completions", json=body, timeout=PATIENCE_S) as response:
-        next(response.iter_bytes())
+        assert response.status_code == 200, response.read()
+        pieces = response.iter_bytes()
+        next(pieces)
         (busy,) = cluster.ask("record_autoscaling_stats")
         assert busy["ongoing"] == 1
     until(lambda: [stats["ongoing"] for stats in cluster.ask("record_autoscaling_stats")] == [0])
@@ -230,6 +232,25 @@ def test_errors_and_limits_are_those_of_a_server(cluster: Running) -> None:
     pieces = (b" " * (1 << 20) for _ in range(9))
     headers = {"Content-Type": "application/json"}
     assert httpx.post(f"{cluster.url}/v1/completions", content=pieces, headers=headers).status_code == 413
+
+
+@pytest.mark.ray
+@pytest.mark.model
+def test_replicas_of_the_embedded_model_follow_the_load(cluster: Running, tmp_path: Path) -> None:
+    from ray import serve
+
+    scaling = SCALING.replace("max_replicas: 3", "max_replicas: 2").replace("requests: 4", "requests: 1")
+    serve.run(application(tmp_path, scaling, "--device", "cpu", "--router", "length-aware"), name=ray_serve.NAME)
+    body = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
+    answer = httpx.post(f"{cluster.url}/v1/chat/completions", json=body, timeout=PATIENCE_S).json()
+    assert "Paris" in answer["choices"][0]["message"]["content"]
+    load = Load(cluster.url, clients=4, tokens=50)
+    try:
+        until(lambda: cluster.runs(2))
+    finally:
+        load.stop()
+    assert set(load.outcomes) == {"whole"}
+    until(lambda: cluster.has(1))
 
 
 @pytest.mark.parametrize(
@@ -259,7 +280,7 @@ def test_a_gpu_is_reserved_for_each_part_of_a_model(tmp_path: Path) -> None:
 
     def gpus(*flags: str) -> float:
         parsed, rest = ray_serve.build_parser().parse_known_args(flags)
-        return ray_serve.cluster_settings(parsed, parse_command(rest, {})).gpus
+        return ray_serve.cluster_settings(parsed, parse_command(rest, {}).settings).gpus
 
     assert gpus() == gpus("--device", "cpu") == 0
     assert gpus("--device", "cuda", "--tp", "2") == 2
