@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, MutableMapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from fastapi import FastAPI
 
 from serving.cluster.calls import Head, HttpCall
 
+_LOG = logging.getLogger("ray.serve")
 #: how long an application may take to see that its client is gone before it is cancelled
 GRACE_S = 5.0
 
@@ -17,7 +19,8 @@ GRACE_S = 5.0
 async def answer(app: FastAPI, call: HttpCall) -> AsyncGenerator[Head | bytes]:
     """The head of the application's answer to ``call``, then its body, in pieces.
 
-    Raises what the application raises. Closing it early is to the application as a client that disconnects.
+    Raises what the application raises before it has answered; afterwards that is for the log alone. Closing it early is
+    to the application as a client that disconnects.
     """
     messages: asyncio.Queue[MutableMapping[str, Any] | None] = asyncio.Queue()
     asked = iter([{"type": "http.request", "body": call.body, "more_body": False}])
@@ -41,14 +44,22 @@ async def answer(app: FastAPI, call: HttpCall) -> AsyncGenerator[Head | bytes]:
             messages.put_nowait(None)
 
     task = asyncio.create_task(run(), name=f"{call.method} {call.path}")
+    answered = False
     try:
         while (message := await messages.get()) is not None:
             if message["type"] == "http.response.start":
                 headers = [(bytes(name).lower(), bytes(value)) for name, value in message.get("headers", ())]
                 yield Head(message["status"], headers, lost=False)
-            elif message["type"] == "http.response.body" and message.get("body"):
-                yield bytes(message["body"])
-        await task
+            elif message["type"] == "http.response.body":
+                answered = not message.get("more_body", False)
+                if message.get("body"):
+                    yield bytes(message["body"])
+        try:
+            await task
+        except Exception:
+            if not answered:
+                raise
+            _LOG.exception("%s %s", call.method, call.path)
     finally:
         gone.set()
         if not task.done():

@@ -73,9 +73,29 @@ def test_pieces_come_as_they_are_made_and_who_leaves_is_seen_to_leave() -> None:
     assert pieces == [b"0,", b"1,", b"2,"]
 
 
-def test_what_the_application_raises_is_raised() -> None:
+def test_what_the_application_raises_after_its_answer_is_for_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> list[Head | bytes]:
+        return [part async for part in answer(app(), call("GET", "/broken"))]
+
+    head, body = asyncio.run(run())
+    assert isinstance(head, Head)
+    assert (head.status, body) == (500, b"Internal Server Error")
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_what_the_application_raises_before_it_has_answered_is_raised() -> None:
+    one = app()
+
+    @one.get("/cut")
+    async def cut() -> StreamingResponse:
+        async def pieces() -> AsyncIterator[str]:
+            yield "a"
+            raise ZeroDivisionError
+
+        return StreamingResponse(pieces())
+
     async def run() -> None:
-        async for _ in answer(app(), call("GET", "/broken")):
+        async for _ in answer(one, call("GET", "/cut")):
             pass
 
     with pytest.raises(ZeroDivisionError):
