@@ -20,9 +20,9 @@ lint: .venv/installed
 gate: .venv/installed
 	$(BIN)/python bench.py --mode gate
 
-# the same properties over many more random workloads
+# the same properties over many more random workloads and malformed requests
 soak: .venv/installed
-	LOCKSTEP_SOAK=25 $(BIN)/python -m pytest tests/scheduler
+	LOCKSTEP_SOAK=25 $(BIN)/python -m pytest tests/scheduler tests/serving/test_malformed_requests.py
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -20,6 +20,8 @@ Bits = npt.NDArray[np.int32]
 _END = "<|lockstep-end-of-grammar|>"
 #: between the parts of a JSON text. A model that would put in whitespace for ever is made to go on
 _WHITESPACE = r"[ \t\r\n]{1,32}"
+#: a text whose tokens the library has to read as the tokenizer does
+_PROBE = '{"name": "J\u00f6rg \u732b", "of":\n\t[1, 22]}'
 #: compiled grammars that are kept for the next request with the same one
 _KEPT = 64
 
@@ -142,12 +144,23 @@ def _tokens_of(tokenizer: Tokenizer) -> tuple[Any, int]:
     extended.no_truncation()
     extended.add_special_tokens([_END])
     end = extended.token_to_id(_END)
+    description = json.loads(extended.to_str())
+    steps = (description["decoder"] or {}).get("decoders", ())
+    # one that was converted from GGUF has more steps, by which the library takes it for another kind
+    description["decoder"] = next((step for step in steps if step["type"] == "ByteLevel"), description["decoder"])
     try:
-        return _llguidance().LLTokenizer(extended.to_str(), eos_token=end), end
+        tokens = _llguidance().LLTokenizer(json.dumps(description), eos_token=end)
     except ValueError as error:
+        reason = _one_line(str(error))
+        raise GrammarError(f"grammars cannot be followed with this model's tokenizer: {reason}") from error
+    ids = tokenizer.encode(_PROBE, special_tokens=False)
+    ours, theirs = tokenizer.decode(ids).lstrip(), tokens.decode_str(ids).lstrip()
+    if ours != theirs:
         raise GrammarError(
-            f"grammars cannot be followed with this model's tokenizer: {_one_line(str(error))}"
-        ) from error
+            f"grammars cannot be followed with this model's tokenizer: it writes {ours!r} where the library expects "
+            f"{theirs!r}"
+        )
+    return tokens, end
 
 
 def _library_source(grammar: Grammar, library: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, Protocol
 
 from scheduler.prefix_hashes import block_hashes_of_prefix
@@ -77,6 +77,10 @@ class SamplingParams:
     min_tokens: int = 0
     grammar: Grammar | None = None
     logprobs: int | None = None
+
+    def __reduce__(self) -> tuple[type[SamplingParams], tuple[object, ...]]:
+        """Ranks are sent it; where this module is compiled, only the constructor can set a frozen field."""
+        return SamplingParams, tuple(getattr(self, each.name) for each in fields(self))
 
     @property
     def filters(self) -> bool:

@@ -97,6 +97,10 @@ class Prompts:
     async def text_tokens(self, text: str, special_tokens: bool) -> list[int]:
         """Token ids of a text, perhaps none. Raises :class:`~serving.errors.ApiError` where there is no tokenizer."""
         tokenizer = self.tokenizer
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise invalid(f"the text has half of a surrogate pair at {error.start}: no character", "prompt") from error
         if len(text) < LONG_TEXT:
             return tokenizer.encode(text, special_tokens=special_tokens)
         loop = asyncio.get_running_loop()

@@ -16,8 +16,8 @@ from scheduler.config import SchedulerConfig
 DEFAULT_UTILIZATION = 0.9
 #: KV memory on a CPU, at most, where nobody asks for more
 CPU_KV_BYTES = 2 << 30
-#: bytes of a sampled row, for each entry of the vocabulary, besides the logits: float32 copies, noise, a sort
-_SAMPLING_BYTES = 48
+#: bytes of a sampled row, for each entry of the vocabulary, besides the logits: float32 copies, edits, noise, a sort
+_SAMPLING_BYTES = 52
 
 
 class Needs(NamedTuple):

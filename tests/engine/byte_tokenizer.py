@@ -11,12 +11,13 @@ from engine.tokenizer import Tokenizer
 END = 257
 
 
-def byte_tokenizer() -> Tokenizer:
+def byte_tokenizer(decoder: decoders.Decoder | None = None) -> Tokenizer:
+    """``decoder``: another than the plain one for bytes."""
     tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: place for place, token in enumerate((*tokens, "ab"))}
     fast = FastTokenizer(models.BPE(vocab=vocab, merges=[("a", "b")]))
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    fast.decoder = decoders.ByteLevel()
+    fast.decoder = decoder or decoders.ByteLevel()
     fast.add_special_tokens(["<end>"])
     assert fast.token_to_id("<end>") == END
     return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=fast))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from byte_tokenizer import END, byte_tokenizer
 from model_folders import write_tokenizer
+from tokenizers import decoders
 from transformers import AutoTokenizer
 
 from engine.executors import build_executor
@@ -137,12 +138,25 @@ def test_a_tokenizer_whose_texts_are_not_known_is_refused(tmp_path: Any) -> None
         Grammars(words, 64)
 
 
+def test_spaces_are_read_as_they_are_written_whatever_the_steps_of_the_decoder() -> None:
+    """As in a tokenizer that was converted from GGUF."""
+    steps: list[Any] = [decoders.ByteFallback(), decoders.Fuse(), decoders.ByteLevel()]
+    tokenizer = byte_tokenizer(decoders.Sequence(steps))
+    assert allowed(Grammars(tokenizer, VOCAB).matcher(Grammar("regex", "[ \n\u00e9]"))) == {
+        *ids(" ", "\n"), TOKENIZER.encode("\u00e9")[0]
+    }  # fmt: skip
+
+
+def test_a_tokenizer_that_writes_other_texts_than_the_library_reads_is_refused() -> None:
+    shouting: list[Any] = [decoders.ByteLevel(), decoders.Replace("name", "NAME")]
+    with pytest.raises(GrammarError, match=r'it writes .*NAME.* where the library expects .*"name"'):
+        Grammars(byte_tokenizer(decoders.Sequence(shouting)), VOCAB)
+
+
 # -- through a model
 
 
-def written(
-    model: LoadedModel, grammar: Grammar, tokenizer: Tokenizer | None = None, count: int = 6, **more: Any
-) -> list[tuple[str, str]]:
+def written(model: LoadedModel, grammar: Grammar, count: int = 6, **more: Any) -> list[tuple[str, str]]:
     """Texts of prompts of random tokens, and why they ended."""
     config = SchedulerConfig.from_dict({"kv_tokens": 4096, "context_tokens": 512, "overlap": True})
     texts = [""] * count
@@ -152,11 +166,8 @@ def written(
         texts[int(output.request_id)] += output.text
         ends[int(output.request_id)] = output.finish_reason
 
-    tokenizer = tokenizer or TOKENIZER
-    loop = EngineLoop(
-        Scheduler(config), build_executor(model, config), tokenizer=tokenizer, end_token_ids=model.eos_token_ids,
-        listener=hear,
-    )  # fmt: skip
+    executor = build_executor(model, config)
+    loop = EngineLoop(Scheduler(config), executor, tokenizer=TOKENIZER, end_token_ids=frozenset({END}), listener=hear)
     source = random.Random(2)
     loop.run(
         Request(
@@ -181,6 +192,34 @@ def test_a_random_model_writes_json_of_the_schema(reference: Callable[[str], Any
         assert value["size"] in ("small", "large")
         assert len(value["counts"]) <= 2
         assert all(type(count) is int and 0 <= count <= 99 for count in value["counts"])
+
+
+def test_end_tokens_end_a_text_where_they_may_unless_they_are_ignored(reference: Callable[[str], Any]) -> None:
+    model, grammar = reference("qwen2").ours, Grammar("regex", "[c-z]{2,5}")
+    eager = ((END, 100.0),)
+    assert {(len(text), end) for text, end in written(model, grammar, logit_bias=eager)} == {(2, "eos")}
+    found = written(model, grammar, logit_bias=eager, ignore_eos=True)
+    assert {(len(text), end) for text, end in found} == {(5, "stop")}
+    found = written(model, grammar, logit_bias=eager, min_tokens=4)
+    assert {(len(text), end) for text, end in found} == {(4, "eos")}
+
+
+@pytest.mark.model
+def test_the_embedded_models_tokens_are_read_as_they_are_written(embedded: Any) -> None:
+    model = embedded.ours
+    grammars = Grammars(model.tokenizer, model.vocab, model.eos_token_ids)
+    matcher = grammars.matcher(JSON_SCHEMA)
+    text = json.dumps({"name": "J\u00f6 \u732b", "size": "large", "counts": [7, 42]}, ensure_ascii=False, indent=2)
+    for token in model.tokenizer.encode(text, special_tokens=False):
+        assert token in allowed(matcher)
+        matcher.accept(token)
+    assert matcher.complete
+    # no line may end in a string
+    matcher = grammars.matcher(Grammar("json_schema", '{"type": "string"}'))
+    matcher.accept(*model.tokenizer.encode('"', special_tokens=False))
+    possible = [model.tokenizer.decode([token]) for token in sorted(allowed(matcher))]
+    assert len(possible) > 10_000
+    assert not any("\n" in piece for piece in possible)
 
 
 @pytest.mark.model

@@ -9,6 +9,7 @@ import pytest
 
 from core.engine import InferenceEngine
 from scheduler.config import ConfigError
+from scheduler.request import Grammar
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,33 @@ def test_seeded_sampling_repeats(tiny: InferenceEngine) -> None:
         tiny.generate([7, 8], max_tokens=12, temperature=1.0, seed=seed)[0].token_ids for seed in (1, 1, 2)
     )
     assert first == again != other
+
+
+def test_what_is_asked_of_sampling_reaches_the_tokens(tiny: InferenceEngine) -> None:
+    greedy = tiny.generate([7, 8], max_tokens=6)[0]
+    assert greedy.logprobs == []
+    biased = tiny.generate([7, 8], max_tokens=6, logit_bias={11: 100.0}, logprobs=2)[0]
+    assert biased.token_ids == [11] * 6
+    assert [len(logprobs.top) for logprobs in biased.logprobs] == [2] * 6
+    assert biased.logprobs[0].top[0][0] == greedy.token_ids[0]
+    varied = tiny.generate([7, 8], max_tokens=6, logit_bias={11: 40.0, 12: 40.0}, frequency_penalty=2.0)[0]
+    assert set(varied.token_ids) == {11, 12}
+    assert max(map(varied.token_ids.count, (11, 12))) <= 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"logit_bias": {49_152: 1.0}}, "logit_bias has token 49152; the model's ids go from 0 to 49151"),
+        ({"grammar": Grammar("json_object")}, "there is a grammar, but the engine has no tokenizer"),
+        ({"stop": "x"}, "there are stop strings, but the engine has no tokenizer"),
+    ],
+)
+def test_what_the_model_cannot_do_is_refused_at_the_call(tiny: InferenceEngine, options: Any, message: str) -> None:
+    for call in (tiny.generate, tiny.stream_generate):
+        with pytest.raises(ValueError, match=message):
+            call([1, 2], **options)
+    assert free(tiny)
 
 
 def test_generation_ends_with_the_context(tiny: InferenceEngine) -> None:

@@ -220,6 +220,7 @@ class TestChat:
         assert "Hello\nyou" in text
 
 
+@pytest.mark.model
 def test_a_bias_and_penalties_change_what_the_model_says(model: RunningServer) -> None:
     client = model.openai()
     name = client.models.list().data[0].id
@@ -322,6 +323,20 @@ def test_a_body_that_is_no_json_object_is_refused(emulated: RunningServer, conte
         answer = client.post("/v1/completions", content=content, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400
     assert message in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", rb'{"prompt": "a\ud800"}'),
+        ("/v1/chat/completions", rb'{"messages": [{"role": "user", "content": "\udc00"}]}'),
+        ("/v1/completions", rb'{"prompt": ["a\ud800"], "echo": true}'),
+    ],
+)
+def test_half_of_a_character_is_none(emulated: RunningServer, path: str, body: bytes) -> None:
+    with emulated.client() as client:
+        answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
 
 
 def test_other_paths_and_methods_are_said_not_to_be(emulated: RunningServer) -> None:

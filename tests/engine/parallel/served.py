@@ -11,6 +11,7 @@ from divided_models import VOCAB
 from engine.executors import FusedExecutor
 from engine.loop import EngineLoop, TokenOutput
 from engine.models import LoadedModel
+from engine.tokenizer import Tokenizer
 from scheduler.config import SchedulerConfig
 from scheduler.graphs import graph_sizes
 from scheduler.request import Request, SamplingParams
@@ -39,6 +40,7 @@ def serve(
     sampling: SamplingParams | None = None,
     abort: str | None = None,
     on_token: Any = None,
+    tokenizer: Tokenizer | None = None,
     **settings: Any,
 ) -> tuple[list[list[int]], Scheduler, dict[str, str]]:
     """Tokens by prompt, the scheduler, and how each request ended."""
@@ -65,7 +67,7 @@ def serve(
             if on_token is not None:
                 on_token(output)
 
-    loop = EngineLoop(scheduler, executor, listener=hear)
+    loop = EngineLoop(scheduler, executor, tokenizer=tokenizer, listener=hear)
     try:
         loop.run(
             Request(

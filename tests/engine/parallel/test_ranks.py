@@ -19,16 +19,19 @@ from typing import Any
 import divided_models
 import pytest
 import torch
+from byte_tokenizer import byte_tokenizer
 from served import TIGHT, assert_greedy, greedy, serve
 
 from engine.errors import DeviceError, GenerationError, ModelError, RankError
 from engine.executors import FusedExecutor, build_executor, plan_memory
 from engine.inference import InferenceEngine
+from engine.loop import TokenOutput
 from engine.models import LoadedModel
 from engine.parallel.loading import divide, load_divided_model, rank_devices
 from engine.parallel.workers import _Watch
+from engine.sampling import TokenLogprobs
 from scheduler.config import ConfigError, SchedulerConfig
-from scheduler.request import SamplingParams
+from scheduler.request import Grammar, SamplingParams
 
 CPU = torch.device("cpu")
 FAMILIES = ("llama", "qwen2", "gemma2")
@@ -107,6 +110,43 @@ def test_sampled_tokens_are_those_of_one_rank(divided: dict[str, LoadedModel], s
     alone, _, _ = serve(divided_models.build(CPU, "qwen2"), sampling)
     found, _, _ = serve(divided["qwen2"], sampling, overlap=True, **TIGHT)
     assert found == alone
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingParams(temperature=0.9, repetition_penalty=1.3, frequency_penalty=1.0, logit_bias=((9, 4.0),), seed=4),
+        SamplingParams(temperature=1.2, grammar=Grammar("regex", "[a-d]+(x[0-9]{30})+"), logprobs=2, seed=4),
+    ],
+    ids=["penalties", "grammar"],
+)
+def test_what_requests_ask_for_is_the_same_in_every_rank(
+    divided: dict[str, LoadedModel], sampling: SamplingParams
+) -> None:
+    """Each rank reads the tokens that it has drawn itself where the host does not send them."""
+    tokenizer = byte_tokenizer()
+    told: list[dict[str, list[TokenLogprobs]]] = []
+
+    def serve_with(model: LoadedModel, **settings: Any) -> list[list[int]]:
+        heard: dict[str, list[TokenLogprobs]] = {}
+        told.append(heard)
+
+        def note(output: TokenOutput) -> None:
+            assert (output.logprobs is None) == (sampling.logprobs is None)
+            if output.logprobs is not None:
+                heard.setdefault(output.request_id, []).append(output.logprobs)
+
+        return serve(model, sampling, on_token=note, tokenizer=tokenizer, **settings)[0]
+
+    alone = serve_with(divided_models.build(CPU, "qwen2"))
+    assert serve_with(divided["qwen2"], overlap=True, **TIGHT) == alone
+    one, two = told
+    assert one.keys() == two.keys()
+    for name, found in two.items():
+        assert [p.rank for p in found] == [p.rank for p in one[name]]
+        assert [p.logprob for p in found] == pytest.approx([p.logprob for p in one[name]], abs=1e-4)
+    if sampling.grammar is not None:
+        assert all(set(tokenizer.decode(tokens)) <= set("abcdx0123456789") for tokens in alone)
 
 
 def test_each_rank_holds_its_heads_of_the_kv(divided: dict[str, LoadedModel]) -> None:

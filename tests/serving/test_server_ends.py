@@ -1,0 +1,180 @@
+"""How a server starts and ends, as a process: signals, the end of its engine, a port that is taken."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import api_server
+from serving.arguments import parse_command
+
+ROOT = Path(__file__).parents[2]
+EMULATED = ["--emulate", "roofline:t4:qwen2.5-0.5b", "--port", "0"]
+
+
+@contextmanager
+def server(*flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server of its own, and its address; what is left of it is killed."""
+    command = [sys.executable, str(ROOT / "api_server.py"), *EMULATED, *flags]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            found = re.search(r"http://\S+", line)
+            assert found is not None, line
+            yield process, found[0]
+        finally:
+            process.kill()
+
+
+class Stream(threading.Thread):
+    """A client that reads a stream to its end."""
+
+    def __init__(self, url: str, tokens: int) -> None:
+        super().__init__()
+        self._url = url
+        self._body = {"prompt": "a", "max_tokens": tokens, "ignore_eos": True}
+        self.begun = threading.Event()
+        self.text = ""
+        self.start()
+
+    def run(self) -> None:
+        with httpx.stream("POST", f"{self._url}/generate_stream", json=self._body, timeout=60) as answer:
+            for piece in answer.iter_text():
+                self.text += piece
+                self.begun.set()
+
+
+def test_what_runs_is_finished_after_sigterm_nothing_new_is_taken_and_no_prompt_is_in_the_log() -> None:
+    with server() as (process, url), httpx.Client(base_url=url, timeout=60) as client:
+        streams = [Stream(url, 1000) for _ in range(8)]
+        for stream in streams:
+            assert stream.begun.wait(60)
+        assert client.get("/ready").status_code == 200
+        client.post("/generate", json={"prompt": "xylophone", "max_token": 3})
+        process.send_signal(signal.SIGTERM)
+        while (ready := client.get("/ready")).status_code == 200:
+            pass
+        assert (ready.status_code, ready.json()["status"]) == (503, "shutting down")
+        assert client.get("/live").status_code == 200
+        refused = client.post("/v1/completions", json={"prompt": "xylophone"})
+        assert refused.status_code == 503
+        assert "shutting down" in refused.json()["error"]["message"]
+        for stream in streams:
+            stream.join()
+            assert '"output_tokens":1000' in stream.text
+        assert process.wait(60) == 0
+        assert process.stderr is not None
+        assert "xylophone" not in process.stderr.read()
+
+
+def test_what_is_not_done_in_time_is_told_so() -> None:
+    with server("--drain-s", "0.3") as (process, url):
+        stream = Stream(url, 20_000)
+        assert stream.begun.wait(60)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        stream.join()
+    assert stream.text.endswith("data: [DONE]\n\n")
+    assert "the server is shutting down" in stream.text
+
+
+def test_everybody_hears_that_the_engine_was_killed_and_the_process_ends() -> None:
+    with server() as (process, url), httpx.Client(base_url=url, timeout=60) as client:
+        streams = [Stream(url, 20_000) for _ in range(8)]
+        for stream in streams:
+            assert stream.begun.wait(60)
+        (engine,) = (int(pid) for pid in _children(process.pid))
+        os.kill(engine, signal.SIGKILL)
+        for stream in streams:
+            stream.join()
+            assert '"code": "engine_dead"' in stream.text
+            assert "killed by signal 9" in stream.text
+            assert stream.text.endswith("data: [DONE]\n\n")
+        health = client.get("/health")
+        assert (health.status_code, health.json()["status"]) == (503, "dead")
+        assert client.get("/ready").status_code == 503
+        assert client.post("/generate", json={"prompt": "a"}).json()["error"]["code"] == "engine_dead"
+        assert process.wait(60) == 1
+
+
+def _children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--polcy", "fcfs"], "unknown argument '--polcy'; did you mean --policy?"),
+        (["--policy", "sjff"], "sjff"),
+        (["--port", "70000"], "70000 is out of range; must be <= 65535"),
+        (["--max-queue", "-1"], "-1 is out of range; must be >= 0"),
+        (["--bucket", "32", "--policy", "fcfs"], "bucket"),
+        (["--tokenizer", "x"], "--tokenizer is for --emulate"),
+        (["--emulate", "h100-qwen-7b", "--dtype", "float16"], "--dtype has no effect with --emulate"),
+        (["--config", "/no/such.yaml"], "--config /no/such.yaml cannot be read"),
+        (["--served-model-name", "a,,b"], "empty name"),
+        (["--host", "no.such.host.invalid"], "cannot listen at no.such.host.invalid:8000"),
+        (["--port", "0", "--model", "/no/such/folder"], "/no/such/folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert api_server.main(flags) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("api_server.py: error: ")
+    assert message in line
+    assert line.count("\n") == 1
+
+
+def test_a_port_that_is_taken_is_said_before_an_engine_is_started(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert api_server.main(["--port", str(port)]) == 2
+    assert f"cannot listen at 127.0.0.1:{port}: Address already in use" in capsys.readouterr().err
+
+
+def test_flags_become_settings(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("policy: srpt\nmax-num-seqs: 8\nserved-model-name: [a, b]\nport: 9\n")
+    command = parse_command(
+        ["--config", str(file), "--port", "10", "--api-key", "k1", "--api-key", "k2,k3", "--drain-s", "1"],
+        {"LOCKSTEP_API_KEY": "k4"},
+    )
+    settings = command.settings
+    assert (command.host, command.port) == ("127.0.0.1", 10)
+    assert settings.served_names == ("a", "b")
+    assert settings.api_keys == ("k1", "k2", "k3", "k4")
+    assert settings.drain_s == 1
+    assert settings.engine.scheduler["policy"] == "srpt"
+    assert settings.engine.scheduler["max_running"] == 8
+    assert settings.engine.scheduler["overlap"] is True
+    assert "k1" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("flags", "settings"),
+    [
+        ([], {"policy": "sjf-bucket", "max_running": 256, "min_rows": 256, "overlap": True}),
+        (["--max-rows", "64"], {"policy": "sjf-bucket", "min_rows": 64}),
+        (["--min-rows", "4"], {"policy": "sjf-bucket", "min_rows": 4}),
+        (["--policy", "sjf-bucket"], {"policy": "sjf-bucket", "min_rows": None}),
+        (["--policy", "orca", "--no-overlap"], {"policy": "srpt", "overlap": False}),
+    ],
+)
+def test_nobody_waits_for_empty_rows_unless_it_is_asked_for(flags: list[str], settings: dict[str, Any]) -> None:
+    scheduler = parse_command(flags, {}).settings.engine.scheduler
+    assert {name: scheduler.get(name) for name in settings} == settings
