@@ -1,7 +1,7 @@
 # Everything runs in .venv, which is made on first use. ARGS are handed on to bench.py.
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := api_server.py bench.py core engine reports scheduler serving simulator workloads
+SOURCES := api_server.py bench.py core deploy engine reports scheduler serving simulator workloads
 
 .PHONY: bench test lint gate soak clean
 

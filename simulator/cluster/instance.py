@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 
 import numpy as np
@@ -13,32 +12,8 @@ from scheduler.request import HeadStart, Request
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import UNSET, Sequence
 from simulator.cluster.journey import Journey
+from simulator.cluster.routers import SentPrefixes
 from simulator.replica import Replica
-
-
-class SentPrefixes:
-    """Blocks of prompts that a replica was sent, the last ones that fit into its memory: a router's own memory of it.
-
-    It says what the prefix cache may hold, as the router of a cluster knows it, which cannot look into a replica.
-    """
-
-    def __init__(self, most_blocks: int) -> None:
-        self._most_blocks = most_blocks
-        self._blocks: OrderedDict[int, None] = OrderedDict()
-
-    def add(self, request: Request) -> None:
-        for block in request.block_hashes:
-            self._blocks[block] = None
-            self._blocks.move_to_end(block)
-        while len(self._blocks) > self._most_blocks:
-            self._blocks.popitem(last=False)
-
-    def match(self, request: Request) -> int:
-        """Blocks from the prompt's beginning on that are there."""
-        for place, block in enumerate(request.block_hashes):
-            if block not in self._blocks:
-                return place
-        return len(request.block_hashes)
 
 
 class Instance:

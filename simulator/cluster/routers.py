@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import NamedTuple, Protocol
@@ -40,6 +40,31 @@ class View(Protocol):
 
     def prefix_blocks(self, request: Request) -> int:
         """Blocks at the beginning of the prompt that were sent to it before, and that its memory may still hold."""
+
+
+class SentPrefixes:
+    """Blocks of prompts that a replica was sent, the last ones that fit into its memory: a router's own memory of it.
+
+    It says what the prefix cache may hold, as the router of a cluster knows it, which cannot look into a replica.
+    """
+
+    def __init__(self, most_blocks: int) -> None:
+        self._most_blocks = most_blocks
+        self._blocks: OrderedDict[int, None] = OrderedDict()
+
+    def add(self, request: Request) -> None:
+        for block in request.block_hashes:
+            self._blocks[block] = None
+            self._blocks.move_to_end(block)
+        while len(self._blocks) > self._most_blocks:
+            self._blocks.popitem(last=False)
+
+    def match(self, request: Request) -> int:
+        """Blocks from the prompt's beginning on that are there."""
+        for place, block in enumerate(request.block_hashes):
+            if block not in self._blocks:
+                return place
+        return len(request.block_hashes)
 
 
 class Router(Protocol):

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from scheduler.request import Request
 from simulator.cluster.errors import ClusterError
-from simulator.cluster.instance import SentPrefixes
-from simulator.cluster.routers import ROUTERS, PrefixAffinity, Router, View, build_router
+from simulator.cluster.routers import ROUTERS, PrefixAffinity, Router, SentPrefixes, View, build_router
 
 
 @dataclass
