@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,33 +13,36 @@ from scheduler.counters import RunCounters
 from scheduler.features import Draft
 from scheduler.kv import KvPool
 from scheduler.observer import Observer
+from scheduler.plan import Ends
 from scheduler.sequence import UNSET, Sequence
 
-Ends = npt.NDArray[np.int64] | list[int]
 
-
-@dataclass(slots=True)
 class Crowd:
     """Sequences that got their last token at the same time: the members of a cohort that are not fresh.
 
     ``kept`` lists them where they are looked at after the cohort has changed.
     """
 
-    base_ns: int
-    size: int
-    cohort: Cohort
-    kept: list[Sequence] | None = None
+    __slots__ = ("base_ns", "cohort", "kept", "size")
+
+    def __init__(self, base_ns: int, size: int, cohort: Cohort, kept: list[Sequence] | None) -> None:
+        self.base_ns = base_ns
+        self.size = size
+        self.cohort = cohort
+        self.kept = kept
 
     def members(self) -> list[Sequence]:
         return _others(self.cohort) if self.kept is None else self.kept
 
 
-@dataclass(slots=True)
 class Waits:
     """Since when the decode rows of a step have waited for their next token."""
 
-    singles: list[tuple[int, Sequence]]
-    crowds: list[Crowd]
+    __slots__ = ("crowds", "singles")
+
+    def __init__(self, singles: list[tuple[int, Sequence]], crowds: list[Crowd]) -> None:
+        self.singles = singles
+        self.crowds = crowds
 
     @property
     def rows(self) -> int:
@@ -60,17 +63,22 @@ class Waits:
         return Waits([entry for entry in every if entry[1].number not in numbers], [])
 
 
-@dataclass(slots=True)
 class Memory:
-    """KV memory over the steps of a plan, as they begin."""
+    """KV memory over the steps of a plan, as they begin.
 
-    held_tokens: int
-    reserved_tokens: int
-    unusable_tokens: int
-    rows: int
-    """tokens held more after each step"""
-    growth: list[int]
-    """blocks handed out in each step; it repeats"""
+    ``rows``: tokens held more after each step. ``growth``: blocks handed out in each step; it repeats.
+    """
+
+    __slots__ = ("growth", "held_tokens", "reserved_tokens", "rows", "unusable_tokens")
+
+    def __init__(
+        self, held_tokens: int, reserved_tokens: int, unusable_tokens: int, rows: int, growth: list[int]
+    ) -> None:
+        self.held_tokens = held_tokens
+        self.reserved_tokens = reserved_tokens
+        self.unusable_tokens = unusable_tokens
+        self.rows = rows
+        self.growth = growth
 
 
 def waits_of(draft: Draft, residents: Residents, keep: bool) -> Waits:
@@ -106,7 +114,7 @@ class Stretches:
 
     def __init__(self) -> None:
         self.starts_ns: list[int] = []
-        self._ends_ns: list[npt.NDArray[np.int64]] = []
+        self._ends_ns = array("q")
         self._steps: list[int] = []
         self._rows: list[int] = []
         #: blocks of all stretches, and how many of them are one's
@@ -118,11 +126,14 @@ class Stretches:
     def full(self) -> bool:
         return self._waiting >= self.MANY
 
-    def add(self, memory: Memory, start_ns: int, ends_ns: npt.NDArray[np.int64]) -> None:
+    def add(self, memory: Memory, start_ns: int, ends_ns: Ends) -> None:
         """A stretch whose steps ended at ``ends_ns``."""
         growth = memory.growth or [0]
         self.starts_ns.append(start_ns)
-        self._ends_ns.append(ends_ns)
+        if isinstance(ends_ns, list):
+            self._ends_ns.extend(ends_ns)
+        else:
+            self._ends_ns.frombytes(ends_ns.tobytes())
         self._steps.append(len(ends_ns))
         self._rows.append(memory.rows)
         self._growth.extend(growth)
@@ -136,7 +147,7 @@ class Stretches:
         began; the same in block nanoseconds.
         """
         steps, periods = np.array(self._steps, np.int64), np.array(self._periods, np.int64)
-        ends_ns = np.concatenate(self._ends_ns)
+        ends_ns = np.frombuffer(self._ends_ns, np.int64)
         first = np.cumsum(steps) - steps
         index = np.arange(len(ends_ns), dtype=np.int64) - np.repeat(first, steps)
         #: since its stretch's start, when each step began
@@ -186,7 +197,7 @@ class Account:
                 reserved += block * memory.growth[0]
         else:
             held_sum = memory.held_tokens * steps + rows * (steps * (steps + 1) // 2)
-            self._stretches.add(memory, start_ns, np.asarray(ends_ns, dtype=np.int64))
+            self._stretches.add(memory, start_ns, ends_ns)
             if self._stretches.full:
                 self.settle()
         counters.kv_peak_tokens = max(counters.kv_peak_tokens, held)
@@ -223,12 +234,12 @@ class Account:
         if len(ends_ns) == 1:
             self._first_gaps(waits.without(dropped) if dropped else waits, int(ends_ns[0]))
             return
-        ends = np.asarray(ends_ns, dtype=np.int64)
-        first_ns, observer = int(ends[0]), self._observer
-        longest_ns = int(ends[-1]) - first_ns
+        first_ns, observer = int(ends_ns[0]), self._observer
+        longest_ns = int(ends_ns[-1]) - first_ns
         if observer is None and longest_ns <= self._longest_ns:
             self._first_gaps(waits, first_ns)
             return
+        ends = np.asarray(ends_ns, dtype=np.int64)
         if dropped or len(waits.crowds) != 1 or waits.singles:
             self._first_gaps(waits, first_ns)
             between = ends[1:] - ends[:-1]

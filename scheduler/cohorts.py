@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any
 
@@ -204,12 +203,14 @@ def steps_within(blocks: int, period: list[int], steps: int) -> int:
     return min(done, steps)
 
 
-@dataclass(slots=True)
 class Advance:
     """What came of stepping: who reached the end that was foreseen, and who one that was not."""
 
-    ending: list[Sequence]
-    hidden: list[Sequence]
+    __slots__ = ("ending", "hidden")
+
+    def __init__(self) -> None:
+        self.ending: list[Sequence] = []
+        self.hidden: list[Sequence] = []
 
 
 class Residents:
@@ -511,7 +512,7 @@ class Residents:
         Those that reach the end that was foreseen are taken out. All cohorts move before any is put where it now
         belongs, longest first, so that none is merged into one that has yet to move.
         """
-        done = Advance([], [])
+        done = Advance()
         leaving: list[Sequence] = []
         for cohort in cohorts:
             cohort.held_blocks += cohort.blocks_within(steps)

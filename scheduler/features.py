@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Sizes
-from dataclasses import dataclass, field
 
 from scheduler.cohorts import MASK64, Cohort
 from scheduler.graphs import graph_rows_for, graph_tokens_for
@@ -12,18 +11,20 @@ from scheduler.plan import Chunk, DigestEntry, Layout, StepFeatures
 from scheduler.sequence import Sequence
 
 
-@dataclass(slots=True)
 class Draft:
-    """What a step is to do, before it is a plan."""
+    """What a step is to do, before it is a plan.
 
-    chunks: list[Chunk] = field(default_factory=list)
-    """prefills"""
-    cohorts: list[Cohort] = field(default_factory=list)
-    """stepped as a whole"""
-    rows: list[Sequence] = field(default_factory=list)
-    """stepped without their cohort"""
-    joining: list[Sequence] = field(default_factory=list)
-    """whose KV the step brings in, and who are resident after it"""
+    ``chunks`` are prefills, ``cohorts`` are stepped as a whole and ``rows`` without their cohort. ``joining``: whose KV
+    the step brings in, and who are resident after it.
+    """
+
+    __slots__ = ("chunks", "cohorts", "joining", "rows")
+
+    def __init__(self, chunks: list[Chunk], cohorts: list[Cohort], rows: list[Sequence]) -> None:
+        self.chunks = chunks
+        self.cohorts = cohorts
+        self.rows = rows
+        self.joining: list[Sequence] = []
 
     @property
     def decodes(self) -> bool:

@@ -34,7 +34,7 @@ class Stepping:
             if draft.decodes or (state.flights and state.flights[-1].ending):
                 return draft if draft.decodes else None
         chunks, _ = self._prefill.chunks(state.config.max_prefill_tokens, state.config.rows)
-        draft = Draft(chunks) if chunks else self._decode_draft()
+        draft = Draft(chunks, [], []) if chunks else self._decode_draft()
         return draft if draft.chunks or draft.decodes else None
 
     def _mixed_draft(self) -> Draft | None:
@@ -58,7 +58,7 @@ class Stepping:
         state = self._state
         while True:
             if not state.residents.count:
-                return Draft()
+                return Draft([], [], [])
             cohorts, rows = self._select(min(most, state.config.rows))
             if self._grow(cohorts, rows):
                 break
