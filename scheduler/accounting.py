@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -106,65 +105,6 @@ def _others(cohort: Cohort) -> list[Sequence]:
     return [s for number, s in cohort.members.items() if number not in cohort.fresh]
 
 
-class Stretches:
-    """What stretches hold and reserve more from step to step: many stretches are counted at a time."""
-
-    #: steps that wait to be counted, at most, before :attr:`full`
-    MANY = 8192
-
-    def __init__(self) -> None:
-        self.starts_ns: list[int] = []
-        self._ends_ns = array("q")
-        self._steps: list[int] = []
-        self._rows: list[int] = []
-        #: blocks of all stretches, and how many of them are one's
-        self._growth: list[int] = []
-        self._periods: list[int] = []
-        self._waiting = 0
-
-    @property
-    def full(self) -> bool:
-        return self._waiting >= self.MANY
-
-    def add(self, memory: Memory, start_ns: int, ends_ns: Ends) -> None:
-        """A stretch whose steps ended at ``ends_ns``."""
-        growth = memory.growth or [0]
-        self.starts_ns.append(start_ns)
-        if isinstance(ends_ns, list):
-            self._ends_ns.extend(ends_ns)
-        else:
-            self._ends_ns.frombytes(ends_ns.tobytes())
-        self._steps.append(len(ends_ns))
-        self._rows.append(memory.rows)
-        self._growth.extend(growth)
-        self._periods.append(len(growth))
-        self._waiting += len(ends_ns)
-
-    def sums(self) -> tuple[int, int, int]:
-        """What has been added, in three sums over all steps.
-
-        Token nanoseconds that were not held yet in steps before a stretch's last; blocks reserved since a stretch
-        began; the same in block nanoseconds.
-        """
-        steps, periods = np.array(self._steps, np.int64), np.array(self._periods, np.int64)
-        ends_ns = np.frombuffer(self._ends_ns, np.int64)
-        first = np.cumsum(steps) - steps
-        index = np.arange(len(ends_ns), dtype=np.int64) - np.repeat(first, steps)
-        #: since its stretch's start, when each step began
-        began_ns = np.empty_like(ends_ns)
-        began_ns[1:] = ends_ns[:-1]
-        began_ns -= np.repeat(np.array(self.starts_ns, np.int64), steps)
-        began_ns[first] = 0
-        waited_ns = np.add.reduceat(began_ns, first).tolist()
-        place = np.repeat(np.cumsum(periods) - periods, steps) + index % np.repeat(periods, steps)
-        grown = np.array(self._growth, np.int64)[place]
-        took_ns = ends_ns[first + steps - 1] - np.array(self.starts_ns, np.int64)
-        blocks = np.add.reduceat(grown * (np.repeat(steps, steps) - index), first).tolist()
-        block_ns = np.add.reduceat(grown * (np.repeat(took_ns, steps) - began_ns), first).tolist()
-        not_yet_held_ns = sum(rows * ns for rows, ns in zip(self._rows, waited_ns, strict=True))
-        return not_yet_held_ns, sum(blocks), sum(block_ns)
-
-
 class Account:
     """Counts a run, and tells its observer of gaps. Times are integer nanoseconds."""
 
@@ -174,7 +114,6 @@ class Account:
         self._starvation_ns = starvation_ns
         self._observer = observer
         self._last_end_ns = 0
-        self._stretches = Stretches()
         #: a gap up to this is neither the longest nor beyond the threshold
         self._longest_ns = min(0, starvation_ns)
 
@@ -183,49 +122,42 @@ class Account:
     def memory(self, memory: Memory, start_ns: int, ends_ns: Ends) -> None:
         """Add up what was held and reserved in each step of a plan, by steps and by time."""
         counters, pool = self._counters, self._pool
-        steps = len(ends_ns)
+        ends = ends_ns if isinstance(ends_ns, list) else ends_ns.tolist()
+        steps = len(ends)
         block = pool.block_tokens
         capacity = pool.capacity_blocks * block
         start_ns = max(start_ns, self._last_end_ns)
-        self._last_end_ns = int(ends_ns[-1])
-        took = self._last_end_ns - start_ns
-        rows, reserved = memory.rows, memory.reserved_tokens
+        self._last_end_ns = ends[-1]
+        took = ends[-1] - start_ns
+        rows = memory.rows
         held = memory.held_tokens + rows * steps
-        if steps == 1:
-            held_sum = held
-            if memory.growth:
-                reserved += block * memory.growth[0]
-        else:
-            held_sum = memory.held_tokens * steps + rows * (steps * (steps + 1) // 2)
-            self._stretches.add(memory, start_ns, ends_ns)
-            if self._stretches.full:
-                self.settle()
         counters.kv_peak_tokens = max(counters.kv_peak_tokens, held)
+        held_sum, held_ns = held, held * took
+        reserved, reserved_ns = memory.reserved_tokens * steps, memory.reserved_tokens * took
+        if steps > 1:
+            held_sum = memory.held_tokens * steps + rows * (steps * (steps + 1) // 2)
+            # what a step adds counts from the start of it
+            held_ns -= rows * (sum(ends) - ends[-1] - start_ns * (steps - 1))
+        period = len(memory.growth)
+        for first, blocks in enumerate(memory.growth):
+            if blocks:
+                # in steps first, first + period, ...: each reserves from its start to the end of the plan
+                times = (steps - first + period - 1) // period
+                left = times * (steps - first) - period * (times * (times - 1) // 2)
+                began_ns = sum(ends[first - 1 if first else period - 1 : -1 : period]) + (0 if first else start_ns)
+                reserved += block * blocks * left
+                reserved_ns += block * blocks * (times * ends[-1] - began_ns)
         counters.kv_held_sum += held_sum
-        counters.kv_reserved_sum += reserved * steps
-        counters.kv_free_sum += (capacity - reserved) * steps
+        counters.kv_reserved_sum += reserved
+        counters.kv_free_sum += capacity * steps - reserved
         counters.kv_unusable_sum += memory.unusable_tokens * steps
-        counters.kv_held_token_ns += held * took
-        counters.kv_reserved_token_ns += reserved * took
-        counters.kv_free_token_ns += (capacity - reserved) * took
+        counters.kv_held_token_ns += held_ns
+        counters.kv_reserved_token_ns += reserved_ns
+        counters.kv_free_token_ns += capacity * took - reserved_ns
         counters.kv_unusable_token_ns += memory.unusable_tokens * took
         counters.kv_allocations = pool.allocations
         counters.kv_reused = pool.reused
         counters.kv_reused_after_preemption = pool.reused_after_preemption
-
-    def settle(self) -> None:
-        """Count what of stretches has been put off; the counters are right after that."""
-        stretches = self._stretches
-        if not stretches.starts_ns:
-            return
-        self._stretches = Stretches()
-        counters, block = self._counters, self._pool.block_tokens
-        not_yet_held_ns, reserved, reserved_ns = stretches.sums()
-        counters.kv_held_token_ns -= not_yet_held_ns
-        counters.kv_reserved_sum += block * reserved
-        counters.kv_free_sum -= block * reserved
-        counters.kv_reserved_token_ns += block * reserved_ns
-        counters.kv_free_token_ns -= block * reserved_ns
 
     # -- gaps between output tokens
 

@@ -9,9 +9,10 @@ from itertools import pairwise
 from typing import Protocol
 
 from scheduler.errors import ConfigError, unknown_name
+from scheduler.plan import NEVER
 
 #: the last length of a bucket without end
-NO_END = 1 << 62
+NO_END = NEVER
 
 #: what the setting ``bucket`` takes, one line each
 BUCKETS = {

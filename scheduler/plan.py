@@ -17,8 +17,8 @@ StopReason = Literal["length", "eos", "stop", "error"]
 #: end times of steps
 Ends = npt.NDArray[np.int64] | list[int]
 
-#: later than every time: "never"
-NEVER = 1 << 62
+#: later than every time: "never"; the largest number that a compiled scheduler holds in a word
+NEVER = (1 << 62) - 1
 
 #: 0, 1, 2, ...: most stretches are shorter than this
 _STEPS = np.arange(2048, dtype=np.int64)

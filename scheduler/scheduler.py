@@ -61,7 +61,6 @@ class Scheduler:
     @property
     def counters(self) -> RunCounters:
         """What the run has come to so far."""
-        self._state.account.settle()
         return self._counters
 
     @property
