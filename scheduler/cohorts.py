@@ -298,6 +298,22 @@ class Residents:
             else:
                 self._close(cohort)
 
+    def _move(self, cohort: Cohort, members: list[Sequence]) -> bool:
+        """Let a cohort whose ``members`` all belong to another lane be that lane, if there is no such cohort yet."""
+        if self._together or self.order.timed or self._urgency is not None:
+            return False
+        key = self._lane(members[0])
+        if key in self.cohorts or any(self._lane(sequence) != key for sequence in members[1:]):
+            return False
+        self.version += 1
+        self._close(cohort)
+        cohort.key = key
+        self.cohorts[key] = cohort
+        for sequence in members:
+            self._time_lane(cohort, sequence, sequence.join)
+        self._ranked(cohort)
+        return True
+
     def outlast(self, sequences: list[Sequence]) -> None:
         """Put resident sequences where they now belong, whose time in their lane is over: it was due in its cohort."""
         if not self._together:
@@ -534,7 +550,9 @@ class Residents:
         else:
             for cohort in cohorts:
                 if cohort.leaves:
-                    leaving.extend(cohort.due(cohort.leaves, cohort.tick))
+                    due = cohort.due(cohort.leaves, cohort.tick)
+                    if due and (len(due) < cohort.count or not self._move(cohort, due)):
+                        leaving.extend(due)
             if leaving:
                 self.outlast(leaving)
         for sequence in rows:
