@@ -14,9 +14,10 @@ from setuptools import setup
 #: what runs in every step, by package
 CORE = {
     "scheduler": (
-        "accounting", "admission", "cohorts", "completion", "counters", "digest", "eviction", "features", "flight",
-        "graphs", "kv/buddy", "kv/contiguous", "kv/host", "kv/paged", "kv/pieces", "kv/pool", "kv/prefix_cache",
-        "plan", "prefill", "ranking", "request", "scheduler", "sequence", "state", "stepping", "waiting",
+        "accounting", "admission", "buckets", "cohorts", "completion", "composition", "config", "counters", "digest",
+        "eviction", "features", "flight", "graphs", "kv/buddy", "kv/contiguous", "kv/host", "kv/paged", "kv/pieces",
+        "kv/pool", "kv/prefix_cache", "plan", "prefill", "promotion", "ranking",
+        "request", "scheduler", "sequence", "state", "stepping", "waiting",
     ),
     "simulator": ("replica", "roofline"),
 }  # fmt: skip

@@ -229,6 +229,8 @@ class Residents:
     ) -> None:
         """``together``: every step takes all residents, so that lanes make no difference, and one cohort holds all."""
         self.order = order
+        self._uniform = order.uniform
+        self._timed = order.timed
         self._together = together
         self._view = view
         self._block_tokens = block_tokens
@@ -300,7 +302,7 @@ class Residents:
 
     def _move(self, cohort: Cohort, members: list[Sequence]) -> bool:
         """Let a cohort whose ``members`` all belong to another lane be that lane, if there is no such cohort yet."""
-        if self._together or self.order.timed or self._urgency is not None:
+        if self._together or self._timed or self._urgency is not None:
             return False
         key = self._lane(members[0])
         if key in self.cohorts or any(self._lane(sequence) != key for sequence in members[1:]):
@@ -348,9 +350,9 @@ class Residents:
         known = sequence.known
         offset = known - cohort.tick
         number = sequence.number
-        if not self.order.uniform:
+        if not self._uniform:
             self._time_lane(cohort, sequence, join)
-            if self.order.timed:
+            if self._timed:
                 sequence.set_service(sequence.service_ns - cohort.clock_ns)
         sequence.offset, sequence.cohort, sequence.join = offset, cohort, join
         cohort.take_in(sequence)
@@ -378,7 +380,7 @@ class Residents:
         steps = order.steps_in_lane(sequence, self._view)
         if steps < sequence.foreseen - sequence.known:
             heappush(cohort.leaves, (cohort.tick + steps, sequence.number, join, sequence))
-        if order.timed:
+        if self._timed:
             due_ns = cohort.clock_ns + order.time_in_lane(sequence)
             heappush(cohort.expiries, (due_ns, sequence.number, join, sequence))
 
@@ -418,14 +420,14 @@ class Residents:
 
     def _open(self, key: Any) -> Cohort:
         cohort = self.cohorts[key] = Cohort(key, self._block_tokens)
-        if self.order.uniform:
+        if self._uniform:
             insort(self._keys, key)
         return cohort
 
     def _close(self, cohort: Cohort) -> None:
         del self.cohorts[cohort.key]
         self._by_rank.discard(cohort.key)
-        if self.order.uniform:
+        if self._uniform:
             del self._keys[bisect_right(self._keys, cohort.key) - 1]
 
     # -- order
@@ -543,7 +545,7 @@ class Residents:
                     self._had_quantum(sequence)
         for sequence in done.ending:
             self.leave(sequence)
-        if self.order.uniform:
+        if self._uniform:
             for cohort in sorted(cohorts, key=lambda c: c.key, reverse=True):
                 if cohort.members:
                     self._rekey(cohort, steps)

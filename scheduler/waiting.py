@@ -100,6 +100,7 @@ class RankedWaiting:
 
     def __init__(self, order: Order, view: View) -> None:
         self.order = order
+        self._live = order.live
         self._view = view
         self._lanes: dict[Any, RankedLane] = {}
         self._lane_of: dict[int, RankedLane] = {}
@@ -140,7 +141,7 @@ class RankedWaiting:
             lane = self._lanes[key] = RankedLane(key)
         lane.push(sequence, self.order.rank(sequence, self._view))
         self._lane_of[sequence.number] = lane
-        if not self.order.live:
+        if not self._live:
             self._by_rank.set(key, self.order.lane_rank(lane))
 
     def _unplace(self, sequence: Sequence) -> None:
@@ -149,11 +150,11 @@ class RankedWaiting:
         if not lane.members:
             del self._lanes[lane.key]
             self._by_rank.discard(lane.key)
-        elif not self.order.live:
+        elif not self._live:
             self._by_rank.set(lane.key, self.order.lane_rank(lane))
 
     def first_lane(self) -> RankedLane:
-        if self.order.live:
+        if self._live:
             rank = self.order.lane_rank
             return min(self._lanes.values(), key=lambda lane: (rank(lane), lane.key))
         return self._lanes[self._by_rank.first()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -51,14 +51,9 @@ class CostModel(Protocol):
         """Time on the host around the device's, likewise."""
 
 
-class DecodeLine(NamedTuple):
-    """A decode step that looks at ``n`` KV columns takes (``fixed`` + n x ``column``) x ``unit_ns`` on the device, in
-    this order and rounded to whole nanoseconds, and ``host_ns`` on the host."""
-
-    fixed: float
-    column: float
-    unit_ns: float
-    host_ns: int
+#: (``fixed``, ``column``, ``unit_ns``, ``host_ns``): a decode step that looks at n KV columns takes (``fixed`` + n x
+#: ``column``) x ``unit_ns`` on the device, in this order and rounded to whole nanoseconds, and ``host_ns`` on the host
+DecodeLine = tuple[float, float, float, int]
 
 
 @runtime_checkable

@@ -230,12 +230,12 @@ class Replica:
 
     def _begin(self, plan: StepPlan) -> StepEnd | None:
         """Run a plan from now on, the host's work and the device's after each other; ``None`` if it never ends."""
-        start_ns = self.now_ns
+        start_ns = plan.now_ns
         line = None
         if self._linear is not None and plan.repeat <= SHORT and plan.features.kind == "decode":
             line = self._linear.decode_line(plan.features)
         if line is not None:
-            self._host = line.host_ns
+            self._host = line[-1]
             self._ends = ends_on_line(line, plan, start_ns)
         else:
             device, self._host = self._times(plan)
@@ -252,7 +252,7 @@ class Replica:
     def _complete(self, plan: StepPlan) -> None:
         """Tell the scheduler of the plan whose last step ends now."""
         self._stretch = self._end = None
-        now_ns = self.now_ns
+        now_ns = int(self._ends[-1])
         host_ns = _total(self._host, len(self._ends))
         outcome = StepOutcome(self._ends, now_ns - plan.now_ns - host_ns, host_ns)
         self._steps += len(self._ends)

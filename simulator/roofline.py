@@ -95,7 +95,7 @@ class RooflineCosts:
         if features.swapped_tokens:
             return None
         products_s = features.new_tokens_computed * self._token_s + features.rows_computed * self._sampled_row_s
-        return DecodeLine(max(self._weights_s, products_s), self._column_s, 1e9, self.host_ns_per_step)
+        return max(self._weights_s, products_s), self._column_s, 1e9, self.host_ns_per_step
 
     def floors(self, layout: Layout, overlap: bool = False) -> Floors:
         """What no step can be faster than; see :class:`~simulator.bounds.FlooredCosts`.
