@@ -122,7 +122,7 @@ class Account:
     def memory(self, memory: Memory, start_ns: int, ends_ns: Ends) -> None:
         """Add up what was held and reserved in each step of a plan, by steps and by time."""
         counters, pool = self._counters, self._pool
-        ends = ends_ns if isinstance(ends_ns, list) else ends_ns.tolist()
+        ends: list[int] = ends_ns if isinstance(ends_ns, list) else ends_ns.tolist()
         steps = len(ends)
         block = pool.block_tokens
         capacity = pool.capacity_blocks * block

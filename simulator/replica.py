@@ -41,19 +41,19 @@ Steps = Generator[simpy.Event, Any, bool]
 class StepEnd(simpy.Event):
     """Happens ``delay`` nanoseconds from now, after all other events of that time, unless it is moved forward.
 
-    Of several replicas' steps that end at one time, that of the lower ``number`` is first, whenever they began.
+    Of several replicas' steps that end at one time, that of the lower ``priority`` is first, whenever they began.
     """
 
-    def __init__(self, env: simpy.Environment, delay: int, number: int = 0) -> None:
+    def __init__(self, env: simpy.Environment, delay: int, priority: EventPriority) -> None:
         # as simpy.Event does, in one go
         self.env, self.callbacks = env, []
         self._ok, self._value, self._defused = True, None, False
-        self._number = number
-        env.schedule(self, EventPriority(LATE + number), delay)
+        self._priority = priority
+        env.schedule(self, priority, delay)
 
     def hasten(self, delay: int) -> None:
         """Happen ``delay`` nanoseconds from now already. Who waits for it is not woken in between."""
-        StepEnd(self.env, delay, self._number).callbacks.append(self._happen)
+        StepEnd(self.env, delay, self._priority).callbacks.append(self._happen)
 
     def _happen(self, _: simpy.Event) -> None:
         # when its first time comes nobody waits for it any more
@@ -102,7 +102,7 @@ class Replica:
         #: that have ended
         self._steps = 0
         self._max_repeat = max_repeat
-        self._number = number
+        self._priority = EventPriority(LATE + number)
         self._conditions = conditions
         self._stopped = False
         #: plans in flight while the next one is made
@@ -196,7 +196,7 @@ class Replica:
             elif not self._inbox:
                 yield self._idle()
                 # whatever else happens at this time comes first
-                yield StepEnd(env, 0, self._number)
+                yield StepEnd(env, 0, self._priority)
 
     def _next_plan(self) -> StepPlan | None:
         """Hand over what has come in, and ask for the next plan."""
@@ -244,7 +244,7 @@ class Replica:
                 self._ends = self._ends[: self._first_end_at(plan.until_ns)]
             if not self._endures():
                 return None
-        end = StepEnd(self._env, int(self._ends[-1]) - start_ns, self._number)
+        end = StepEnd(self._env, int(self._ends[-1]) - start_ns, self._priority)
         if plan.repeat > 1:
             self._stretch, self._end = plan, end
         return end
@@ -289,12 +289,12 @@ class Replica:
                 self._ends = self._ends[: self._decided_on(plan, start_ns)]
             if len(self._ends) > 1:
                 # the next plan is made as the last step begins
-                self._end = StepEnd(self._env, int(self._ends[-2]) - start_ns, self._number)
+                self._end = StepEnd(self._env, int(self._ends[-2]) - start_ns, self._priority)
                 yield self._end
             self._stretch = self._end = None
             self.scheduler.shorten(plan, len(self._ends))
             following = self._next_plan()
-            yield StepEnd(self._env, int(self._ends[-1]) - self.now_ns, self._number)
+            yield StepEnd(self._env, int(self._ends[-1]) - self.now_ns, self._priority)
             self._steps += len(self._ends)
             self.scheduler.complete(plan, self._outcome(device, host), self.now_ns)
             plan, overlapped = following, True
