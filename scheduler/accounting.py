@@ -105,6 +105,24 @@ def _others(cohort: Cohort) -> list[Sequence]:
     return [s for number, s in cohort.members.items() if number not in cohort.fresh]
 
 
+def _grown(growth: list[int], start_ns: int, ends_ns: list[int]) -> tuple[int, int]:
+    """What blocks that are handed out during a plan add, each from the start of its step to the end of the plan.
+
+    Over the steps, and in block nanoseconds. ``growth``: blocks in each step, which repeats.
+    """
+    steps, period = len(ends_ns), len(growth)
+    block_steps = block_ns = 0
+    for first, blocks in enumerate(growth):
+        if blocks:
+            times = (steps - first + period - 1) // period
+            block_steps += blocks * (times * (steps - first) - period * (times * (times - 1) // 2))
+            began_ns = 0 if first else start_ns
+            for before in range(first - 1 if first else period - 1, steps - 1, period):
+                began_ns += ends_ns[before]
+            block_ns += blocks * (times * ends_ns[-1] - began_ns)
+    return block_steps, block_ns
+
+
 class Account:
     """Counts a run, and tells its observer of gaps. Times are integer nanoseconds."""
 
@@ -138,15 +156,10 @@ class Account:
             held_sum = memory.held_tokens * steps + rows * (steps * (steps + 1) // 2)
             # what a step adds counts from the start of it
             held_ns -= rows * (sum(ends) - ends[-1] - start_ns * (steps - 1))
-        period = len(memory.growth)
-        for first, blocks in enumerate(memory.growth):
-            if blocks:
-                # in steps first, first + period, ...: each reserves from its start to the end of the plan
-                times = (steps - first + period - 1) // period
-                left = times * (steps - first) - period * (times * (times - 1) // 2)
-                began_ns = sum(ends[first - 1 if first else period - 1 : -1 : period]) + (0 if first else start_ns)
-                reserved += block * blocks * left
-                reserved_ns += block * blocks * (times * ends[-1] - began_ns)
+        if memory.growth:
+            grown, grown_ns = _grown(memory.growth, start_ns, ends)
+            reserved += block * grown
+            reserved_ns += block * grown_ns
         counters.kv_held_sum += held_sum
         counters.kv_reserved_sum += reserved
         counters.kv_free_sum += capacity * steps - reserved

@@ -94,6 +94,11 @@ class Cohort:
         return self.tick - self._top(self.longest_first)[0]
 
     @property
+    def even(self) -> bool:
+        """Whether all members have the same length."""
+        return len(self.members) == 1 or len(self.members) * self.longest == self.tokens
+
+    @property
     def starts(self) -> int:
         """Sum of h(id) x start position of the members' next decode step, modulo 2**64."""
         return (self.position_hash + (self.tick - 1) * self.ids) & MASK64
@@ -231,6 +236,8 @@ class Residents:
         self.order = order
         self._uniform = order.uniform
         self._timed = order.timed
+        #: whether a cohort goes on through lanes that are free, and nothing hangs on the lane that it is in
+        self.climbs = order.climbs and not order.timed and urgency is None and not together
         self._together = together
         self._view = view
         self._block_tokens = block_tokens
@@ -242,7 +249,7 @@ class Residents:
         self._least_urgent: list[Entry] = []
         self._joins = 0
         self.cohorts: dict[Any, Cohort] = {}
-        #: cohort keys in order, kept for uniform orders: the next one above is where a cohort will merge
+        #: cohort keys in order, kept where cohorts climb or move: the next one above is where a cohort will merge
         self._keys: list[int] = []
         self._by_rank: Ranking[Any] = Ranking()
         self._sequences: dict[int, Sequence] = {}
@@ -302,19 +309,24 @@ class Residents:
 
     def _move(self, cohort: Cohort, members: list[Sequence]) -> bool:
         """Let a cohort whose ``members`` all belong to another lane be that lane, if there is no such cohort yet."""
-        if self._together or self._timed or self._urgency is not None:
+        if not self.climbs:
             return False
         key = self._lane(members[0])
         if key in self.cohorts or any(self._lane(sequence) != key for sequence in members[1:]):
             return False
         self.version += 1
         self._close(cohort)
-        cohort.key = key
-        self.cohorts[key] = cohort
+        self._reopen(cohort, key)
         for sequence in members:
             self._time_lane(cohort, sequence, sequence.join)
-        self._ranked(cohort)
         return True
+
+    def _reopen(self, cohort: Cohort, key: Any) -> None:
+        """A cohort that was closed is another lane, which is free."""
+        cohort.key = key
+        self.cohorts[key] = cohort
+        insort(self._keys, key)
+        self._ranked(cohort)
 
     def outlast(self, sequences: list[Sequence]) -> None:
         """Put resident sequences where they now belong, whose time in their lane is over: it was due in its cohort."""
@@ -420,14 +432,14 @@ class Residents:
 
     def _open(self, key: Any) -> Cohort:
         cohort = self.cohorts[key] = Cohort(key, self._block_tokens)
-        if self._uniform:
+        if self._uniform or self.climbs:
             insort(self._keys, key)
         return cohort
 
     def _close(self, cohort: Cohort) -> None:
         del self.cohorts[cohort.key]
         self._by_rank.discard(cohort.key)
-        if self._uniform:
+        if self._uniform or self.climbs:
             del self._keys[bisect_right(self._keys, cohort.key) - 1]
 
     # -- order
@@ -451,9 +463,12 @@ class Residents:
         return sorted(cohort.members.values(), key=lambda s: (s is not leader, order.rank(s, view), s.number))
 
     def steps_to_merge(self, cohort: Cohort) -> int:
-        """Steps until a cohort of a uniform order reaches the length of the next longer one."""
+        """Steps until a cohort whose members have the same length reaches the lane of the next longer one."""
         index = bisect_right(self._keys, cohort.key)
-        return self._keys[index] - cohort.key if index < len(self._keys) else NEVER
+        if index == len(self._keys):
+            return NEVER
+        above = self._keys[index]
+        return above - cohort.key if self._uniform else self.order.steps_to_lane(cohort.longest, above)
 
     def none_above(self, bound: Any) -> bool:
         """Whether it is plain that :meth:`above` has nobody to show."""
@@ -567,10 +582,7 @@ class Residents:
         key = cohort.key + steps
         other = self.cohorts.get(key)
         if other is None:
-            cohort.key = key
-            self.cohorts[key] = cohort
-            insort(self._keys, key)
-            self._ranked(cohort)
+            self._reopen(cohort, key)
             return
         large, small = (cohort, other) if cohort.count > other.count else (other, cohort)
         for sequence in list(small.members.values()):

@@ -170,13 +170,14 @@ class Stepping:
         if could_admit and (self._live or state.admission.follows_progress):
             return 1
         steps = max_repeat
+        climbs = state.residents.climbs and len(cohorts) == 1 and not rows and cohorts[0].even
         for cohort in cohorts:
             steps = min(steps, cohort.steps_to_finish())
-            if cohort.leaves:
+            if cohort.leaves and not climbs:
                 steps = min(steps, cohort.steps_to_leave())
         for sequence in rows:
             steps = min(steps, sequence.limit - sequence.known, order.steps_in_lane(sequence, state.view))
-        if self._uniform:
+        if self._uniform or climbs:
             steps = min(steps, state.residents.steps_to_merge(cohorts[0]))
         if state.batch is not None and state.batch.steps_left is not None:
             steps = min(steps, state.batch.steps_left)
