@@ -26,7 +26,7 @@ LATE = EventPriority(NORMAL + 1)
 ANY = 1 << 40
 
 #: stretches of more steps than this are reckoned by NumPy: below, its calls take longer than the steps one by one
-SHORT: Final = 256
+SHORT: Final = 512
 
 #: a float of less than 2**51 plus this, minus this, is rounded to a whole number as ``round`` does it: in doubles there
 #: is no room for a fraction beside it
