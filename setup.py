@@ -11,12 +11,16 @@ import sys
 
 from setuptools import setup
 
-#: modules of ``scheduler/`` that run in every step
-CORE = (
-    "accounting", "admission", "cohorts", "completion", "counters", "digest", "eviction", "features", "flight",
-    "graphs", "kv/buddy", "kv/contiguous", "kv/host", "kv/paged", "kv/pieces", "kv/pool", "kv/prefix_cache", "plan",
-    "prefill", "ranking", "request", "scheduler", "sequence", "state", "stepping", "waiting",
-)  # fmt: skip
+#: what runs in every step, by package
+CORE = {
+    "scheduler": (
+        "accounting", "admission", "buckets", "cohorts", "completion", "composition", "config", "counters", "digest",
+        "eviction", "features", "flight", "graphs", "kv/buddy", "kv/contiguous", "kv/host", "kv/paged", "kv/pieces",
+        "kv/pool", "kv/prefix_cache", "plan", "prefill", "promotion", "ranking",
+        "request", "scheduler", "sequence", "state", "stepping", "waiting",
+    ),
+    "simulator": ("replica", "roofline"),
+}  # fmt: skip
 
 arguments = {}
 if os.environ.get("LOCKSTEP_COMPILE") == "1":
@@ -30,7 +34,8 @@ if os.environ.get("LOCKSTEP_COMPILE") == "1":
             raise SystemExit("LOCKSTEP_COMPILE=1 needs mypy at build time: pip install mypy") from error
     else:
         arguments["ext_modules"] = mypycify(
-            [f"scheduler/{module}.py" for module in CORE], opt_level=os.environ.get("LOCKSTEP_COMPILE_LEVEL", "3")
+            [f"{package}/{module}.py" for package, modules in CORE.items() for module in modules],
+            opt_level=os.environ.get("LOCKSTEP_COMPILE_LEVEL", "3"),
         )
 
 setup(**arguments)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,33 +12,36 @@ from scheduler.counters import RunCounters
 from scheduler.features import Draft
 from scheduler.kv import KvPool
 from scheduler.observer import Observer
+from scheduler.plan import Ends
 from scheduler.sequence import UNSET, Sequence
 
-Ends = npt.NDArray[np.int64] | list[int]
 
-
-@dataclass(slots=True)
 class Crowd:
     """Sequences that got their last token at the same time: the members of a cohort that are not fresh.
 
     ``kept`` lists them where they are looked at after the cohort has changed.
     """
 
-    base_ns: int
-    size: int
-    cohort: Cohort
-    kept: list[Sequence] | None = None
+    __slots__ = ("base_ns", "cohort", "kept", "size")
+
+    def __init__(self, base_ns: int, size: int, cohort: Cohort, kept: list[Sequence] | None) -> None:
+        self.base_ns = base_ns
+        self.size = size
+        self.cohort = cohort
+        self.kept = kept
 
     def members(self) -> list[Sequence]:
         return _others(self.cohort) if self.kept is None else self.kept
 
 
-@dataclass(slots=True)
 class Waits:
     """Since when the decode rows of a step have waited for their next token."""
 
-    singles: list[tuple[int, Sequence]]
-    crowds: list[Crowd]
+    __slots__ = ("crowds", "singles")
+
+    def __init__(self, singles: list[tuple[int, Sequence]], crowds: list[Crowd]) -> None:
+        self.singles = singles
+        self.crowds = crowds
 
     @property
     def rows(self) -> int:
@@ -60,17 +62,22 @@ class Waits:
         return Waits([entry for entry in every if entry[1].number not in numbers], [])
 
 
-@dataclass(slots=True)
 class Memory:
-    """KV memory over the steps of a plan, as they begin."""
+    """KV memory over the steps of a plan, as they begin.
 
-    held_tokens: int
-    reserved_tokens: int
-    unusable_tokens: int
-    rows: int
-    """tokens held more after each step"""
-    growth: list[int]
-    """blocks handed out in each step; it repeats"""
+    ``rows``: tokens held more after each step. ``growth``: blocks handed out in each step; it repeats.
+    """
+
+    __slots__ = ("growth", "held_tokens", "reserved_tokens", "rows", "unusable_tokens")
+
+    def __init__(
+        self, held_tokens: int, reserved_tokens: int, unusable_tokens: int, rows: int, growth: list[int]
+    ) -> None:
+        self.held_tokens = held_tokens
+        self.reserved_tokens = reserved_tokens
+        self.unusable_tokens = unusable_tokens
+        self.rows = rows
+        self.growth = growth
 
 
 def waits_of(draft: Draft, residents: Residents, keep: bool) -> Waits:
@@ -98,60 +105,22 @@ def _others(cohort: Cohort) -> list[Sequence]:
     return [s for number, s in cohort.members.items() if number not in cohort.fresh]
 
 
-class Stretches:
-    """What stretches hold and reserve more from step to step: many stretches are counted at a time."""
+def _grown(growth: list[int], start_ns: int, ends_ns: list[int]) -> tuple[int, int]:
+    """What blocks that are handed out during a plan add, each from the start of its step to the end of the plan.
 
-    #: steps that wait to be counted, at most, before :attr:`full`
-    MANY = 8192
-
-    def __init__(self) -> None:
-        self.starts_ns: list[int] = []
-        self._ends_ns: list[npt.NDArray[np.int64]] = []
-        self._steps: list[int] = []
-        self._rows: list[int] = []
-        #: blocks of all stretches, and how many of them are one's
-        self._growth: list[int] = []
-        self._periods: list[int] = []
-        self._waiting = 0
-
-    @property
-    def full(self) -> bool:
-        return self._waiting >= self.MANY
-
-    def add(self, memory: Memory, start_ns: int, ends_ns: npt.NDArray[np.int64]) -> None:
-        """A stretch whose steps ended at ``ends_ns``."""
-        growth = memory.growth or [0]
-        self.starts_ns.append(start_ns)
-        self._ends_ns.append(ends_ns)
-        self._steps.append(len(ends_ns))
-        self._rows.append(memory.rows)
-        self._growth.extend(growth)
-        self._periods.append(len(growth))
-        self._waiting += len(ends_ns)
-
-    def sums(self) -> tuple[int, int, int]:
-        """What has been added, in three sums over all steps.
-
-        Token nanoseconds that were not held yet in steps before a stretch's last; blocks reserved since a stretch
-        began; the same in block nanoseconds.
-        """
-        steps, periods = np.array(self._steps, np.int64), np.array(self._periods, np.int64)
-        ends_ns = np.concatenate(self._ends_ns)
-        first = np.cumsum(steps) - steps
-        index = np.arange(len(ends_ns), dtype=np.int64) - np.repeat(first, steps)
-        #: since its stretch's start, when each step began
-        began_ns = np.empty_like(ends_ns)
-        began_ns[1:] = ends_ns[:-1]
-        began_ns -= np.repeat(np.array(self.starts_ns, np.int64), steps)
-        began_ns[first] = 0
-        waited_ns = np.add.reduceat(began_ns, first).tolist()
-        place = np.repeat(np.cumsum(periods) - periods, steps) + index % np.repeat(periods, steps)
-        grown = np.array(self._growth, np.int64)[place]
-        took_ns = ends_ns[first + steps - 1] - np.array(self.starts_ns, np.int64)
-        blocks = np.add.reduceat(grown * (np.repeat(steps, steps) - index), first).tolist()
-        block_ns = np.add.reduceat(grown * (np.repeat(took_ns, steps) - began_ns), first).tolist()
-        not_yet_held_ns = sum(rows * ns for rows, ns in zip(self._rows, waited_ns, strict=True))
-        return not_yet_held_ns, sum(blocks), sum(block_ns)
+    Over the steps, and in block nanoseconds. ``growth``: blocks in each step, which repeats.
+    """
+    steps, period = len(ends_ns), len(growth)
+    block_steps = block_ns = 0
+    for first, blocks in enumerate(growth):
+        if blocks:
+            times = (steps - first + period - 1) // period
+            block_steps += blocks * (times * (steps - first) - period * (times * (times - 1) // 2))
+            began_ns = 0 if first else start_ns
+            for before in range(first - 1 if first else period - 1, steps - 1, period):
+                began_ns += ends_ns[before]
+            block_ns += blocks * (times * ends_ns[-1] - began_ns)
+    return block_steps, block_ns
 
 
 class Account:
@@ -163,7 +132,6 @@ class Account:
         self._starvation_ns = starvation_ns
         self._observer = observer
         self._last_end_ns = 0
-        self._stretches = Stretches()
         #: a gap up to this is neither the longest nor beyond the threshold
         self._longest_ns = min(0, starvation_ns)
 
@@ -172,49 +140,37 @@ class Account:
     def memory(self, memory: Memory, start_ns: int, ends_ns: Ends) -> None:
         """Add up what was held and reserved in each step of a plan, by steps and by time."""
         counters, pool = self._counters, self._pool
-        steps = len(ends_ns)
+        ends: list[int] = ends_ns if isinstance(ends_ns, list) else ends_ns.tolist()
+        steps = len(ends)
         block = pool.block_tokens
         capacity = pool.capacity_blocks * block
         start_ns = max(start_ns, self._last_end_ns)
-        self._last_end_ns = int(ends_ns[-1])
-        took = self._last_end_ns - start_ns
-        rows, reserved = memory.rows, memory.reserved_tokens
+        self._last_end_ns = ends[-1]
+        took = ends[-1] - start_ns
+        rows = memory.rows
         held = memory.held_tokens + rows * steps
-        if steps == 1:
-            held_sum = held
-            if memory.growth:
-                reserved += block * memory.growth[0]
-        else:
-            held_sum = memory.held_tokens * steps + rows * (steps * (steps + 1) // 2)
-            self._stretches.add(memory, start_ns, np.asarray(ends_ns, dtype=np.int64))
-            if self._stretches.full:
-                self.settle()
         counters.kv_peak_tokens = max(counters.kv_peak_tokens, held)
+        held_sum, held_ns = held, held * took
+        reserved, reserved_ns = memory.reserved_tokens * steps, memory.reserved_tokens * took
+        if steps > 1:
+            held_sum = memory.held_tokens * steps + rows * (steps * (steps + 1) // 2)
+            # what a step adds counts from the start of it
+            held_ns -= rows * (sum(ends) - ends[-1] - start_ns * (steps - 1))
+        if memory.growth:
+            grown, grown_ns = _grown(memory.growth, start_ns, ends)
+            reserved += block * grown
+            reserved_ns += block * grown_ns
         counters.kv_held_sum += held_sum
-        counters.kv_reserved_sum += reserved * steps
-        counters.kv_free_sum += (capacity - reserved) * steps
+        counters.kv_reserved_sum += reserved
+        counters.kv_free_sum += capacity * steps - reserved
         counters.kv_unusable_sum += memory.unusable_tokens * steps
-        counters.kv_held_token_ns += held * took
-        counters.kv_reserved_token_ns += reserved * took
-        counters.kv_free_token_ns += (capacity - reserved) * took
+        counters.kv_held_token_ns += held_ns
+        counters.kv_reserved_token_ns += reserved_ns
+        counters.kv_free_token_ns += capacity * took - reserved_ns
         counters.kv_unusable_token_ns += memory.unusable_tokens * took
         counters.kv_allocations = pool.allocations
         counters.kv_reused = pool.reused
         counters.kv_reused_after_preemption = pool.reused_after_preemption
-
-    def settle(self) -> None:
-        """Count what of stretches has been put off; the counters are right after that."""
-        stretches = self._stretches
-        if not stretches.starts_ns:
-            return
-        self._stretches = Stretches()
-        counters, block = self._counters, self._pool.block_tokens
-        not_yet_held_ns, reserved, reserved_ns = stretches.sums()
-        counters.kv_held_token_ns -= not_yet_held_ns
-        counters.kv_reserved_sum += block * reserved
-        counters.kv_free_sum -= block * reserved
-        counters.kv_reserved_token_ns += block * reserved_ns
-        counters.kv_free_token_ns -= block * reserved_ns
 
     # -- gaps between output tokens
 
@@ -223,12 +179,12 @@ class Account:
         if len(ends_ns) == 1:
             self._first_gaps(waits.without(dropped) if dropped else waits, int(ends_ns[0]))
             return
-        ends = np.asarray(ends_ns, dtype=np.int64)
-        first_ns, observer = int(ends[0]), self._observer
-        longest_ns = int(ends[-1]) - first_ns
+        first_ns, observer = int(ends_ns[0]), self._observer
+        longest_ns = int(ends_ns[-1]) - first_ns
         if observer is None and longest_ns <= self._longest_ns:
             self._first_gaps(waits, first_ns)
             return
+        ends = np.asarray(ends_ns, dtype=np.int64)
         if dropped or len(waits.crowds) != 1 or waits.singles:
             self._first_gaps(waits, first_ns)
             between = ends[1:] - ends[:-1]

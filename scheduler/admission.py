@@ -6,28 +6,26 @@ from bisect import insort
 from collections import deque
 from collections.abc import Iterable
 from math import ceil
-from typing import Protocol
 
 from scheduler import parts
 from scheduler.sequence import Sequence
 
 
-class Admission(Protocol):
-    """Decides on memory when a request is to be admitted. Tokens everywhere."""
+class Admission:
+    """Decides on memory when a request is to be admitted; this one books what is known. Tokens everywhere."""
 
-    @property
-    def grows(self) -> bool:
-        """Whether blocks are added as a sequence grows, beyond those booked."""
-
-    @property
-    def follows_progress(self) -> bool:
-        """Whether :meth:`consents` may change its mind because residents went further."""
+    #: whether blocks are added as a sequence grows, beyond those booked
+    grows = True
+    #: whether :meth:`consents` may change its mind because residents went further
+    follows_progress = False
 
     def booking(self, sequence: Sequence) -> int:
         """Tokens to book."""
+        return sequence.known
 
     def consents(self, sequence: Sequence, admitted: Iterable[Sequence]) -> bool:
         """Whether ``sequence`` may join those ``admitted`` before it, memory at hand apart."""
+        return True
 
     def admitted(self, sequence: Sequence) -> None:
         """It was admitted."""
@@ -39,26 +37,7 @@ class Admission(Protocol):
         """It ended by itself, with all of its output."""
 
 
-class AdmitNow:
-    """Books what is known."""
-
-    grows = True
-    follows_progress = False
-
-    def booking(self, sequence: Sequence) -> int:
-        return sequence.known
-
-    def consents(self, sequence: Sequence, admitted: Iterable[Sequence]) -> bool:
-        return True
-
-    def admitted(self, sequence: Sequence) -> None: ...
-
-    def left(self, sequence: Sequence) -> None: ...
-
-    def finished(self, sequence: Sequence) -> None: ...
-
-
-class Reserve(AdmitNow):
+class Reserve(Admission):
     """Books everything up front: the most that was declared, or what a sequence is known (``true`` oracle) to need."""
 
     grows = False
@@ -75,7 +54,7 @@ class Reserve(AdmitNow):
         return max(sequence.known, sequence.prompt_tokens + output)
 
 
-class PeakFuture(AdmitNow):
+class PeakFuture(Admission):
     """Admits if the most that all will hold together, as predicted, fits into the memory (LightLLM).
 
     With the sequences by predicted tokens left, the most first: when the i-th ends, i are there, and each has grown by
@@ -101,7 +80,7 @@ class PeakFuture(AdmitNow):
         return True
 
 
-class Quantile(AdmitNow):
+class Quantile(Admission):
     """Admits if a quantile of recent outputs, on top of each prompt, fits for all."""
 
     WINDOW = 1000
@@ -144,7 +123,7 @@ def build_admission(which: parts.Admission, capacity_tokens: int) -> Admission:
     """The admission that ``which`` names, for a memory of ``capacity_tokens``."""
     match which.kind:
         case "now":
-            return AdmitNow()
+            return Admission()
         case "peak-future":
             return PeakFuture(capacity_tokens)
         case "quantile":

@@ -9,9 +9,10 @@ from itertools import pairwise
 from typing import Protocol
 
 from scheduler.errors import ConfigError, unknown_name
+from scheduler.plan import NEVER
 
 #: the last length of a bucket without end
-NO_END = 1 << 62
+NO_END = NEVER
 
 #: what the setting ``bucket`` takes, one line each
 BUCKETS = {
@@ -32,6 +33,9 @@ class Buckets(Protocol):
 
     def key(self, length: int) -> int:
         """Names the bucket of ``length``; larger for the buckets of larger lengths."""
+
+    def first(self, key: int) -> int:
+        """The smallest length in the bucket that ``key`` names."""
 
     def last(self, length: int) -> int:
         """The largest length in the bucket of ``length``; :data:`NO_END` if it has none."""
@@ -66,6 +70,9 @@ class FixedWidth(_Fixed):
     def key(self, length: int) -> int:
         return (length - 1) // self.width
 
+    def first(self, key: int) -> int:
+        return key * self.width + 1
+
     def last(self, length: int) -> int:
         return (self.key(length) + 1) * self.width
 
@@ -75,6 +82,9 @@ class PowersOfTwo(_Fixed):
 
     def key(self, length: int) -> int:
         return (length - 1).bit_length()
+
+    def first(self, key: int) -> int:
+        return (1 << key >> 1) + 1
 
     def last(self, length: int) -> int:
         return 1 << self.key(length)
@@ -90,6 +100,9 @@ class Edges(_Fixed):
 
     def key(self, length: int) -> int:
         return bisect_left(self.edges, length)
+
+    def first(self, key: int) -> int:
+        return self.edges[key - 1] + 1 if key else 1
 
     def last(self, length: int) -> int:
         key = self.key(length)
@@ -119,6 +132,9 @@ class AdaptiveSplit:
 
     def key(self, length: int) -> int:
         return self._edges[self._index(length)]
+
+    def first(self, key: int) -> int:
+        return key + 1
 
     def last(self, length: int) -> int:
         index = self._index(length)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any
 
@@ -93,6 +92,11 @@ class Cohort:
     def longest(self) -> int:
         """Largest number of known tokens among the members."""
         return self.tick - self._top(self.longest_first)[0]
+
+    @property
+    def even(self) -> bool:
+        """Whether all members have the same length."""
+        return len(self.members) == 1 or len(self.members) * self.longest == self.tokens
 
     @property
     def starts(self) -> int:
@@ -204,12 +208,14 @@ def steps_within(blocks: int, period: list[int], steps: int) -> int:
     return min(done, steps)
 
 
-@dataclass(slots=True)
 class Advance:
     """What came of stepping: who reached the end that was foreseen, and who one that was not."""
 
-    ending: list[Sequence]
-    hidden: list[Sequence]
+    __slots__ = ("ending", "hidden")
+
+    def __init__(self) -> None:
+        self.ending: list[Sequence] = []
+        self.hidden: list[Sequence] = []
 
 
 class Residents:
@@ -228,6 +234,10 @@ class Residents:
     ) -> None:
         """``together``: every step takes all residents, so that lanes make no difference, and one cohort holds all."""
         self.order = order
+        self._uniform = order.uniform
+        self._timed = order.timed
+        #: whether a cohort goes on through lanes that are free, and nothing hangs on the lane that it is in
+        self.climbs = order.climbs and not order.timed and urgency is None and not together
         self._together = together
         self._view = view
         self._block_tokens = block_tokens
@@ -239,7 +249,7 @@ class Residents:
         self._least_urgent: list[Entry] = []
         self._joins = 0
         self.cohorts: dict[Any, Cohort] = {}
-        #: cohort keys in order, kept for uniform orders: the next one above is where a cohort will merge
+        #: cohort keys in order, kept where cohorts climb or move: the next one above is where a cohort will merge
         self._keys: list[int] = []
         self._by_rank: Ranking[Any] = Ranking()
         self._sequences: dict[int, Sequence] = {}
@@ -297,6 +307,27 @@ class Residents:
             else:
                 self._close(cohort)
 
+    def _move(self, cohort: Cohort, members: list[Sequence]) -> bool:
+        """Let a cohort whose ``members`` all belong to another lane be that lane, if there is no such cohort yet."""
+        if not self.climbs:
+            return False
+        key = self._lane(members[0])
+        if key in self.cohorts or any(self._lane(sequence) != key for sequence in members[1:]):
+            return False
+        self.version += 1
+        self._close(cohort)
+        self._reopen(cohort, key)
+        for sequence in members:
+            self._time_lane(cohort, sequence, sequence.join)
+        return True
+
+    def _reopen(self, cohort: Cohort, key: Any) -> None:
+        """A cohort that was closed is another lane, which is free."""
+        cohort.key = key
+        self.cohorts[key] = cohort
+        insort(self._keys, key)
+        self._ranked(cohort)
+
     def outlast(self, sequences: list[Sequence]) -> None:
         """Put resident sequences where they now belong, whose time in their lane is over: it was due in its cohort."""
         if not self._together:
@@ -331,9 +362,9 @@ class Residents:
         known = sequence.known
         offset = known - cohort.tick
         number = sequence.number
-        if not self.order.uniform:
+        if not self._uniform:
             self._time_lane(cohort, sequence, join)
-            if self.order.timed:
+            if self._timed:
                 sequence.set_service(sequence.service_ns - cohort.clock_ns)
         sequence.offset, sequence.cohort, sequence.join = offset, cohort, join
         cohort.take_in(sequence)
@@ -361,7 +392,7 @@ class Residents:
         steps = order.steps_in_lane(sequence, self._view)
         if steps < sequence.foreseen - sequence.known:
             heappush(cohort.leaves, (cohort.tick + steps, sequence.number, join, sequence))
-        if order.timed:
+        if self._timed:
             due_ns = cohort.clock_ns + order.time_in_lane(sequence)
             heappush(cohort.expiries, (due_ns, sequence.number, join, sequence))
 
@@ -401,14 +432,14 @@ class Residents:
 
     def _open(self, key: Any) -> Cohort:
         cohort = self.cohorts[key] = Cohort(key, self._block_tokens)
-        if self.order.uniform:
+        if self._uniform or self.climbs:
             insort(self._keys, key)
         return cohort
 
     def _close(self, cohort: Cohort) -> None:
         del self.cohorts[cohort.key]
         self._by_rank.discard(cohort.key)
-        if self.order.uniform:
+        if self._uniform or self.climbs:
             del self._keys[bisect_right(self._keys, cohort.key) - 1]
 
     # -- order
@@ -432,9 +463,12 @@ class Residents:
         return sorted(cohort.members.values(), key=lambda s: (s is not leader, order.rank(s, view), s.number))
 
     def steps_to_merge(self, cohort: Cohort) -> int:
-        """Steps until a cohort of a uniform order reaches the length of the next longer one."""
+        """Steps until a cohort whose members have the same length reaches the lane of the next longer one."""
         index = bisect_right(self._keys, cohort.key)
-        return self._keys[index] - cohort.key if index < len(self._keys) else NEVER
+        if index == len(self._keys):
+            return NEVER
+        above = self._keys[index]
+        return above - cohort.key if self._uniform else self.order.steps_to_lane(cohort.longest, above)
 
     def none_above(self, bound: Any) -> bool:
         """Whether it is plain that :meth:`above` has nobody to show."""
@@ -511,7 +545,7 @@ class Residents:
         Those that reach the end that was foreseen are taken out. All cohorts move before any is put where it now
         belongs, longest first, so that none is merged into one that has yet to move.
         """
-        done = Advance([], [])
+        done = Advance()
         leaving: list[Sequence] = []
         for cohort in cohorts:
             cohort.held_blocks += cohort.blocks_within(steps)
@@ -526,14 +560,16 @@ class Residents:
                     self._had_quantum(sequence)
         for sequence in done.ending:
             self.leave(sequence)
-        if self.order.uniform:
+        if self._uniform:
             for cohort in sorted(cohorts, key=lambda c: c.key, reverse=True):
                 if cohort.members:
                     self._rekey(cohort, steps)
         else:
             for cohort in cohorts:
                 if cohort.leaves:
-                    leaving.extend(cohort.due(cohort.leaves, cohort.tick))
+                    due = cohort.due(cohort.leaves, cohort.tick)
+                    if due and (len(due) < cohort.count or not self._move(cohort, due)):
+                        leaving.extend(due)
             if leaving:
                 self.outlast(leaving)
         for sequence in rows:
@@ -546,10 +582,7 @@ class Residents:
         key = cohort.key + steps
         other = self.cohorts.get(key)
         if other is None:
-            cohort.key = key
-            self.cohorts[key] = cohort
-            insort(self._keys, key)
-            self._ranked(cohort)
+            self._reopen(cohort, key)
             return
         large, small = (cohort, other) if cohort.count > other.count else (other, cohort)
         for sequence in list(small.members.values()):

@@ -30,7 +30,7 @@ class Completion:
         flight.waits = waits_of(draft, residents, keep=outcome is None)
         if outcome is None:
             flight.members = draft.members()
-        if state.policy.resident.timed and (outcome is not None or steps > 1):
+        if state.timed and (outcome is not None or steps > 1):
             # of a plan in flight, the last step begins now
             self._add_service(flight, state.now_ns if outcome is None else int(outcome.ends_ns[-1]))
         grown = state.growth(draft.cohorts, draft.rows, steps) if state.grows and steps > 1 else []
@@ -87,7 +87,7 @@ class Completion:
 
     def charge(self, flight: Flight, steps: int) -> None:
         """Tell the policy's ledger, if it keeps one, of the decode rows' tokens up to step ``steps`` of the plan."""
-        ledger = self._state.policy.ledger
+        ledger = self._state.ledger
         new = steps - flight.charged_steps
         if ledger is None or not new:
             return
@@ -119,8 +119,8 @@ class Completion:
         if sequence is state.prefilling:
             state.prefilling = None
         sequence.place(known + 1, known)
-        if state.policy.ledger is not None:
-            state.policy.ledger.served(sequence.request.tenant, 1)
+        if state.ledger is not None:
+            state.ledger.served(sequence.request.tenant, 1)
         if known + 1 >= sequence.foreseen:
             self._ends_in(flight, sequence)
             return
@@ -145,7 +145,7 @@ class Completion:
         for chunk in flight.draft.chunks:
             if chunk.sequence.number not in flight.dropped:
                 self._settle_chunk(flight, chunk, end_ns, outcome.stops.get(chunk.sequence.number) == "error")
-        if state.policy.resident.timed:
+        if state.timed:
             self._add_service(flight, end_ns)
         self._last_end_ns = end_ns
         if not (flight.ending or flight.hidden or flight.held or outcome.stops):
@@ -281,8 +281,8 @@ class Completion:
         blocks = state.blocks_of(sequence)
         if sequence.state == "waiting":
             state.dequeue(sequence)
-            if state.policy.ledger is not None:
-                state.policy.ledger.left(sequence)
+            if state.ledger is not None:
+                state.ledger.left(sequence)
         elif sequence is state.prefilling:
             state.prefilling = None
         elif sequence.state == "resident":

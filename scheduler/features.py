@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Sizes
-from dataclasses import dataclass, field
+from typing import Any
 
 from scheduler.cohorts import MASK64, Cohort
 from scheduler.graphs import graph_rows_for, graph_tokens_for
@@ -12,18 +12,20 @@ from scheduler.plan import Chunk, DigestEntry, Layout, StepFeatures
 from scheduler.sequence import Sequence
 
 
-@dataclass(slots=True)
 class Draft:
-    """What a step is to do, before it is a plan."""
+    """What a step is to do, before it is a plan.
 
-    chunks: list[Chunk] = field(default_factory=list)
-    """prefills"""
-    cohorts: list[Cohort] = field(default_factory=list)
-    """stepped as a whole"""
-    rows: list[Sequence] = field(default_factory=list)
-    """stepped without their cohort"""
-    joining: list[Sequence] = field(default_factory=list)
-    """whose KV the step brings in, and who are resident after it"""
+    ``chunks`` are prefills, ``cohorts`` are stepped as a whole and ``rows`` without their cohort. ``joining``: whose KV
+    the step brings in, and who are resident after it.
+    """
+
+    __slots__ = ("chunks", "cohorts", "joining", "rows")
+
+    def __init__(self, chunks: list[Chunk], cohorts: list[Cohort], rows: list[Sequence]) -> None:
+        self.chunks = chunks
+        self.cohorts = cohorts
+        self.rows = rows
+        self.joining: list[Sequence] = []
 
     @property
     def decodes(self) -> bool:
@@ -44,6 +46,16 @@ class Draft:
     def in_row_order(self) -> list[Chunk]:
         """All chunks, by sequence number."""
         return sorted(self.chunks + self.decode_chunks(), key=lambda chunk: chunk.sequence.number)
+
+
+def features_of(fields: tuple[Any, ...]) -> StepFeatures:
+    """The features whose fields, in their order, are given, without the checks of a call."""
+    return tuple.__new__(StepFeatures, fields)
+
+
+def entry_of(fields: tuple[Any, ...]) -> DigestEntry:
+    """Likewise."""
+    return tuple.__new__(DigestEntry, fields)
 
 
 def measure(
@@ -119,13 +131,12 @@ def _prefill(
         tokens += hash64 * count
     padded = layout == "padded"
     graph = graph_tokens_for(new, rows, graph_tokens) if graph_tokens else 0
-    # in the order of their fields
-    features = StepFeatures(
+    features = features_of((
         layout, "prefill", rows, rows, new, rows * longest_chunk if padded else graph or new, context,
         rows * longest_chunk * longest if padded else context, read, longest, blocks, samples, 0, 0, swapped, graph,
         0, released,
-    )  # fmt: skip
-    return features, DigestEntry("prefill", rows, ids & MASK64, starts & MASK64, tokens & MASK64, 1)
+    ))  # fmt: skip
+    return features, entry_of(("prefill", rows, ids & MASK64, starts & MASK64, tokens & MASK64, 1))
 
 
 def _decode(
@@ -153,10 +164,10 @@ def _decode(
     padded = layout == "padded"
     graph_rows = graph_rows_for(count, graph_sizes) if graph_sizes else 0
     computed = max(count, batch_rows) if padded else graph_rows or count
-    # in the order of their fields; a row that fills up a graph looks at one column
-    features = StepFeatures(
+    # a row that fills up a graph looks at one column
+    features = features_of((
         layout, "decode", count, computed, count, computed, tokens,
         computed * longest if padded else tokens + computed - count, tokens, longest,
         blocks if pool.grows else count, count, count, tokens, swapped, graph_rows, longest, released,
-    )  # fmt: skip
-    return features, DigestEntry("decode", count, ids, starts, ids, steps)
+    ))  # fmt: skip
+    return features, entry_of(("decode", count, ids, starts, ids, steps))

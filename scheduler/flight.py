@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from scheduler.accounting import Memory, Waits
 from scheduler.features import Draft
@@ -10,33 +10,51 @@ from scheduler.plan import StepPlan
 from scheduler.sequence import Sequence, Served
 
 
-@dataclass(slots=True)
 class Flight:
     """A plan that has been handed out and not been completed, and what of the scheduler's state it moves."""
 
-    plan: StepPlan
-    draft: Draft
-    steps: int
-    """how many of the plan's steps are run, as far as is known"""
-    unusable_tokens: int
-    charged_steps: int = 0
-    """as many steps a policy's ledger knows of"""
-    service_ns: int = 0
-    """so much of its time has been counted as service"""
-    served: Served = field(default_factory=Served)
-    advanced: bool = False
-    waits: Waits | None = None
-    memory: Memory | None = None
-    ending: list[Sequence] = field(default_factory=list)
-    """reach the end that was foreseen"""
-    hidden: list[Sequence] = field(default_factory=list)
-    """reach an end that shows only when the step is done"""
-    held: list[tuple[Sequence, int | None]] = field(default_factory=list)
-    """have ended, and their blocks are given back when the step is done"""
-    dropped: set[int] = field(default_factory=set)
-    """aborted while it runs"""
-    members: list[Sequence] | None = None
-    """the decode rows, where they are looked at again after their cohorts have changed"""
+    __slots__ = (
+        "advanced",
+        "charged_steps",
+        "draft",
+        "dropped",
+        "ending",
+        "held",
+        "hidden",
+        "members",
+        "memory",
+        "plan",
+        "served",
+        "service_ns",
+        "steps",
+        "unusable_tokens",
+        "waits",
+    )
+
+    def __init__(self, plan: StepPlan, draft: Draft, steps: int, unusable_tokens: int) -> None:
+        self.plan = plan
+        self.draft = draft
+        #: how many of the plan's steps are run, as far as is known
+        self.steps = steps
+        self.unusable_tokens = unusable_tokens
+        #: as many steps a policy's ledger knows of
+        self.charged_steps = 0
+        #: so much of its time has been counted as service
+        self.service_ns = 0
+        self.served = Served()
+        self.advanced = False
+        self.waits: Waits | None = None
+        self.memory: Memory | None = None
+        #: reach the end that was foreseen
+        self.ending: list[Sequence] = []
+        #: reach an end that shows only when the step is done
+        self.hidden: list[Sequence] = []
+        #: have ended, and their blocks are given back when the step is done
+        self.held: list[tuple[Sequence, int | None]] = []
+        #: aborted while it runs
+        self.dropped: set[int] = set()
+        #: the decode rows, where they are looked at again after their cohorts have changed
+        self.members: list[Sequence] | None = None
 
     @property
     def changes_the_next(self) -> bool:

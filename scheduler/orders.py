@@ -32,6 +32,7 @@ class ByLength(Order):
             raise ConfigError(unknown_name("bucket order", pick, BUCKET_ORDERS))
         self.buckets = buckets
         self.uniform = isinstance(buckets, FixedWidth) and buckets.width == 1
+        self.climbs = not self.uniform
         self.pick = pick
         self.min_rows = min_rows
         self.shortest_first = shortest_first
@@ -61,6 +62,9 @@ class ByLength(Order):
     def steps_in_lane(self, sequence: Sequence, view: View) -> int:
         known = sequence.known
         return self.buckets.last(known) - known + 1
+
+    def steps_to_lane(self, length: int, lane: int) -> int:
+        return self.buckets.first(lane) - length
 
     def queued(self, sequence: Sequence) -> None:
         if self._feeds and isinstance(self.buckets, AdaptiveSplit):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -15,8 +14,11 @@ Kind = Literal["prefill", "decode", "mixed"]
 Layout = Literal["padded", "paged"]
 StopReason = Literal["length", "eos", "stop", "error"]
 
-#: later than every time: "never"
-NEVER = 1 << 62
+#: end times of steps
+Ends = npt.NDArray[np.int64] | list[int]
+
+#: later than every time: "never"; the largest number that a compiled scheduler holds in a word
+NEVER = (1 << 62) - 1
 
 #: 0, 1, 2, ...: most stretches are shorter than this
 _STEPS = np.arange(2048, dtype=np.int64)
@@ -113,7 +115,6 @@ class StepColumns(NamedTuple):
     released: int | npt.NDArray[np.int64] = 0
 
 
-@dataclass(slots=True, eq=False)
 class StepPlan:
     """One step, or a stretch of ``repeat`` steps in which the same sequences each go one token further.
 
@@ -124,19 +125,50 @@ class StepPlan:
     it holds for them. ``swapped_out`` and then ``swapped_in`` say whose KV moves before anything is computed.
     """
 
-    index: int
-    now_ns: int
-    repeat: int
-    features: StepFeatures
-    digest_entry: DigestEntry
-    until_ns: int
-    arrival_matters: bool
-    released: tuple[int, ...]
-    _chunks: Callable[[], list[Chunk]] = field(repr=False)
-    _block_table: Callable[[Sequence], list[int]] = field(repr=False)
-    swapped_out: tuple[Swap, ...] = ()
-    swapped_in: tuple[Swap, ...] = ()
-    _list: list[Chunk] | None = field(default=None, repr=False)
+    __slots__ = (
+        "_block_table",
+        "_chunks",
+        "_list",
+        "arrival_matters",
+        "digest_entry",
+        "features",
+        "index",
+        "now_ns",
+        "released",
+        "repeat",
+        "swapped_in",
+        "swapped_out",
+        "until_ns",
+    )
+
+    def __init__(
+        self,
+        index: int,
+        now_ns: int,
+        repeat: int,
+        features: StepFeatures,
+        digest_entry: DigestEntry,
+        until_ns: int,
+        arrival_matters: bool,
+        released: tuple[int, ...],
+        _chunks: Callable[[], list[Chunk]],
+        _block_table: Callable[[Sequence], list[int]],
+        swapped_out: tuple[Swap, ...] = (),
+        swapped_in: tuple[Swap, ...] = (),
+    ) -> None:
+        self.index = index
+        self.now_ns = now_ns
+        self.repeat = repeat
+        self.features = features
+        self.digest_entry = digest_entry
+        self.until_ns = until_ns
+        self.arrival_matters = arrival_matters
+        self.released = released
+        self.swapped_out = swapped_out
+        self.swapped_in = swapped_in
+        self._chunks = _chunks
+        self._block_table = _block_table
+        self._list: list[Chunk] | None = None
 
     @property
     def kind(self) -> Kind:
@@ -160,18 +192,34 @@ class StepPlan:
         """
         longest = max(chunk.start + chunk.tokens for chunk in chunks)
         features = self.features._replace(rows=len(chunks), rows_computed=len(chunks), longest_context=longest)
-        return replace(self, features=features, _list=chunks)
+        return self._listed(features, chunks, self._block_table)
 
     def fixed(self, tables: Mapping[int, list[int]] | None = None) -> StepPlan:
         """The plan with its chunks listed, and the block ``tables`` by sequence number, whatever becomes of them."""
         chunks = self.chunks
         if tables is None:
-            return replace(self, _list=chunks)
-        return replace(self, _list=chunks, _block_table=lambda sequence: tables[sequence.number])
+            return self._listed(self.features, chunks, self._block_table)
+        return self._listed(self.features, chunks, lambda sequence: tables[sequence.number])
+
+    def _listed(
+        self, features: StepFeatures, chunks: list[Chunk], block_table: Callable[[Sequence], list[int]]
+    ) -> StepPlan:
+        plan = StepPlan(
+            self.index, self.now_ns, self.repeat, features, self.digest_entry, self.until_ns, self.arrival_matters,
+            self.released, self._chunks, block_table, self.swapped_out, self.swapped_in,
+        )  # fmt: skip
+        plan._list = chunks
+        return plan
 
     def digest(self) -> tuple[int | str, ...]:
         """What identifies the plan; see :class:`~scheduler.digest.PlanDigest`."""
         return tuple(self.digest_entry)
+
+    @property
+    def columns_grown(self) -> int:
+        """KV columns that each step of a stretch computes more than the one before."""
+        f = self.features
+        return f.rows_computed if f.layout == "padded" else f.rows
 
     def columns(self, start: int = 0, stop: int | None = None) -> StepColumns:
         """The features of steps ``start`` to ``stop`` (default: all) of the stretch, for a cost model."""
@@ -214,7 +262,6 @@ class DigestEntry(NamedTuple):
     repeat: int
 
 
-@dataclass(frozen=True, slots=True)
 class StepOutcome:
     """What a world says of a plan it has run.
 
@@ -224,11 +271,21 @@ class StepOutcome:
     host was about handing the work over.
     """
 
-    ends_ns: npt.NDArray[np.int64] | list[int]
-    device_ns: int
-    host_ns: int
-    stops: Mapping[int, StopReason] = field(default_factory=dict)
-    launch_ns: int = 0
+    __slots__ = ("device_ns", "ends_ns", "host_ns", "launch_ns", "stops")
+
+    def __init__(
+        self,
+        ends_ns: Ends,
+        device_ns: int,
+        host_ns: int,
+        stops: Mapping[int, StopReason] | None = None,
+        launch_ns: int = 0,
+    ) -> None:
+        self.ends_ns = ends_ns
+        self.device_ns = device_ns
+        self.host_ns = host_ns
+        self.stops: Mapping[int, StopReason] = {} if stops is None else stops
+        self.launch_ns = launch_ns
 
 
 def iter_sampled(plan: StepPlan) -> Iterator[Sequence]:

@@ -101,6 +101,9 @@ class Order:
     min_rows: int = 0
     #: all members of a lane have the same length, so that a lane moves as one when it is served
     uniform: bool = False
+    #: a lane that is served becomes the next one up as its members leave it together, and keeps its place in the order
+    #: until that one is taken, see :meth:`steps_to_lane`
+    climbs: bool = False
     #: the lanes' ranks change while others are served: they are read at each decision
     live: bool = False
     #: serving a sequence never puts it behind one of its lane that was not served
@@ -132,6 +135,10 @@ class Order:
 
     def steps_in_lane(self, sequence: Sequence, view: View) -> int:
         """Steps that ``sequence`` can be served before :meth:`lane` (or a prediction in :meth:`rank`) changes."""
+        return NEVER
+
+    def steps_to_lane(self, length: int, lane: Any) -> int:
+        """Steps that ``length`` known tokens are away from ``lane``, which is above theirs, where lanes ``climb``."""
         return NEVER
 
     def time_in_lane(self, sequence: Sequence) -> int:

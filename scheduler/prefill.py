@@ -51,7 +51,7 @@ class Prefill:
     def _no_slot(self) -> bool:
         """Whether every slot is taken by somebody who cannot be evicted for rank."""
         state = self._state
-        return state.holding >= state.config.max_running and state.policy.urgency is None
+        return state.holding >= state.config.max_running and state.urgency is None
 
     def _chunk(self, sequence: Sequence, budget: int) -> Chunk:
         start = sequence.computed
@@ -124,7 +124,7 @@ class Prefill:
         fits = self._fits(sequence, tokens)
         if slots > 0 and fits:
             return True
-        if state.policy.urgency is None or not (fits or state.pool.grows):
+        if state.urgency is None or not (fits or state.pool.grows):
             return self._block(blocked, NEVER)
         victims = self._victims_for(sequence, tokens, 1 - slots, mixed)
         if victims is None:
@@ -184,8 +184,8 @@ class Prefill:
         state = self._state
         tokens = state.admission.booking(sequence)
         state.admission.admitted(sequence)
-        if state.policy.ledger is not None:
-            state.policy.ledger.admitted(sequence, sequence.first_scheduled_ns == UNSET)
+        if state.ledger is not None:
+            state.ledger.admitted(sequence, sequence.first_scheduled_ns == UNSET)
         if state.promotion is not None:
             state.promotion.admitted(sequence, state.now_ns)
         state.holding += 1

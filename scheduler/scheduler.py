@@ -61,7 +61,6 @@ class Scheduler:
     @property
     def counters(self) -> RunCounters:
         """What the run has come to so far."""
-        self._state.account.settle()
         return self._counters
 
     @property
@@ -170,8 +169,8 @@ class Scheduler:
             sequence.set_service(self.policy.waiting.first_service_ns(sequence, state.view))
         if state.promotion is not None:
             state.promotion.watch(sequence)
-        if self.policy.ledger is not None:
-            self.policy.ledger.submitted(sequence)
+        if state.ledger is not None:
+            state.ledger.submitted(sequence)
         state.enqueue(sequence)
         return sequence
 
@@ -198,7 +197,7 @@ class Scheduler:
         if self._aborts:
             self._apply_aborts()
         state.residents.follow_order()
-        if self.policy.resident.timed:
+        if state.timed:
             self._completion.retime()
         if state.evicted:
             state.evicted = set()
@@ -233,7 +232,7 @@ class Scheduler:
             raise ValueError(f"plan {plan.index}: {steps} end times for a stretch of {plan.repeat} steps")
         if flight.advanced and steps != flight.steps:
             raise ValueError(f"plan {plan.index}: {steps} end times, but it counts as advanced by {flight.steps} steps")
-        state.flights.popleft()
+        del state.flights[0]
         state.now_ns = now_ns
         self._counters.add_steps(plan.features, steps)
         self.digest.add(plan.digest_entry, steps)

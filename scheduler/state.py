@@ -6,8 +6,6 @@ Those who decide (:mod:`scheduler.prefill`, :mod:`scheduler.stepping`) and who c
 
 from __future__ import annotations
 
-from collections import deque
-
 from scheduler.accounting import Account
 from scheduler.admission import build_admission
 from scheduler.cohorts import Cohort, Residents, growth
@@ -65,6 +63,9 @@ class SchedulerState:
         self.parts = parts = compose(config)
         self.config = config = parts.config
         self.policy = policy = parts.policy
+        # what of it every step looks at
+        self.ageing, self.urgency, self.ledger = policy.ageing, policy.urgency, policy.ledger
+        self.timed = policy.resident.timed
         self.pool = build_pool(config.pool, config.kv_tokens, config.block_tokens, config.prefix_cache)
         self.host = HostMemory(config.swap_tokens)
         self.counters = RunCounters()
@@ -84,7 +85,7 @@ class SchedulerState:
             self.pool.block_tokens,
             urgency=policy.urgency,
             quantum=policy.quantum,
-            by_tenant=policy.ledger is not None,
+            by_tenant=self.ledger is not None,
             together=parts.takes_all,
         )
         self.eviction = Eviction(policy, config.victim, self.residents, self.view)
@@ -96,7 +97,7 @@ class SchedulerState:
         self.holding = 0
         #: admitted, its prompt computed in part
         self.prefilling: Sequence | None = None
-        self.flights: deque[Flight] = deque()
+        self.flights: list[Flight] = []
         self.batch: Batch | None = None
         #: steps that residents have been advanced by
         self.steps_done = 0
@@ -132,11 +133,10 @@ class SchedulerState:
 
     def aged(self, queue: WaitingQueue | Residents) -> Sequence | None:
         """The oldest of the queue, if the policy knows ageing and it is past the threshold."""
-        ageing = self.policy.ageing
-        if ageing is None:
+        if self.ageing is None:
             return None
         oldest = queue.oldest()
-        return oldest if self.now_ns - oldest.arrival_ns >= ageing.threshold_ns else None
+        return oldest if self.now_ns - oldest.arrival_ns >= self.ageing.threshold_ns else None
 
     def join(self, sequence: Sequence) -> None:
         sequence.state = "resident"
@@ -188,8 +188,8 @@ class SchedulerState:
             self.counters.recomputed_tokens += lost
             sequence.place(sequence.known, 0)
         sequence.state = "waiting"
-        if self.policy.ledger is not None:
-            self.policy.ledger.evicted(sequence)
+        if self.ledger is not None:
+            self.ledger.evicted(sequence)
         self.enqueue(sequence)
 
     def _swap_out(self, sequence: Sequence) -> None:

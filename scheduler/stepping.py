@@ -18,6 +18,12 @@ class Stepping:
     def __init__(self, state: SchedulerState, prefill: Prefill) -> None:
         self._state = state
         self._prefill = prefill
+        order = state.policy.resident
+        self._uniform, self._sticky, self._drifts = order.uniform, order.sticky, order.drifts
+        #: whether a step takes its rows from one lane, and how many it has before it looks at no more
+        self._exclusive = order.exclusive and state.parts.slice_steps != 0
+        self._min_rows = order.min_rows
+        self._live = state.policy.waiting.live
 
     def draft(self) -> Draft | None:
         """The next step; ``None`` if there is nothing to do.
@@ -34,7 +40,7 @@ class Stepping:
             if draft.decodes or (state.flights and state.flights[-1].ending):
                 return draft if draft.decodes else None
         chunks, _ = self._prefill.chunks(state.config.max_prefill_tokens, state.config.rows)
-        draft = Draft(chunks) if chunks else self._decode_draft()
+        draft = Draft(chunks, [], []) if chunks else self._decode_draft()
         return draft if draft.chunks or draft.decodes else None
 
     def _mixed_draft(self) -> Draft | None:
@@ -58,7 +64,7 @@ class Stepping:
         state = self._state
         while True:
             if not state.residents.count:
-                return Draft()
+                return Draft([], [], [])
             cohorts, rows = self._select(min(most, state.config.rows))
             if self._grow(cohorts, rows):
                 break
@@ -121,12 +127,11 @@ class Stepping:
     def _select(self, max_rows: int) -> tuple[list[Cohort], list[Sequence]]:
         """Whole cohorts for the next step, and single rows where a cohort does not fit into it as a whole."""
         state = self._state
-        residents, order = state.residents, state.policy.resident
+        residents = state.residents
         leader = state.aged(residents)
         first = residents.first() if leader is None or leader.cohort is None else leader.cohort
-        whole = first.count <= max_rows and first.count >= min(order.min_rows, residents.count)
-        exclusive = order.exclusive and state.parts.slice_steps != 0
-        if whole and (exclusive or first.count == residents.count):
+        whole = first.count <= max_rows and first.count >= min(self._min_rows, residents.count)
+        if whole and (self._exclusive or first.count == residents.count):
             return [first], []
         cohorts: list[Cohort] = []
         rows: list[Sequence] = []
@@ -140,8 +145,8 @@ class Stepping:
             else:
                 rows = residents.ranked_members(cohort, leader)[:room]
             taken += min(cohort.count, room)
-            if exclusive:
-                limit = min(order.min_rows, max_rows)
+            if self._exclusive:
+                limit = min(self._min_rows, max_rows)
         return cohorts, rows
 
     def steps_the_same(self, draft: Draft, max_repeat: int) -> int:
@@ -151,31 +156,32 @@ class Stepping:
             return 1
         if state.brought_in:
             return 1
-        if state.flights and (state.flights[-1].changes_the_next or state.policy.resident.timed):
+        if state.flights and (state.flights[-1].changes_the_next or state.timed):
             return 1
         order, cohorts, rows = state.policy.resident, draft.cohorts, draft.rows
-        if order.uniform and (rows or len(cohorts) > 1 or order.drifts):
+        if self._uniform and (rows or len(cohorts) > 1 or self._drifts):
             return 1
-        if rows and not order.sticky and (state.batch is None or state.batch.steps_left is None):
+        if rows and not self._sticky and (state.batch is None or state.batch.steps_left is None):
             return 1
-        if state.waiting and state.policy.waiting.live and not state.pool.grows:
+        if state.waiting and self._live and not state.pool.grows:
             # who is next, and so what free memory is too small for, may change
             return 1
         could_admit = state.waiting and state.holding < state.config.max_running and state.batch is None
-        if could_admit and (state.policy.waiting.live or state.admission.follows_progress):
+        if could_admit and (self._live or state.admission.follows_progress):
             return 1
         steps = max_repeat
+        climbs = state.residents.climbs and len(cohorts) == 1 and not rows and cohorts[0].even
         for cohort in cohorts:
             steps = min(steps, cohort.steps_to_finish())
-            if cohort.leaves:
+            if cohort.leaves and not climbs:
                 steps = min(steps, cohort.steps_to_leave())
         for sequence in rows:
             steps = min(steps, sequence.limit - sequence.known, order.steps_in_lane(sequence, state.view))
-        if order.uniform:
+        if self._uniform or climbs:
             steps = min(steps, state.residents.steps_to_merge(cohorts[0]))
         if state.batch is not None and state.batch.steps_left is not None:
             steps = min(steps, state.batch.steps_left)
-        if state.policy.urgency is not None and state.waiting:
+        if state.urgency is not None and state.waiting:
             steps = min(steps, self._prefill.blocked_until - state.steps_done)
         steps = max(1, steps)
         # each takes at most a block in as many steps as it has tokens
@@ -190,12 +196,12 @@ class Stepping:
     def until(self, draft: Draft) -> int:
         """When a decision may change by time alone."""
         state = self._state
-        if state.policy.ageing is None and state.promotion is None and not state.policy.resident.timed:
+        if state.ageing is None and state.promotion is None and not state.timed:
             return NEVER
         times = []
-        if state.policy.ageing is not None:
-            times += self._ageing_times(state.policy.ageing)
-        if state.policy.resident.timed:
+        if state.ageing is not None:
+            times += self._ageing_times(state.ageing)
+        if state.timed:
             # with overlap, service is kept for each apart
             apart = draft.members() if state.config.overlap else draft.rows
             times += [state.now_ns + state.policy.resident.time_in_lane(sequence) for sequence in apart]

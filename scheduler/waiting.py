@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,55 +14,64 @@ from scheduler.ranking import Extreme, Ranking
 from scheduler.sequence import Sequence
 
 
-class WaitingLane(Protocol):
+class WaitingLane(ABC):
     """Requests that may be prefilled together."""
 
-    @property
-    def key(self) -> Any: ...
+    def __init__(self, key: Any) -> None:
+        self.key = key
 
     @property
+    @abstractmethod
     def count(self) -> int: ...
 
     @property
+    @abstractmethod
     def head(self) -> Sequence:
         """The request that goes first."""
 
 
-class WaitingQueue(Protocol):
+class WaitingQueue(ABC):
     """All requests that wait to be admitted."""
 
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
     def push(self, sequence: Sequence) -> None: ...
 
+    @abstractmethod
     def remove(self, sequence: Sequence) -> None: ...
 
+    @abstractmethod
     def first_lane(self) -> WaitingLane:
         """The lane that goes first."""
 
+    @abstractmethod
     def lane_of(self, sequence: Sequence) -> WaitingLane:
         """The lane that ``sequence`` waits in."""
 
+    @abstractmethod
     def lane(self, key: Any) -> WaitingLane | None:
         """The lane of that key, if anybody waits in it."""
 
+    @abstractmethod
     def oldest(self) -> Sequence:
         """The waiting request that was submitted first."""
 
+    @abstractmethod
     def relane(self, sequence: Sequence) -> None:
         """Put a waiting request where it now belongs."""
 
+    @abstractmethod
     def fullest_lane(self) -> int:
         """How many requests the lane holds that has most."""
 
 
-class RankedLane:
+class RankedLane(WaitingLane):
     """Requests of one lane, by rank."""
 
-    __slots__ = ("_by_rank", "_oldest", "key", "members")
-
     def __init__(self, key: Any) -> None:
-        self.key = key
+        super().__init__(key)
         self.members: dict[int, Sequence] = {}
         self._by_rank: Ranking[int] = Ranking()
         self._oldest = Extreme(self.members)
@@ -92,7 +102,7 @@ class RankedLane:
         self._by_rank.discard(sequence.number)
 
 
-class RankedWaiting:
+class RankedWaiting(WaitingQueue):
     """A :class:`WaitingQueue` under an :class:`~scheduler.policy.Order` whose ranks stay as they are.
 
     Only the ranks of its lanes may change (``order.live``); those are then read at each decision.
@@ -100,6 +110,7 @@ class RankedWaiting:
 
     def __init__(self, order: Order, view: View) -> None:
         self.order = order
+        self._live = order.live
         self._view = view
         self._lanes: dict[Any, RankedLane] = {}
         self._lane_of: dict[int, RankedLane] = {}
@@ -140,7 +151,7 @@ class RankedWaiting:
             lane = self._lanes[key] = RankedLane(key)
         lane.push(sequence, self.order.rank(sequence, self._view))
         self._lane_of[sequence.number] = lane
-        if not self.order.live:
+        if not self._live:
             self._by_rank.set(key, self.order.lane_rank(lane))
 
     def _unplace(self, sequence: Sequence) -> None:
@@ -149,11 +160,11 @@ class RankedWaiting:
         if not lane.members:
             del self._lanes[lane.key]
             self._by_rank.discard(lane.key)
-        elif not self.order.live:
+        elif not self._live:
             self._by_rank.set(lane.key, self.order.lane_rank(lane))
 
     def first_lane(self) -> RankedLane:
-        if self.order.live:
+        if self._live:
             rank = self.order.lane_rank
             return min(self._lanes.values(), key=lambda lane: (rank(lane), lane.key))
         return self._lanes[self._by_rank.first()]
@@ -172,7 +183,7 @@ class RankedWaiting:
         return max((lane.count for lane in self._lanes.values()), default=0)
 
 
-class LiveWaiting:
+class LiveWaiting(WaitingQueue):
     """A :class:`WaitingQueue` of one lane under a :class:`~scheduler.policy.LiveOrder`: who goes first is found anew.
 
     Also the :class:`~scheduler.policy.Queue` that the order looks at; its columns are kept dense, in no order.
@@ -187,6 +198,7 @@ class LiveWaiting:
         self._columns = np.zeros((3, self._FIRST_ROWS), np.int64)
         self._sequences: dict[int, Sequence] = {}
         self._oldest = Extreme(self._sequences)
+        self._lane = LiveLane(self)
 
     def __len__(self) -> int:
         return len(self._sequences)
@@ -233,27 +245,37 @@ class LiveWaiting:
     def relane(self, sequence: Sequence) -> None:
         """There is one lane only."""
 
-    def first_lane(self) -> LiveWaiting:
-        return self
+    def first_lane(self) -> WaitingLane:
+        return self._lane
 
-    def lane_of(self, sequence: Sequence) -> LiveWaiting:
-        return self
+    def lane_of(self, sequence: Sequence) -> WaitingLane:
+        return self._lane
 
-    def lane(self, key: Any) -> LiveWaiting:
-        return self
+    def lane(self, key: Any) -> WaitingLane:
+        return self._lane
 
-    key = 0
-
-    @property
-    def count(self) -> int:
-        return len(self)
-
-    @property
-    def head(self) -> Sequence:
+    def first(self) -> Sequence:
+        """Who goes first now."""
         return self._order.first(self, self._view)
 
     def fullest_lane(self) -> int:
         return len(self)
+
+
+class LiveLane(WaitingLane):
+    """All of a live queue."""
+
+    def __init__(self, queue: LiveWaiting) -> None:
+        super().__init__(0)
+        self._queue = queue
+
+    @property
+    def count(self) -> int:
+        return len(self._queue)
+
+    @property
+    def head(self) -> Sequence:
+        return self._queue.first()
 
 
 def build_waiting(order: Order, view: View) -> WaitingQueue:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from scheduler.plan import Layout, StepColumns
+from scheduler.plan import Layout, StepColumns, StepFeatures
 from simulator.bounds import Floors, StepFloor
 
 
@@ -49,6 +49,20 @@ class CostModel(Protocol):
 
     def host_ns(self, columns: StepColumns) -> PerStep:
         """Time on the host around the device's, likewise."""
+
+
+#: (``fixed``, ``column``, ``unit_ns``, ``host_ns``): a decode step that looks at n KV columns takes (``fixed`` + n x
+#: ``column``) x ``unit_ns`` on the device, in this order and rounded to whole nanoseconds, and ``host_ns`` on the host
+DecodeLine = tuple[float, float, float, int]
+
+
+@runtime_checkable
+class LinearDecode(Protocol):
+    """A cost model whose decode steps, other things equal, lie on a line: a short stretch needs no arrays."""
+
+    def decode_line(self, features: StepFeatures) -> DecodeLine | None:
+        """The line of a decode step and of those that follow it, whose columns are more; exactly what ``device_ns`` and
+        ``host_ns`` give. ``None`` where they lie on none."""
 
 
 @dataclass(frozen=True)

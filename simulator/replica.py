@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import gc
+from bisect import bisect_left
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import simpy
 from simpy.events import NORMAL, EventPriority
 
-from scheduler.plan import StepOutcome, StepPlan
+from scheduler.plan import Ends, StepOutcome, StepPlan
 from scheduler.request import Request
 from scheduler.scheduler import Scheduler
-from simulator.costs import CostModel, PerStep
+from simulator.costs import CostModel, DecodeLine, LinearDecode, PerStep
 from simulator.jitter import Jitter
 
 #: after everything else that happens at the same time: what arrives as a step ends is seen by the next plan
@@ -24,6 +25,12 @@ LATE = EventPriority(NORMAL + 1)
 #: no limit to a stretch
 ANY = 1 << 40
 
+#: stretches of more steps than this are reckoned by NumPy: below, its calls take longer than the steps one by one
+SHORT: Final = 512
+
+#: a float of less than 2**51 plus this, minus this, is rounded to a whole number as ``round`` does it: in doubles there
+#: is no room for a fraction beside it
+WHOLE: Final = 6755399441055744.0
 
 #: what a simpy process is made of
 Process = Generator[simpy.Event, Any, None]
@@ -34,19 +41,19 @@ Steps = Generator[simpy.Event, Any, bool]
 class StepEnd(simpy.Event):
     """Happens ``delay`` nanoseconds from now, after all other events of that time, unless it is moved forward.
 
-    Of several replicas' steps that end at one time, that of the lower ``number`` is first, whenever they began.
+    Of several replicas' steps that end at one time, that of the lower ``priority`` is first, whenever they began.
     """
 
-    def __init__(self, env: simpy.Environment, delay: int, number: int = 0) -> None:
+    def __init__(self, env: simpy.Environment, delay: int, priority: EventPriority) -> None:
         # as simpy.Event does, in one go
         self.env, self.callbacks = env, []
         self._ok, self._value, self._defused = True, None, False
-        self._number = number
-        env.schedule(self, EventPriority(LATE + number), delay)
+        self._priority = priority
+        env.schedule(self, priority, delay)
 
     def hasten(self, delay: int) -> None:
         """Happen ``delay`` nanoseconds from now already. Who waits for it is not woken in between."""
-        StepEnd(self.env, delay, self._number).callbacks.append(self._happen)
+        StepEnd(self.env, delay, self._priority).callbacks.append(self._happen)
 
     def _happen(self, _: simpy.Event) -> None:
         # when its first time comes nobody waits for it any more
@@ -90,10 +97,12 @@ class Replica:
         self._env = env
         self._costs = costs
         self._jitter = jitter
+        #: what tells the line that decode steps lie on, where each takes what the costs say
+        self._linear = costs if isinstance(costs, LinearDecode) and jitter is None and conditions is None else None
         #: that have ended
         self._steps = 0
         self._max_repeat = max_repeat
-        self._number = number
+        self._priority = EventPriority(LATE + number)
         self._conditions = conditions
         self._stopped = False
         #: plans in flight while the next one is made
@@ -102,8 +111,10 @@ class Replica:
         self._arrival: simpy.Event | None = None
         #: the stretch that is running, which something that happens may end early
         self._stretch: StepPlan | None = None
-        self._ends: npt.NDArray[np.int64] = np.empty(0, np.int64)
+        self._ends: Ends = []
         self._end: StepEnd | None = None
+        #: the host's part of each step
+        self._host: PerStep = 0
         self.scheduler = scheduler
         self.process = env.process(self._run())
 
@@ -135,7 +146,7 @@ class Replica:
         if self._stretch is None:
             return held
         # with overlap, a step counts as it begins
-        steps = int(np.searchsorted(self._ends, self.now_ns + late)) + self._depth
+        steps = bisect_left(self._ends, self.now_ns + late) + self._depth
         return held + self._stretch.features.rows * steps
 
     def waiting_tokens(self) -> int:
@@ -167,20 +178,25 @@ class Replica:
 
     def _first_end_at(self, time_ns: int) -> int:
         """How many steps there are up to the first that ends at ``time_ns`` or later."""
-        return int(self._ends.searchsorted(time_ns)) + 1
+        return bisect_left(self._ends, time_ns) + 1
 
     def _run(self) -> Process:
         env = self._env
         while not self._stopped:
             plan = self._next_plan()
-            if plan is not None:
-                ran = yield from self._pipeline(plan) if self._depth else self._execute(plan)
-                if not ran:
+            if plan is not None and self._depth:
+                if not (yield from self._pipeline(plan)):
                     return
+            elif plan is not None:
+                end = self._begin(plan)
+                if end is None:
+                    return
+                yield end
+                self._complete(plan)
             elif not self._inbox:
                 yield self._idle()
                 # whatever else happens at this time comes first
-                yield StepEnd(env, 0, self._number)
+                yield StepEnd(env, 0, self._priority)
 
     def _next_plan(self) -> StepPlan | None:
         """Hand over what has come in, and ask for the next plan."""
@@ -212,32 +228,35 @@ class Replica:
         factor = self._conditions.factor_at(self.now_ns)
         return (device, host) if factor == 1 else (_scaled(device, factor), _scaled(host, factor))
 
-    def _execute(self, plan: StepPlan) -> Steps:
-        """One plan after the other: the host's work and the device's add up. Returns whether it was run."""
-        device, host = self._times(plan)
-        if plan.repeat == 1:
-            took = int(device + host)
-            if self._conditions is not None and self.now_ns + took >= self._conditions.ends_ns:
-                return False
-            yield StepEnd(self._env, took, self._number)
-            now_ns = self.now_ns
-            outcome = StepOutcome([now_ns], int(device), int(host))
+    def _begin(self, plan: StepPlan) -> StepEnd | None:
+        """Run a plan from now on, the host's work and the device's after each other; ``None`` if it never ends."""
+        start_ns = plan.now_ns
+        line = None
+        if self._linear is not None and plan.repeat <= SHORT and plan.features.kind == "decode":
+            line = self._linear.decode_line(plan.features)
+        if line is not None:
+            self._host = line[-1]
+            self._ends = ends_on_line(line, plan, start_ns)
         else:
-            start_ns = self.now_ns
-            self._begin(plan, device + host)
-            if not self._endures():
-                return False
-            if plan.until_ns <= self._ends[-1]:
+            device, self._host = self._times(plan)
+            self._ends = _ends(plan, start_ns, device + self._host)
+            if plan.until_ns <= int(self._ends[-1]):
                 self._ends = self._ends[: self._first_end_at(plan.until_ns)]
-            self._end = StepEnd(self._env, int(self._ends[-1]) - start_ns, self._number)
-            yield self._end
-            self._stretch = self._end = None
-            now_ns = self.now_ns
-            host_ns = _total(host, len(self._ends))
-            outcome = StepOutcome(self._ends, now_ns - start_ns - host_ns, host_ns)
-        self._steps += len(outcome.ends_ns)
+            if not self._endures():
+                return None
+        end = StepEnd(self._env, int(self._ends[-1]) - start_ns, self._priority)
+        if plan.repeat > 1:
+            self._stretch, self._end = plan, end
+        return end
+
+    def _complete(self, plan: StepPlan) -> None:
+        """Tell the scheduler of the plan whose last step ends now."""
+        self._stretch = self._end = None
+        now_ns = int(self._ends[-1])
+        host_ns = _total(self._host, len(self._ends))
+        outcome = StepOutcome(self._ends, now_ns - plan.now_ns - host_ns, host_ns)
+        self._steps += len(self._ends)
         self.scheduler.complete(plan, outcome, now_ns)
-        return True
 
     def _endures(self) -> bool:
         """End the stretch with the last step that begins before the conditions change, and that is not lost.
@@ -246,11 +265,11 @@ class Replica:
         """
         if self._conditions is not None:
             change_ns = self._conditions.next_change_ns(self.now_ns)
-            kept = min(self._first_end_at(change_ns), int(np.searchsorted(self._ends, self._conditions.ends_ns)))
+            kept = min(self._first_end_at(change_ns), bisect_left(self._ends, self._conditions.ends_ns))
             self._ends = self._ends[:kept]
             if not kept:
                 self._stretch = None
-        return bool(self._ends.size)
+        return len(self._ends) > 0
 
     def _pipeline(self, plan: StepPlan | None) -> Steps:
         """Each plan is made as the one before begins its last step: the host's work is hidden under the device's.
@@ -261,22 +280,21 @@ class Replica:
         while plan is not None:
             start_ns = self.now_ns
             device, host = self._times(plan)
-            self._begin(plan, _larger(device, host))
-            if not overlapped:
-                # nothing ran while it was planned
-                self._ends += _first(device) + _first(host) - _first(_larger(device, host))
+            # if nothing ran while it was planned, the first step's shorter part is not hidden
+            alone_ns = 0 if overlapped else _first(device) + _first(host) - _first(_larger(device, host))
+            self._ends, self._stretch = _ends(plan, start_ns + alone_ns, _larger(device, host)), plan
             if not self._endures():
                 return False
-            if self._ends.size > 1:
+            if len(self._ends) > 1:
                 self._ends = self._ends[: self._decided_on(plan, start_ns)]
-            if self._ends.size > 1:
+            if len(self._ends) > 1:
                 # the next plan is made as the last step begins
-                self._end = StepEnd(self._env, int(self._ends[-2]) - start_ns, self._number)
+                self._end = StepEnd(self._env, int(self._ends[-2]) - start_ns, self._priority)
                 yield self._end
             self._stretch = self._end = None
             self.scheduler.shorten(plan, len(self._ends))
             following = self._next_plan()
-            yield StepEnd(self._env, int(self._ends[-1]) - self.now_ns, self._number)
+            yield StepEnd(self._env, int(self._ends[-1]) - self.now_ns, self._priority)
             self._steps += len(self._ends)
             self.scheduler.complete(plan, self._outcome(device, host), self.now_ns)
             plan, overlapped = following, True
@@ -289,16 +307,33 @@ class Replica:
             return 1
         return self._first_end_at(plan.until_ns) + 1
 
-    def _begin(self, plan: StepPlan, period: PerStep) -> None:
-        """Note when the steps of ``plan`` end, if they begin now and nothing cuts them; ``period`` is used up."""
-        ends = np.full(plan.repeat, period, np.int64) if isinstance(period, int) else period
-        ends[0] += self.now_ns
-        ends.cumsum(out=ends)
-        self._ends, self._stretch = ends, plan
-
     def _outcome(self, device: PerStep, host: PerStep) -> StepOutcome:
         steps = len(self._ends)
         return StepOutcome(self._ends, _total(device, steps), _total(host, steps))
+
+
+def ends_on_line(line: DecodeLine, plan: StepPlan, start_ns: int) -> list[int]:
+    """When the steps of a decode plan end that begins now, up to the first that ends at its ``until_ns`` or later."""
+    fixed, column, unit_ns, host_ns = line
+    columns, grown, until_ns = plan.features.kv_columns_computed, plan.columns_grown, plan.until_ns
+    end_ns = start_ns
+    ends = []
+    for _ in range(plan.repeat):
+        end_ns += host_ns + int((fixed + columns * column) * unit_ns + WHOLE - WHOLE)
+        ends.append(end_ns)
+        if end_ns >= until_ns:
+            break
+        columns += grown
+    return ends
+
+
+def _ends(plan: StepPlan, start_ns: int, period: PerStep) -> Ends:
+    """When the steps of ``plan`` end, if they begin at ``start_ns``; ``period`` is used up."""
+    if isinstance(period, int):
+        return [start_ns + period * step for step in range(1, plan.repeat + 1)]
+    period[0] += start_ns
+    period.cumsum(out=period)
+    return period
 
 
 def _scaled(each: PerStep, factor: float) -> PerStep:

@@ -8,9 +8,9 @@ import numpy as np
 
 from scheduler.config import unknown_name
 from scheduler.model_shapes import DTYPE_BYTES, ModelShape, UnknownShapeError, model_shape
-from scheduler.plan import Layout, StepColumns
+from scheduler.plan import Layout, StepColumns, StepFeatures
 from simulator.bounds import ROUNDING_NS, Floors, StepFloor
-from simulator.costs import CostError, PerStep, whole_ns
+from simulator.costs import CostError, DecodeLine, PerStep, whole_ns
 from simulator.gpus import GPUS, Gpu
 
 #: share of the memory that an engine takes, as vLLM's default
@@ -89,6 +89,13 @@ class RooflineCosts:
 
     def host_ns(self, columns: StepColumns) -> PerStep:
         return self.host_ns_per_step
+
+    def decode_line(self, features: StepFeatures) -> DecodeLine | None:
+        """See :class:`~simulator.costs.LinearDecode`."""
+        if features.swapped_tokens:
+            return None
+        products_s = features.new_tokens_computed * self._token_s + features.rows_computed * self._sampled_row_s
+        return max(self._weights_s, products_s), self._column_s, 1e9, self.host_ns_per_step
 
     def floors(self, layout: Layout, overlap: bool = False) -> Floors:
         """What no step can be faster than; see :class:`~simulator.bounds.FlooredCosts`.

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from scheduler.kv.pool import Freed
+from scheduler.kv.pool import Freed, KvPool
 from scheduler.sequence import Sequence
 
 
-class PagedPool:
+class PagedPool(KvPool):
     """Blocks of a fixed size. Last freed goes first, never-used ones last. Counting costs the same for any number."""
 
     grows = True
 
     def __init__(self, kv_tokens: int, block_tokens: int) -> None:
-        self.block_tokens = block_tokens
-        self.capacity_blocks = kv_tokens // block_tokens
-        self.free_blocks = self.capacity_blocks
-        self.allocations = 0
-        self.reused = 0
-        self.reused_after_preemption = 0
+        super().__init__(kv_tokens // block_tokens, block_tokens)
         #: free blocks that were used before, as a stack of runs [freed by, count]
         self._recycled: list[tuple[Freed, int]] = []
         self._tables: dict[int, list[int]] = {}
@@ -28,30 +23,8 @@ class PagedPool:
     def largest_tokens(self) -> int:
         return self.capacity_blocks * self.block_tokens
 
-    @property
-    def reserved_tokens(self) -> int:
-        return (self.capacity_blocks - self.free_blocks) * self.block_tokens
-
-    @property
-    def cached_blocks(self) -> int:
-        return 0
-
-    @property
-    def shared_blocks(self) -> int:
-        return 0
-
-    @property
-    def evictions(self) -> int:
-        return 0
-
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_tokens)
-
-    def shortage(self, sequence: Sequence, tokens: int, shares: bool = True) -> int:
-        return self.blocks_for(tokens) - self.free_blocks
-
-    def freed_by(self, holdings: list[tuple[Sequence, int]], shared_with: Sequence | None = None) -> int:
-        return sum(blocks for _, blocks in holdings)
 
     def can_book(self, sequence: Sequence, tokens: int) -> bool:
         return self.blocks_for(tokens) <= self.free_blocks
@@ -60,16 +33,6 @@ class PagedPool:
         blocks = self.blocks_for(tokens)
         self.grow(blocks)
         sequence.pool_blocks = blocks
-
-    def book_cached(self, sequence: Sequence, tokens: int) -> int:
-        self.book(sequence, tokens)
-        return 0
-
-    def cached_tokens(self, sequence: Sequence) -> int:
-        return 0
-
-    def computed(self, sequence: Sequence, tokens: int) -> None:
-        """Nothing is shared."""
 
     def grow(self, blocks: int) -> None:
         if blocks > self.free_blocks:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 
-from scheduler.kv.pool import Freed
+from scheduler.kv.pool import Freed, KvPool
 from scheduler.sequence import Sequence
 
 
@@ -39,21 +39,13 @@ class ReleaseHistory:
         return None if None in self._states[first:last] else self._states[first]
 
 
-class PiecePool(ABC):
+class PiecePool(KvPool):
     """A memory of which each sequence gets a contiguous piece. Blocks are single tokens here."""
 
     grows = False
-    block_tokens = 1
-    cached_blocks = 0
-    shared_blocks = 0
-    evictions = 0
 
     def __init__(self, kv_tokens: int) -> None:
-        self.capacity_blocks = kv_tokens
-        self.free_blocks = kv_tokens
-        self.allocations = 0
-        self.reused = 0
-        self.reused_after_preemption = 0
+        super().__init__(kv_tokens, block_tokens=1)
         #: (start, length) by sequence number
         self._pieces: dict[int, tuple[int, int]] = {}
         self._history = ReleaseHistory()
@@ -70,23 +62,8 @@ class PiecePool(ABC):
     def _free_pieces(self) -> Iterable[tuple[int, int]]:
         """Free pieces as (length, how many)."""
 
-    @property
-    @abstractmethod
-    def largest_tokens(self) -> int:
-        """See :class:`~scheduler.kv.pool.KvPool`."""
-
-    @property
-    def reserved_tokens(self) -> int:
-        return self.capacity_blocks - self.free_blocks
-
     def blocks_for(self, tokens: int) -> int:
         return tokens
-
-    def shortage(self, sequence: Sequence, tokens: int, shares: bool = True) -> int:
-        return self.blocks_for(tokens) - self.free_blocks
-
-    def freed_by(self, holdings: list[tuple[Sequence, int]], shared_with: Sequence | None = None) -> int:
-        return sum(blocks for _, blocks in holdings)
 
     def can_book(self, sequence: Sequence, tokens: int) -> bool:
         needed = self.blocks_for(tokens)
@@ -104,16 +81,6 @@ class PiecePool(ABC):
         freed = self._history.of(start, start + length)
         self.reused += freed == "finished"
         self.reused_after_preemption += freed == "evicted"
-
-    def book_cached(self, sequence: Sequence, tokens: int) -> int:
-        self.book(sequence, tokens)
-        return 0
-
-    def cached_tokens(self, sequence: Sequence) -> int:
-        return 0
-
-    def computed(self, sequence: Sequence, tokens: int) -> None:  # noqa: B027
-        """Nothing is shared."""
 
     def grow(self, blocks: int) -> None:
         raise RuntimeError(f"a contiguous reservation does not grow ({blocks} blocks wanted)")

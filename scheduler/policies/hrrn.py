@@ -5,8 +5,6 @@ Sources: Magnus (arXiv 2406.04785), and SGLang's policy of that name.
 
 from fractions import Fraction
 
-import numpy as np
-
 from scheduler.config import SchedulerConfig
 from scheduler.policy import LiveOrder, Policy, Queue, View
 from scheduler.sequence import Sequence
@@ -18,8 +16,13 @@ class ByResponseRatio(LiveOrder):
     def first(self, queue: Queue, view: View) -> Sequence:
         waits_ns, predictions = view.now_ns - queue.arrivals_ns, queue.predictions
         ratios = waits_ns / predictions
-        near = np.flatnonzero(ratios >= ratios.max() - 1e-12 * abs(ratios.max()))
-        first = min(near, key=lambda row: (-Fraction(int(waits_ns[row]), int(predictions[row])), queue.numbers[row]))
+        first = int(ratios.argmax())
+        largest = float(ratios[first])
+        (near,) = (ratios >= largest - 1e-12 * abs(largest)).nonzero()
+        if len(near) > 1:
+            # too near for floats to tell apart
+            ranks = [(-Fraction(int(waits_ns[row]), int(predictions[row])), queue.numbers[row], row) for row in near]
+            first = int(min(ranks)[2])
         return queue.sequences[int(queue.numbers[first])]
 
 

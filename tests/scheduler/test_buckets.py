@@ -51,6 +51,15 @@ def test_a_bucket_reaches_to_its_last_length_and_no_further(buckets: Buckets, le
         assert buckets.key(last + 1) > buckets.key(last)
 
 
+@given(schemes, st.integers(1, 5000))
+def test_a_bucket_begins_at_its_first_length(buckets: Buckets, length: int) -> None:
+    key = buckets.key(length)
+    first = buckets.first(key)
+    assert 1 <= first <= length
+    assert buckets.key(first) == key
+    assert first == 1 or buckets.key(first - 1) < key
+
+
 @given(schemes, st.integers(1, 5000), st.integers(1, 5000))
 def test_keys_rise_with_the_lengths(buckets: Buckets, a: int, b: int) -> None:
     short, long = sorted((a, b))
