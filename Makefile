@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := api_server.py bench.py core deploy engine reports scheduler serving simulator workloads
 
-.PHONY: bench test lint gate soak clean
+.PHONY: bench test test-ray lint gate soak clean
 
 bench: .venv/installed
 	$(BIN)/python bench.py $(ARGS)
 
 test: lint gate
 	$(BIN)/python -m pytest
+
+# replicas that come and go on a Ray cluster of this machine; minutes
+test-ray: .venv/installed
+	RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest -m ray tests/deploy
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -154,7 +154,7 @@ def _serve(application: Application, command: Command, address: str | None, cpus
         while not stopping.wait(0.5):  # a signal may come to a thread of Ray's, which wakes nobody
             pass
     except RuntimeError as error:
-        print(f"ray_serve.py: error: {_reason(str(error))}", file=sys.stderr)
+        print(f"ray_serve.py: error: {_reason(_account() or str(error))}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         pass
@@ -163,10 +163,18 @@ def _serve(application: Application, command: Command, address: str | None, cpus
     return 0
 
 
+def _account() -> str:
+    """What Ray Serve has to say of a deployment that failed, if anything."""
+    from ray import serve
+
+    found = serve.status().applications.get(NAME)
+    return "" if found is None else "\n".join(deployment.message for deployment in found.deployments.values())
+
+
 def _reason(message: str) -> str:
-    """What went wrong, of Ray Serve's account of it: the last line of the traceback that it quotes."""
+    """What went wrong: the last line of the traceback in ``message``, or all of it."""
     lines = [line for line in message.splitlines() if "Error: " in line]
-    return lines[-1].partition("Error: ")[2] if lines else message
+    return lines[-1].rpartition("Error: ")[2] if lines else message
 
 
 if __name__ == "__main__":

@@ -81,8 +81,10 @@ def application(folder: Path, scaling: str, *flags: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     pytest.importorskip("ray")
+    if "ray" not in request.config.getoption("-m"):
+        pytest.skip("takes minutes, and all cores: make test-ray")
     emulated = ["--emulate", "h100-qwen-7b", "--router", "prefix-affinity", "--prefix-cache"]
     port = free_port()
     ray_serve.start(application(tmp_path_factory.mktemp("ray"), SCALING, *emulated), "127.0.0.1", port, cpus=4)

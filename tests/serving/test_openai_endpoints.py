@@ -244,6 +244,14 @@ def test_tokens_go_back_and_forth_at_both_paths(emulated: RunningServer) -> None
         assert client.get("/version").json()["version"]
 
 
+def test_tokens_that_are_parts_of_characters_have_their_bytes(emulated: RunningServer) -> None:
+    texts = emulated.server.token_texts
+    tokens = _tokens(emulated, "你好 🚀 é<|im_end|>")
+    parts = [texts.of(token) for token in tokens]
+    assert bytes(byte for _, raw in parts for byte in raw).decode() == "你好 🚀 é<|im_end|>"
+    assert "\ufffd" in "".join(text for text, _ in parts)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("tools", [{"type": "function"}]), ("tool_choice", "required"), ("functions", [{}]), ("store", True),
