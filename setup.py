@@ -1,8 +1,8 @@
-"""Compiles the scheduler's core to machine code (mypyc) where ``LOCKSTEP_COMPILE=1`` asks for it.
+"""Compiles the core of scheduler and simulator to machine code (mypyc) where ``LOCKSTEP_COMPILE=1`` asks for it.
 
     LOCKSTEP_COMPILE=1 pip install .
 
-The same source, the same plans, about twice as fast. Without the variable nothing is compiled, and no compiler is
+The same source, the same plans, two to four times as fast. Without the variable nothing is compiled, and no compiler is
 needed. What users write classes of (orders, ledgers, policies, oracles) stays plain Python.
 """
 

@@ -102,7 +102,7 @@ class Order:
     #: all members of a lane have the same length, so that a lane moves as one when it is served
     uniform: bool = False
     #: a lane that is served becomes the next one up as its members leave it together, and keeps its place in the order
-    #: until that one is taken, see :meth:`steps_to_lane`
+    #: until that one is taken, see :meth:`steps_to_lane`; an order that is watched is asked in each lane all the same
     climbs: bool = False
     #: the lanes' ranks change while others are served: they are read at each decision
     live: bool = False
