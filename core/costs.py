@@ -12,6 +12,7 @@ from core.arguments import DEFAULT_BLOCK_TOKENS
 from core.folders import experiment_folders
 from scheduler.composition import compose
 from scheduler.config import SchedulerConfig
+from scheduler.graphs import resized
 from simulator.calibration import project
 from simulator.costs import CostError, CostModel
 from simulator.profiles import (
@@ -158,6 +159,14 @@ def cost_notes(costs: CostModel, config: SchedulerConfig) -> dict[str, Any]:
             )
         return notes
     return {}
+
+
+def graphs_of_costs(costs: CostModel | None, config: SchedulerConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The rows, and the tokens, of the graphs that the engine of ``costs`` would have under ``config``'s limits."""
+    if not isinstance(costs, RecordedCosts | ProjectedCosts):
+        return (), ()
+    rows = resized(costs.graph_rows, min(config.max_running, config.rows))
+    return rows, tuple(size for size in costs.graph_tokens if size <= config.max_prefill_tokens)
 
 
 def own_costs(folder: Path) -> CostModel | None:

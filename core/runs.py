@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from core.arguments import DEFAULT_MAX_RUNNING, PLAIN, UsageError, scheduler_config, takes
 from core.cluster import ClusterSetup, CountingListener, meets
-from core.costs import cost_notes, differences, own_costs, refuse, settle_block_tokens
+from core.costs import cost_notes, differences, graphs_of_costs, own_costs, refuse, settle_block_tokens
 from core.folders import JOURNAL_FILE
 from core.provenance import git_commit, hardware, versions
 from core.recording import Recording, recording_config, run_pilot, scale_of
@@ -33,7 +33,6 @@ from reports.summary import WallClock
 from scheduler.buckets import equal_mass_buckets, equal_mass_edges
 from scheduler.composition import compose
 from scheduler.config import SchedulerConfig
-from scheduler.graphs import resized
 from scheduler.journal import Replay, replay
 from scheduler.observer import Observer
 from scheduler.plan import Layout, StepOutcome, StepPlan
@@ -180,12 +179,7 @@ class Session:
         if takes(case.policy, "bins") or (args.oracle or "").startswith("noisy"):
             limits["length_quantiles"] = quantile_table(row.output_tokens for row in self.workload.rows)
         config = scheduler_config(args, case.policy, case.layout, **limits)
-        rows: tuple[int, ...] = ()
-        tokens: tuple[int, ...] = ()
-        if isinstance(costs, RecordedCosts | ProjectedCosts):
-            rows, tokens = costs.graph_rows, costs.graph_tokens
-        tokens = tuple(size for size in tokens if size <= config.max_prefill_tokens)
-        return self._with_graphs(config, resized(rows, _most_rows(config)), tokens)
+        return self._with_graphs(config, *graphs_of_costs(costs, config))
 
     def _with_graphs(self, config: SchedulerConfig, rows: tuple[int, ...], tokens: tuple[int, ...]) -> SchedulerConfig:
         """``config`` with graphs of so many ``rows`` and ``tokens``, or of those that were asked for."""

@@ -24,6 +24,7 @@ if not __package__:
 
 from core.arguments import UsageError
 from engine.errors import MissingExtraError
+from engine.processes import search_path
 from reports.slo import Slo, SloError
 from scheduler.errors import ConfigError, PolicyError
 from serving.arguments import Command, parse_command
@@ -129,8 +130,8 @@ def start(application: Application, host: str, port: int, address: str | None = 
     from ray import serve
 
     # what a worker of Ray imports is what this process imports
-    search = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    ray.init(address, num_cpus=cpus, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": search}})
+    environment = {"env_vars": {"PYTHONPATH": search_path()}}
+    ray.init(address, num_cpus=cpus, include_dashboard=False, runtime_env=environment)
     serve.start(http_options={"host": host, "port": port})
     serve.run(application, name=NAME)
 

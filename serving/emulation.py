@@ -13,16 +13,15 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from core.costs import cost_notes, read_costs
+from core.costs import cost_notes, graphs_of_costs, read_costs
 from engine.embedded import default_cache_folder, embedded_model_folder
 from engine.pretrained import load_tokenizer
 from engine.sampling import TokenLogprobs, row_key
 from engine.steps import SequenceState, StepResult
 from engine.tokenizer import Tokenizer
 from scheduler.config import SchedulerConfig
-from scheduler.graphs import resized
 from scheduler.plan import Layout, StepPlan, iter_sampled
 from scheduler.scheduler import Scheduler
 from serving.engine_process import Parts
@@ -69,7 +68,7 @@ class WordStream:
 
 @dataclass(frozen=True)
 class EmulatedStep:
-    """A step on the emulated device. A :class:`~engine.executors.base.PendingStep`."""
+    """A step on the emulated device. A :class:`~engine.steps.PendingStep`."""
 
     tokens: dict[int, int]
     logprobs: dict[int, TokenLogprobs]
@@ -86,7 +85,7 @@ class EmulatedStep:
 class EmulatedExecutor:
     """Takes the time that ``costs`` say, and makes tokens up out of ``words``. Without overlap host time adds up.
 
-    An :class:`~engine.executors.base.Executor`. The host's own work here is part of the step's time, not added to it.
+    An :class:`~engine.steps.Executor`. The host's own work here is part of the step's time, not added to it.
     """
 
     launches_ahead = False
@@ -178,19 +177,20 @@ def emulated_parts(settings: EngineSettings) -> Parts:
 
 def _config(costs: CostModel, asked: Mapping[str, object]) -> SchedulerConfig:
     """The scheduler's settings: what is asked for, and else what ``costs`` were recorded with."""
-    found: dict[str, object] = {"overlap": True, "kv_tokens": costs.kv_tokens, "context_tokens": costs.context_tokens}
     layout = SchedulerConfig.from_dict({"layout": asked.get("layout", "paged")}).layout
+    found: dict[str, object] = {"overlap": True, "kv_tokens": costs.kv_tokens, "context_tokens": costs.context_tokens}
     if isinstance(costs, RecordedCosts | ProjectedCosts):
         costs.require(layout)
-        if layout == "paged":
-            most = asked.get("max_rows") or asked.get("max_running") or SchedulerConfig.max_running
-            assert isinstance(most, int)
-            found["graph_rows"] = resized(costs.graph_rows, most)
-            found["graph_tokens"] = costs.graph_tokens
     if isinstance(costs, RecordedCosts):
         found["block_tokens"] = costs.about.get("block_tokens")
     found["prefill_token_ns"] = prefill_token_ns(costs, layout)
     given = {name: value for name, value in {**found, **asked}.items() if value is not None}
     config = Scheduler(SchedulerConfig.from_dict(given)).config
-    tokens = tuple(size for size in config.graph_tokens if size <= config.max_prefill_tokens)
-    return SchedulerConfig.from_dict({**config.as_dict(), "graph_tokens": tokens})
+    if layout != "paged":
+        return config
+    rows, tokens = graphs_of_costs(costs, config)
+    return replace(
+        config,
+        graph_rows=rows if asked.get("graph_rows") is None else config.graph_rows,
+        graph_tokens=tokens if asked.get("graph_tokens") is None else config.graph_tokens,
+    )

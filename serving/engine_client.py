@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
 import socket
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 from engine.errors import EngineError
 from engine.loop import TokenOutput
+from engine.processes import start_module
 from scheduler.request import Request
 from serving.channel import packed, receive
 from serving.messages import (
@@ -136,14 +135,7 @@ class EngineClient:
         Raises :class:`~engine.errors.EngineError` with the reason when it cannot be made.
         """
         ours, theirs = socket.socketpair()
-        search = os.pathsep.join(path or os.getcwd() for path in sys.path)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "serving.engine_process", str(theirs.fileno())],
-            env={**os.environ, "PYTHONPATH": search},
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            process_group=0,  # signals from the terminal are for the front, which then ends it
-        )
+        process = start_module("serving.engine_process", theirs.fileno())
         theirs.close()
         try:
             reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 24)

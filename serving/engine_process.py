@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import DeviceError, EngineError
-from engine.loop import EngineLoop, TokenOutput
+from engine.loop import EngineLoop, TokenOutput, undisturbed
 from engine.steps import Executor
 from engine.tokenizer import Tokenizer
 from reports.overhead import TimedScheduler
@@ -96,7 +96,8 @@ class ServedEngine:
         """Until the other end leaves. Raises what the engine cannot go on with, when everybody has been told."""
         threading.Thread(target=self._listen, name="requests", daemon=True).start()
         try:
-            self._loop.serve(self._send_news)
+            with undisturbed():
+                self._loop.serve(self._send_news)
             self._loop.abort_all()
         finally:
             with contextlib.suppress(OSError):
@@ -157,15 +158,14 @@ class ServedEngine:
                 waiting.append(sequence.known)
             else:
                 lengths.append(sequence.known)
-        pool, held = scheduler.pool, scheduler.kv_tokens
+        pool = scheduler.pool
         return Snapshot(
             number,
             now_ns,
             times.steps,
             scheduler.resident,
             scheduler.waiting,
-            held,
-            max(0, pool.reserved_tokens - held),
+            scheduler.kv_tokens,
             pool.capacity_blocks * pool.block_tokens,
             now_ns - oldest_ns,
             lengths[:MOST_LENGTHS],

@@ -101,8 +101,6 @@ class Snapshot(NamedTuple):
     waiting: int
     kv_tokens: int
     """held"""
-    kv_reserved_tokens: int
-    """of the memory that is given out, what no token uses (yet): internal fragmentation"""
     kv_capacity_tokens: int
     oldest_wait_ns: int
     """age of the oldest request that waits to be admitted"""
@@ -120,6 +118,11 @@ class Snapshot(NamedTuple):
     """in blocks that are given out; one that sequences share counts once"""
     step_sizes: list[int]
     """how many steps computed as many tokens as each of :data:`STEP_EDGES` says, and more than the last"""
+
+    @property
+    def kv_reserved_tokens(self) -> int:
+        """Of the memory that is given out, what no token uses (yet): internal fragmentation."""
+        return max(0, self.kv_allocated_tokens - self.kv_tokens)
 
 
 #: steps are counted by the tokens that they compute: up to 1, above it up to 8, ...; as vLLM counts its iterations

@@ -173,7 +173,7 @@ class ServerMetrics(Collector):
         yield self._gauge("lockstep:kv_held_tokens", "Tokens whose KV is held.", snapshot.kv_tokens)
         yield self._gauge("lockstep:kv_allocated_tokens", "Token slots of KV that are given out.", allocated)
         yield self._gauge("lockstep:kv_capacity_tokens", "Token slots of KV.", capacity)
-        fragmentation = max(0, allocated - snapshot.kv_tokens) / allocated if allocated else 0
+        fragmentation = snapshot.kv_reserved_tokens / allocated if allocated else 0
         yield self._gauge(
             "lockstep:kv_internal_fragmentation_ratio", "Share of the given out KV that no token uses.", fragmentation
         )

@@ -47,7 +47,7 @@ _start = attrgetter("start")
 
 @dataclass(eq=False)
 class _Step:
-    """A step that has been launched. A :class:`~engine.executors.base.PendingStep`."""
+    """A step that has been launched. A :class:`~engine.steps.PendingStep`."""
 
     timer: DeviceTimer
     #: what was sampled, in host memory, of the sequences of these numbers; of a step in pieces, for each
@@ -128,7 +128,7 @@ class FusedExecutor:
 
     @property
     def vocab(self) -> int:
-        """See :class:`~engine.executors.base.Executor`."""
+        """See :class:`~engine.steps.Executor`."""
         return self.model.vocab
 
     @property
@@ -161,14 +161,14 @@ class FusedExecutor:
         return self.launch(plan, states).result()
 
     def reset(self) -> None:
-        """See :class:`~engine.executors.base.Executor`."""
+        """See :class:`~engine.steps.Executor`."""
         self._forgotten = self.host_copies.numbers
         self._forget()
         if self._private is not None:
             self._private.clear()
 
     def close(self) -> None:
-        """See :class:`~engine.executors.base.Executor`. It has no threads; other ranks' processes are the model's."""
+        """See :class:`~engine.steps.Executor`. It has no threads; other ranks' processes are the model's."""
 
     def _forget(self) -> None:
         """No sequence holds KV on the device."""
@@ -179,7 +179,7 @@ class FusedExecutor:
         self._booking: Booking | None = None
 
     def launch(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> PendingStep:
-        """Start one step; see :class:`~engine.executors.base.Executor`. It waits for nothing on the device.
+        """Start one step; see :class:`~engine.steps.Executor`. It waits for nothing on the device.
 
         A step of a divided model cannot be launched again: what failed in one rank has ended all of them.
         """

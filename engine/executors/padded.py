@@ -111,7 +111,7 @@ class PaddedExecutor(ModelExecutor):
         self.reset()
 
     def reset(self) -> None:
-        """See :class:`~engine.executors.base.Executor`."""
+        """See :class:`~engine.steps.Executor`."""
         super().reset()
         self._slot_of: dict[int, int] = {}
         self._free = list(range(self._max_running - 1, -1, -1))

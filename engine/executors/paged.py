@@ -78,7 +78,7 @@ class PagedExecutor(ModelExecutor):
         )
 
     def reset(self) -> None:
-        """See :class:`~engine.executors.base.Executor`."""
+        """See :class:`~engine.steps.Executor`."""
         super().reset()
         if self._private is not None:
             self._private.clear()

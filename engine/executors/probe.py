@@ -38,7 +38,7 @@ class _Filler:
     sampling: SamplingParams = _SAMPLING
 
     def draw(self, position: int) -> Draw:
-        """See :class:`~engine.executors.base.SequenceState`."""
+        """See :class:`~engine.steps.SequenceState`."""
         return Draw(self.sampling, self.seed, position, _EDITS)
 
 

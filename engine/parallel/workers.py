@@ -14,7 +14,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -28,6 +27,7 @@ import torch
 from engine.errors import RankError
 from engine.parallel.group import STALL_S
 from engine.parallel.messages import Begin, Done, Failed, FreeMemory
+from engine.processes import start_module
 
 if TYPE_CHECKING:
     from engine.fused.device import DeviceSettings, FusedDevice, StepInputs
@@ -47,15 +47,8 @@ class _Worker:
         self.rank = begin.division.rank
         self.answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.connection, theirs = Pipe()
-        search = os.pathsep.join(path or os.getcwd() for path in sys.path)
         try:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "engine.parallel.worker", str(theirs.fileno())],
-                env={**os.environ, "PYTHONPATH": search},
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                process_group=0,  # Ctrl-C is for rank 0, which then ends the others
-            )
+            self.process = start_module("engine.parallel.worker", theirs.fileno())
         finally:
             theirs.close()
         with self._socket() as end:

@@ -38,7 +38,6 @@ SNAPSHOT = Snapshot(
     running=4,
     waiting=2,
     kv_tokens=600,
-    kv_reserved_tokens=40,
     kv_capacity_tokens=1024,
     oldest_wait_ns=1_500_000_000,
     lengths=[20, 100, 100, 380],
