@@ -175,7 +175,7 @@ class KernelMemory:
             Rows(
                 named[split:],
                 upload([chunk.end for chunk in rows], torch.int32, self._device),
-                DecodeWorkspace(len(rows), self._heads, splits, self._device) if splits > 1 else None,
+                DecodeWorkspace(len(rows), self._heads, splits.most, self._device) if splits.most > 1 else None,
                 splits,
             ) if rows else None,
         )  # fmt: skip

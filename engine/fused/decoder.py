@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.fused.architecture import read_architecture
 from engine.fused.weights import LayerWeights, merge_layer
-from engine.kernels import DecodeWorkspace, Heads, Kernels, kernels_for
+from engine.kernels import DecodeWorkspace, Heads, Kernels, Splits, kernels_for
 from engine.models import LoadedModel
 
 
@@ -33,7 +33,7 @@ class Rows:
     tables: Tensor
     lengths: Tensor
     workspace: DecodeWorkspace | None = None
-    splits: int = 1
+    splits: Splits | None = None
 
 
 @dataclass(frozen=True, eq=False)

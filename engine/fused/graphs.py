@@ -58,8 +58,8 @@ class DecodeSteps:
         self.sizes = (*self._graph_sizes, *beyond)
         processors = processors_of(device)
         self._splits = {size: decode_splits(size, heads.key_value, context_tokens, processors) for size in self.sizes}
-        room = max(size * self._splits[size] for size in self.sizes)
-        most_splits = max(self._splits.values())
+        room = max(size * self._splits[size].most for size in self.sizes)
+        most_splits = max(splits.most for splits in self._splits.values())
         self._workspace = DecodeWorkspace(max(-(-room // most_splits), most_rows), heads, most_splits, device)
         self._numbers = torch.zeros(COLUMNS, most_rows, dtype=torch.int64, device=device)
         self._tokens = torch.zeros(most_rows, dtype=torch.int64, device=device)

@@ -11,7 +11,16 @@ import torch
 
 from engine.errors import MissingExtraError
 from engine.kernels import reference
-from engine.kernels.interface import Activation, DecodeWorkspace, Heads, Kernels, Rotary, decode_splits, processors_of
+from engine.kernels.interface import (
+    Activation,
+    DecodeWorkspace,
+    Heads,
+    Kernels,
+    Rotary,
+    Splits,
+    decode_splits,
+    processors_of,
+)
 
 __all__ = [
     "Activation",
@@ -19,6 +28,7 @@ __all__ = [
     "Heads",
     "Kernels",
     "Rotary",
+    "Splits",
     "decode_splits",
     "kernels_for",
     "processors_of",

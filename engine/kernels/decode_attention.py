@@ -1,6 +1,6 @@
 """Attention of one query a row over paged KV: contexts cut into parts, the last part to arrive puts them together.
 
-No length is baked in: how many parts a launch has is fixed, and each row divides its own context among them.
+No length is baked in: how many parts a launch may have is fixed, and each row takes as many as its context asks for.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from engine.kernels.hopper import launch_options, release, wait
-from engine.kernels.interface import DecodeWorkspace
+from engine.kernels.interface import DecodeWorkspace, Splits
 from engine.kernels.launching import launch
 
 _TILE = 64
@@ -49,8 +49,8 @@ def _decode_kernel(
     query, keys, values, tables, lengths, out, part_out, part_max, part_sum, arrivals,
     scale, softcap, window, table_stride, kv_heads,
     GROUP: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, PADDED: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
-    TILE: tl.constexpr, SPLITS: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, STAGES: tl.constexpr,
-    DEPENDENT: tl.constexpr,
+    TILE: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
+    STAGES: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     kv_head = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
@@ -63,7 +63,7 @@ def _decode_kernel(
         first = tl.maximum(length - window, 0)
     first_tile = first // TILE
     tiles = tl.cdiv(length, TILE) - first_tile
-    tiles_a_split = tl.maximum(tl.cdiv(tiles, SPLITS), 1)
+    tiles_a_split = tl.maximum(tl.cdiv(tiles, SPLITS), LEAST)
     splits = tl.maximum(tl.cdiv(tiles, tiles_a_split), 1)
     d = tl.arange(0, PADDED)
     g = tl.arange(0, ROWS)
@@ -136,28 +136,28 @@ def decode_attention(
     softcap: float | None = None,
     window: int | None = None,
     workspace: DecodeWorkspace | None = None,
-    splits: int | None = None,
+    splits: Splits | None = None,
 ) -> Tensor:
     """See :meth:`~engine.kernels.interface.Kernels.decode_attention`."""
     rows, heads, dim = query.shape
     kv_heads, block_tokens = keys.shape[1], keys.shape[2]
     if splits is None:
-        splits = 1 if workspace is None else workspace.splits
+        splits = Splits(1 if workspace is None else workspace.splits)
     out = torch.empty_like(query)
     parts = (out, out, out, out) if workspace is None else (
         workspace.outputs, workspace.maxima, workspace.sums, workspace.arrivals
     )  # fmt: skip
-    if splits > 1 and (workspace is None or workspace.splits < splits or workspace.rows < rows):
-        raise ValueError(f"{rows} rows in {splits} parts need a workspace of that size")
+    if splits.most > 1 and (workspace is None or workspace.splits < splits.most or workspace.rows < rows):
+        raise ValueError(f"{rows} rows in {splits.most} parts need a workspace of that size")
     tile = _TILE if dim <= 128 else 32
     launch(
-        _decode_kernel, (kv_heads, rows, splits),
+        _decode_kernel, (kv_heads, rows, splits.most),
         query, keys, values, block_tables, lengths, out, *parts,
         scale, softcap or 1.0, window or 0, block_tables.stride(0), kv_heads,
         GROUP=heads // kv_heads, ROWS=max(16, triton.next_power_of_2(heads // kv_heads)),
         D=dim, PADDED=max(16, triton.next_power_of_2(dim)), BLOCK_TOKENS=block_tokens,
-        TILE=tile, SPLITS=splits, SOFTCAP=softcap is not None, WINDOW=window is not None,
-        STAGES=3 if dim <= 128 else 2, num_warps=4,
+        TILE=tile, SPLITS=splits.most, LEAST=triton.cdiv(splits.tokens, tile),
+        SOFTCAP=softcap is not None, WINDOW=window is not None, STAGES=3 if dim <= 128 else 2, num_warps=4,
         **launch_options(rows, query.device),
     )  # fmt: skip
     return out

@@ -14,6 +14,10 @@ from torch import Tensor
 
 Activation = Literal["silu", "gelu_tanh", "gelu"]
 
+#: parts of a row longer than so many tokens, where many rows are to keep all processors at work to the end
+_EVEN_PARTS = 8
+_EVEN_TOKENS = 512
+
 
 class Heads(NamedTuple):
     """The columns of a fused QKV product: all query heads, then the key heads, then the value heads."""
@@ -40,6 +44,13 @@ class Rotary(NamedTuple):
     interleaved: bool = False
 
 
+class Splits(NamedTuple):
+    """How decode attention cuts contexts: each into ``most`` parts or fewer, none but the last under ``tokens``."""
+
+    most: int
+    tokens: int = 1
+
+
 class DecodeWorkspace:
     """Scratch memory of decode attention for up to ``rows`` rows whose contexts are cut into up to ``splits`` parts.
 
@@ -57,14 +68,19 @@ class DecodeWorkspace:
         self.arrivals = torch.zeros(rows * heads.key_value, dtype=torch.int32, device=device)
 
 
-def decode_splits(rows: int, kv_heads: int, longest_tokens: int, processors: int) -> int:
-    """Into how many parts decode attention cuts a context: a power of two, at most 32.
+def decode_splits(rows: int, kv_heads: int, longest_tokens: int, processors: int) -> Splits:
+    """How decode attention cuts the contexts of so many rows: into a power of two of parts, at most 32.
 
-    Enough to give each of the ``processors`` (streaming multiprocessors) two programs, none shorter than 256 tokens.
+    Few rows are cut into enough parts to give each of the ``processors`` (streaming multiprocessors) two programs. More
+    rows would do so whole, but the longest of them would keep one processor at work when all others are done: a row
+    longer than 512 tokens is cut, into up to 8 parts. Where each processor has more than 16 programs, that is no loss.
     It depends on the bucket of rows and on the longest context that a launch may meet, not on the lengths it meets.
     """
-    wanted = min(2 * processors // max(rows * kv_heads, 1), -(-longest_tokens // 256), 32)
-    return 1 << max(wanted.bit_length() - 1, 0)
+    whole = max(rows * kv_heads, 1)
+    to_fill = max(2 * processors // whole, 1)
+    to_even = _EVEN_PARTS if whole <= 16 * processors else 1
+    wanted = min(max(to_fill, to_even), -(-longest_tokens // 256), 32)
+    return Splits(1 << max(wanted.bit_length() - 1, 0), max(_EVEN_TOKENS // to_fill, 1))
 
 
 def processors_of(device: torch.device) -> int:
@@ -137,13 +153,13 @@ class Kernels(Protocol):
         softcap: float | None = None,
         window: int | None = None,
         workspace: DecodeWorkspace | None = None,
-        splits: int | None = None,
+        splits: Splits | None = None,
     ) -> Tensor:
         """Attention of one query a row, ``query`` ``[rows, HQ, D]``, over its context, itself included.
 
         ``block_tables`` ``int32[rows, max_blocks]`` name the blocks, ``lengths`` ``int32[rows]`` count the tokens; a
         row of length 0 gives zeros. With ``window`` only the last that many tokens count. ``splits`` is how many parts
-        a context is cut into, by default as many as ``workspace`` has; 1 needs no workspace.
+        a context is cut into, by default as many as ``workspace`` has; one part needs no workspace.
         """
 
     def prefill_attention(

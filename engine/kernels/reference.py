@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from engine.kernels.interface import Activation, DecodeWorkspace, Heads, Rotary
+from engine.kernels.interface import Activation, DecodeWorkspace, Heads, Rotary, Splits
 from engine.sampling import gumbel_noise
 
 
@@ -110,7 +110,7 @@ def decode_attention(
     softcap: float | None = None,
     window: int | None = None,
     workspace: DecodeWorkspace | None = None,
-    splits: int | None = None,
+    splits: Splits | None = None,
 ) -> Tensor:
     """See :meth:`~engine.kernels.interface.Kernels.decode_attention`. ``splits`` changes nothing here."""
     output = torch.zeros_like(query)

@@ -17,6 +17,7 @@ from engine.executors import FusedExecutor, PaddedExecutor, PagedExecutor, build
 from engine.executors.base import DeviceTimer
 from engine.fused.device import FusedDevice
 from engine.fused.graphs import DecodeSteps
+from engine.kernels import Splits
 from engine.loop import EngineLoop, TokenOutput
 from engine.models import LoadedModel, loaded
 from scheduler.config import ConfigError, SchedulerConfig
@@ -279,15 +280,15 @@ def test_contexts_are_cut_as_well_where_no_graph_is_large_enough(
     reference: Any, monkeypatch: pytest.MonkeyPatch, graphs: tuple[int, ...], expected: dict[int, int]
 ) -> None:
     """A step of more rows than any graph has, or without graphs, is cut as the next of the usual sizes is."""
-    monkeypatch.setattr("engine.fused.graphs.decode_splits", lambda rows, *_: 16 // rows)
+    monkeypatch.setattr("engine.fused.graphs.decode_splits", lambda rows, *_: Splits(16 // rows))
     model = on_device(reference("qwen2"))
     executor = FusedExecutor(model, kv_tokens=64, max_running=7, graph_rows=graphs)
     cut: dict[int, int] = {}
 
     def forward(step: Any, _cache: Any) -> torch.Tensor:
-        cut[len(step.ids)] = step.rows.splits
+        cut[len(step.ids)] = step.rows.splits.most
         workspace = step.rows.workspace
-        assert len(step.ids) * step.rows.splits <= workspace.rows * workspace.splits
+        assert len(step.ids) * step.rows.splits.most <= workspace.rows * workspace.splits
         return torch.zeros(len(step.ids), model.hidden, device=DEVICE)
 
     monkeypatch.setattr(executor.decoder, "forward", forward)

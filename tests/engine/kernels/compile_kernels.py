@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from engine.kernels import DecodeWorkspace, Heads, Rotary, hopper, skinny
+from engine.kernels import DecodeWorkspace, Heads, Rotary, Splits, hopper, skinny
 from engine.kernels import compiled as kernels
 
 #: shared memory that a block may have on an A100 and on an H100 (CUDA C++ programming guide, compute capabilities)
@@ -109,7 +109,7 @@ def call_attention(dtype: torch.dtype, heads: Heads) -> None:
     query, tables = _zeros(dtype, 64, heads.query, heads.dim), _zeros(torch.int32, 64, 8)
     workspace = DecodeWorkspace(64, heads, 4, torch.device("cpu"))
     for splits, window, softcap in ((1, None, None), (4, 100, 30.0)):
-        kernels.decode_attention(query, keys, values, tables, _zeros(torch.int32, 64), scale=0.1, splits=splits,
+        kernels.decode_attention(query, keys, values, tables, _zeros(torch.int32, 64), scale=0.1, splits=Splits(splits),
                                  window=window, softcap=softcap, workspace=workspace)  # fmt: skip
     chunk = (_zeros(torch.int32, 1), _zeros(torch.int32, 2))
     for longest, window, softcap in ((64, None, None), (4096, None, None), (64, 100, 30.0)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.kernels import DecodeWorkspace, Heads, Rotary, kernels_for, reference
+from engine.kernels import DecodeWorkspace, Heads, Rotary, Splits, kernels_for, reference
 
 pytest.importorskip("triton")
 
@@ -94,13 +94,13 @@ def test_rotate_and_store(dims: int, dim: int, interleaved: bool, extras: bool) 
 
 
 @pytest.mark.parametrize("block_tokens", [16, 64])
-@pytest.mark.parametrize("splits", [1, 3, 8])
+@pytest.mark.parametrize("splits", [Splits(1), Splits(3), Splits(8), Splits(8, 100)])
 @pytest.mark.parametrize(
     ("heads", "softcap", "window"),
     [(Heads(2, 2, 32), None, None), (Heads(6, 2, 24), None, 70), (Heads(4, 1, 16), 2.0, None)],
 )
 def test_decode_attention(
-    heads: Heads, softcap: float | None, window: int | None, splits: int, block_tokens: int
+    heads: Heads, softcap: float | None, window: int | None, splits: Splits, block_tokens: int
 ) -> None:
     cache = Cache([1, 64, 65, 0, 200, 129], heads.key_value, heads.dim, block_tokens)
     query = normal(6, heads.query, heads.dim)
