@@ -83,7 +83,7 @@ FLAGS_OF_MODE = {
 #: what a recording of costs leaves open: the rest of a real run is its plan's to say
 RECORDING_FLAGS = _ENGINE | _RECORDING | {
     "tp", "layout", "max_running", "max_prefill_tokens", "kv_tokens", "block_tokens", "graph_rows", "graph_tokens",
-    "seed", "out", "name", "config", "dry_run", "quiet",
+    "overlap", "seed", "out", "name", "config", "dry_run", "quiet",
 }  # fmt: skip
 
 

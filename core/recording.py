@@ -2,7 +2,8 @@
 
 The loop and the scheduler are the usual ones, on requests of random token ids. What is unusual is who hands them in:
 not a workload with its times, but a plan that waits for the steps it wants, and aborts requests to have fewer rows. No
-step overlaps another, so that the host's time shows.
+step overlaps another, so that the host's time shows. With ``overlap`` the plan is played a second time, each step
+planned and launched while one runs: then the device does not wait for its launches, and its time is less.
 
 How much is recorded follows from what the device can do in ``budget_s`` seconds. A pilot finds the prompt tokens that
 it computes in a second, and the time that a decode step takes, by its rows. The run's KV memory is what a tenth of the
@@ -99,6 +100,7 @@ class Scale:
     """of the run, with its KV memory"""
     pilot: Pilot
     budget_s: float
+    """for the plan, each time it is played"""
     context_tokens: int
     """the longest context"""
 
@@ -119,6 +121,7 @@ def recording_config(config: SchedulerConfig) -> SchedulerConfig:
 
 def scale_of(config: SchedulerConfig, pilot: Pilot, budget_s: float) -> Scale:
     """The scale of a recording under ``config``, whose KV memory is the device's."""
+    budget_s /= 1 + config.overlap
     block, longest = config.block_tokens, pilot.longest_prompt
     wanted = max(int(0.1 * budget_s * pilot.tokens_per_s), 2 * longest, 4 * SHORTEST_CONTEXT)
     wanted = min(wanted, max(MOST_TOKENS_A_ROW * config.max_running, 2 * config.context_tokens))
@@ -166,7 +169,7 @@ def run_pilot(
     longest = min(config.max_prefill_tokens, config.context_tokens - 1)
     needed = (longest + 32 * config.max_running) // config.block_tokens * config.block_tokens
     memory = max(config.block_tokens, min(config.kv_tokens, needed))
-    scheduler = Scheduler(replace(config, kv_tokens=memory, graph_rows=()), watch)
+    scheduler = Scheduler(replace(config, kv_tokens=memory, graph_rows=(), overlap=False), watch)
     loop = make_loop(scheduler)
     for attempt in range(2):
         watch.decodes.clear()
@@ -218,8 +221,17 @@ class Recording:
 
         The loop's scheduler has an observer from :meth:`watching`.
         """
-        self._loop, watch = loop, self._watch
-        config = self.scale.config
+        self._loop = loop
+        try:
+            for overlap in (False, True)[: 1 + self.scale.config.overlap]:
+                loop.overlap = overlap
+                self._play("overlapped, " if overlap else "")
+        except KeyboardInterrupt:
+            loop.abort_all()
+            raise
+
+    def _play(self, title: str) -> None:
+        config, watch = self.scale.config, self._watch
         parts: list[tuple[str, float, Callable[[], None]]] = [
             ("prompts", 2, self._prompts),
             ("prompts behind long contexts", 2, self._behind_contexts),
@@ -235,19 +247,15 @@ class Recording:
             if 3 * context <= self.scale.context_tokens
         ]
         end_s = self._clock() + self.scale.budget_s
-        try:
-            for place, (name, weight, part) in enumerate(parts):
-                before = watch.steps
-                left = sum(weight for _, weight, _ in parts[place:])
-                now_s = self._clock()
-                self._part_s = max(0.0, end_s - now_s) * weight / left
-                self._deadline_s = now_s + self._part_s
-                part()
-                self._drain()
-                self.notes.append(f"{name}: {watch.steps - before} steps in {self._clock() - now_s:.1f} s")
-        except KeyboardInterrupt:
-            loop.abort_all()
-            raise
+        for place, (name, weight, part) in enumerate(parts):
+            before = watch.steps
+            left = sum(weight for _, weight, _ in parts[place:])
+            now_s = self._clock()
+            self._part_s = max(0.0, end_s - now_s) * weight / left
+            self._deadline_s = now_s + self._part_s
+            part()
+            self._drain()
+            self.notes.append(f"{title}{name}: {watch.steps - before} steps in {self._clock() - now_s:.1f} s")
 
     # -- the parts
 

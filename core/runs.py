@@ -453,7 +453,9 @@ class Session:
         config = self.real_config(case, plain=True)
         memory = self.memory(config)
         # as much as there is, however few sequences are to run
-        config = recording_config(replace(config, kv_tokens=self.args.kv_tokens or memory.room_tokens))
+        config = recording_config(
+            replace(config, kv_tokens=self.args.kv_tokens or memory.room_tokens, overlap=self.args.overlap)
+        )
         self.engine.started = None  # the pilot and the recording have their own
         pilot = run_pilot(self._loop, config, model.vocab, budget_s)
         scale = scale_of(config, pilot, budget_s)

@@ -205,7 +205,8 @@ class EngineLoop:
         #: why nothing can be run any more, once the device has failed
         self.broken: str | None = None
         config = scheduler.config
-        self._overlap = config.overlap
+        #: whether the next step is planned while one runs; what changes it between two steps settles the second
+        self.overlap = config.overlap
         self._hashed_block_tokens = config.block_tokens if config.prefix_cache else None
         self._inbox: deque[Generation | Abort | Call] = deque()
         #: held while something is put in, so that nothing is when the loop is broken; reentrant, since a collection of
@@ -369,7 +370,7 @@ class EngineLoop:
                 return False
             if not self._running:
                 return True  # memory was too short for it
-            if self._overlap:
+            if self.overlap:
                 self._plan()
                 if self._planned is not None and self.executor.launches_ahead and not self._waits_for_tokens():
                     self._launch()

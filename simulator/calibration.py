@@ -108,9 +108,11 @@ def errors_on(profile: Profile, rooflines: Mapping[Layout, SharedRoofline]) -> d
 
 
 def _measured(profile: Profile) -> pd.DataFrame:
-    """The steps that moved no KV, and were not lost."""
+    """The steps that moved no KV, and were not lost; of those, where there are any, the ones that overlap none."""
     steps = profile.steps
-    return steps[(steps["swapped_tokens"] == 0) & (steps["device_ns"] > 0)]
+    steps = steps[(steps["swapped_tokens"] == 0) & (steps["device_ns"] > 0)]
+    alone = steps["overlap"] == 0
+    return steps[alone] if alone.any() else steps
 
 
 class _Group(NamedTuple):

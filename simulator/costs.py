@@ -57,6 +57,14 @@ DecodeLine = tuple[float, float, float, int]
 
 
 @runtime_checkable
+class TellsOverlap(Protocol):
+    """A cost model that has other costs for steps that are planned while another runs."""
+
+    def overlapped(self) -> CostModel:
+        """The costs of such steps."""
+
+
+@runtime_checkable
 class LinearDecode(Protocol):
     """A cost model whose decode steps, other things equal, lie on a line: a short stretch needs no arrays."""
 

@@ -8,7 +8,8 @@ do.
 
 from __future__ import annotations
 
-from typing import Protocol
+from copy import copy
+from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,12 @@ class Jitter:
         self._costs = costs
         self._device = stream_start(seed, replica, _DEVICE)
         self._host = stream_start(seed, replica, _HOST)
+
+    def around(self, costs: CostModel) -> Jitter:
+        """The same draws, from the spreads of other costs."""
+        other = copy(self)
+        other._costs = cast(SpreadCosts, costs)
+        return other
 
     def times(self, columns: StepColumns, first: int, device: PerStep, host: PerStep) -> tuple[PerStep, PerStep]:
         """What the steps of ``columns`` take, the first of which is step ``first`` of the run."""

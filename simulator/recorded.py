@@ -1,15 +1,19 @@
 """Step costs fitted to a recorded run: device and host time apart, from that run's ``steps.csv``.
 
 A fit for each layout and kind of step, on the steps that moved no KV. What steps that did move some took longer than
-their fit says is the time of the swap: so many nanoseconds a token on each layout. A step that was planned while the
-one before ran shows only the host time that the device's did not hide, and is left out of the fits of host time.
+their fit says is the time of the swap: so many nanoseconds a token on each layout.
+
+A step that was planned while the one before ran is another kind of step. Its device time is less, since it was launched
+before the device was free, and of its host time only what the device's did not hide can be seen. Where both were
+recorded, steps that overlap are costed by the device time of such steps, and by the host time of the others to which
+that of launching them comes: see :meth:`RecordedCosts.overlapped`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +53,10 @@ class RecordedCosts:
     """of the recordings"""
     device: dict[Key, StepCost]
     host: dict[Key, StepCost]
+    overlapped_device: dict[Key, StepCost] = field(default_factory=dict)
+    """of steps that were planned and launched while another ran, where there were enough"""
+    overlapped_host: dict[Key, StepCost] = field(default_factory=dict)
+    """what the host does for such a step, its launch too"""
     swap_token_ns: dict[str, float] = field(default_factory=dict)
     graph_rows: tuple[int, ...] = ()
     """of the graphs that the recorded decode steps ran as"""
@@ -68,6 +76,11 @@ class RecordedCosts:
         """Those that steps were recorded on."""
         return sorted({layout for layout, _ in self.device})
 
+    def overlapped(self) -> RecordedCosts:
+        """The costs of steps that are planned while another runs: these ones, where no such steps were recorded."""
+        device, host = {**self.device, **self.overlapped_device}, {**self.host, **self.overlapped_host}
+        return replace(self, device=device, host=host, overlapped_device={}, overlapped_host={})
+
     def standing_in(self, layout: Layout) -> RecordedCosts:
         """These costs, with those of another layout for ``layout``: what was recorded on neither is a guess."""
         (other, *_) = self.layouts
@@ -78,6 +91,7 @@ class RecordedCosts:
         swaps = {layout if place == other else place: ns for place, ns in self.swap_token_ns.items()}
         return replace(
             self, device=moved(self.device), host=moved(self.host), most=moved(self.most), least=moved(self.least),
+            overlapped_device=moved(self.overlapped_device), overlapped_host=moved(self.overlapped_host),
             swap_token_ns=swaps,
         )  # fmt: skip
 
@@ -103,13 +117,20 @@ class RecordedCosts:
         """Which form each fit has, and how good it is, for the manifest: "device paged decode" and so on."""
         return {
             f"{what} {layout} {kind}": _told(cost)
-            for what, fits in (("device", self.device), ("host", self.host))
+            for what, fits in (
+                ("device", self.device),
+                ("host", self.host),
+                ("overlapped device", self.overlapped_device),
+                ("overlapped host", self.overlapped_host),
+            )
             for (layout, kind), cost in fits.items()
         }
 
     def floors(self, layout: Layout, overlap: bool = False) -> Floors:
         """What no step can be faster than; see :class:`~simulator.bounds.FlooredCosts`. :class:`CostError` if a kind of
         step was not recorded."""
+        if overlap and self.overlapped_device:
+            return self.overlapped().floors(layout, overlap)
         self.require(layout)
         floors: Floors = {}
         for kind in sorted(kind for recorded, kind in self.device if recorded == layout):
@@ -186,8 +207,15 @@ def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: byt
     ``about`` has the hardware's ``kv_tokens``, its model's ``context_tokens`` and the ``graph_rows`` that decode steps
     ran as, and whatever else is to be told of them; ``data`` is what the steps were read from.
     """
-    device = _fits(steps, "device_ns", "swapped_tokens", CANDIDATES)
-    host = _fits(steps, "host_ns", "overlap", (LINEAR,))
+    still = steps[steps["swapped_tokens"] == 0]
+    overlapped, alone = (dict(_groups(still[(still["overlap"] > 0) == yes])) for yes in (True, False))
+    launching, launched = (_fits(groups, "device_ns", CANDIDATES) for groups in (alone, overlapped))
+    host = _fits(dict(_groups(steps[steps["overlap"] == 0])), "host_ns", (LINEAR,))
+    at_work = _fits(
+        {key: group.assign(busy_ns=group["host_ns"] + group["launch_ns"]) for key, group in alone.items()
+         if key in launching and key in launched}, "busy_ns", (LINEAR,),
+    )  # fmt: skip
+    device = {**launched, **launching}
     if not device:
         raise CostError(f"{name}: fewer than {FEWEST_STEPS} steps of any kind were recorded; record a longer run")
     return RecordedCosts(
@@ -197,6 +225,8 @@ def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: byt
         sha256=hashlib.sha256(data).hexdigest(),
         device=device,
         host=host,
+        overlapped_device={key: cost for key, cost in launched.items() if key in launching},
+        overlapped_host=at_work,
         swap_token_ns=_swaps(steps, device),
         graph_rows=tuple(about.get("graph_rows") or ()),
         graph_tokens=tuple(about.get("graph_tokens") or ()),
@@ -236,13 +266,15 @@ def _told(cost: StepCost) -> dict[str, Any]:
     return told
 
 
-def _fits(steps: pd.DataFrame, target: str, disturbed_by: str, candidates: Sequence[Candidate]) -> dict[Key, StepCost]:
-    """A fit for each layout and kind of which there are steps enough, without those where ``disturbed_by`` is not 0."""
-    return {
-        (str(layout), str(kind)): fit(str(kind), group, group[target].to_numpy(np.float64), candidates)
-        for (layout, kind), group in steps[steps[disturbed_by] == 0].groupby(["layout", "kind"])
-        if len(group) >= FEWEST_STEPS
-    }
+def _groups(steps: pd.DataFrame) -> Iterator[tuple[Key, pd.DataFrame]]:
+    """The steps of each layout and kind of which there are enough."""
+    for (layout, kind), group in steps.groupby(["layout", "kind"]):
+        if len(group) >= FEWEST_STEPS:
+            yield (str(layout), str(kind)), group
+
+
+def _fits(groups: Mapping[Key, pd.DataFrame], target: str, candidates: Sequence[Candidate]) -> dict[Key, StepCost]:
+    return {key: fit(key[1], group, group[target].to_numpy(np.float64), candidates) for key, group in groups.items()}
 
 
 def _swaps(steps: pd.DataFrame, fits: dict[Key, StepCost]) -> dict[str, float]:

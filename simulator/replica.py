@@ -16,7 +16,7 @@ from simpy.events import NORMAL, EventPriority
 from scheduler.plan import Ends, StepOutcome, StepPlan
 from scheduler.request import Request
 from scheduler.scheduler import Scheduler
-from simulator.costs import CostModel, DecodeLine, LinearDecode, PerStep
+from simulator.costs import CostModel, DecodeLine, LinearDecode, PerStep, TellsOverlap
 from simulator.jitter import Jitter
 
 #: after everything else that happens at the same time: what arrives as a step ends is seen by the next plan
@@ -95,6 +95,9 @@ class Replica:
         jitter: Jitter | None = None,
     ) -> None:
         self._env = env
+        if scheduler.config.overlap and isinstance(costs, TellsOverlap):
+            costs = costs.overlapped()
+            jitter = None if jitter is None else jitter.around(costs)
         self._costs = costs
         self._jitter = jitter
         #: what tells the line that decode steps lie on, where each takes what the costs say

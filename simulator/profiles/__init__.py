@@ -24,7 +24,17 @@ from simulator.step_cost import COST_COLUMNS
 SUFFIX = ".csv.xz"
 SCHEMA = 1
 FOLDER = Path(__file__).parent
-COLUMNS = ("layout", "kind", *COST_COLUMNS, "graph_rows", "swapped_tokens", "overlap", "device_ns", "host_ns")
+COLUMNS = (
+    "layout",
+    "kind",
+    *COST_COLUMNS,
+    "graph_rows",
+    "swapped_tokens",
+    "overlap",
+    "device_ns",
+    "host_ns",
+    "launch_ns",
+)
 #: of a recording's settings, those that costs are told with
 _SETTINGS = ("context_tokens", "block_tokens", "max_running", "max_prefill_tokens")
 #: times are kept to a tenth of a microsecond
@@ -89,7 +99,7 @@ def profile_of(folders: Iterable[Path]) -> Profile:
     steps = pd.concat([read_recorded(place) for place in places])[list(COLUMNS)].reset_index(drop=True)
     for column in COLUMNS[2:]:
         steps[column] = steps[column].astype("int64")
-    for column in ("device_ns", "host_ns"):
+    for column in ("device_ns", "host_ns", "launch_ns"):
         steps[column] = (steps[column] + _ROUND_NS // 2) // _ROUND_NS * _ROUND_NS
     return Profile(_about(manifests, steps), steps)
 

@@ -19,7 +19,8 @@ from scheduler.graphs import graph_sizes
 from scheduler.plan import StepFeatures, StepOutcome, StepPlan
 from scheduler.request import Request
 from scheduler.scheduler import Scheduler
-from simulator.fits import fit
+from simulator.fits import FEWEST_STEPS, fit
+from simulator.recorded import recorded_costs
 from simulator.roofline import RooflineCosts, roofline
 
 # small products gain nothing from threads, and lose much where other processes want the cores
@@ -50,6 +51,18 @@ def test_a_recording_has_every_kind_of_step_and_replays(tmp_path: Path) -> None:
     summary = load_run(tmp_path / "run").summary
     counted = summary["requests"]
     assert counted["submitted"] == counted["finished"] + counted["aborted"]
+
+
+def test_with_overlap_steps_of_every_kind_are_recorded_in_both_ways(tmp_path: Path) -> None:
+    steps = recorded(tmp_path / "run", "--budget-s", "3", "--max-running", "8", "--max-prefill-tokens", "64",
+                     "--kv-tokens", "1024", "--graph-rows", "1,2,4,8", "--overlap")  # fmt: skip
+    counts = steps.groupby(["kind", "overlap"])["rows"].count()
+    assert counts.index.tolist() == [(kind, way) for kind in ("decode", "mixed", "prefill") for way in (0, 1)]
+    assert counts.min() >= FEWEST_STEPS
+    assert replay_folder(tmp_path / "run") is True
+    costs = recorded_costs(tmp_path / "run")
+    assert set(costs.overlapped_device) == set(costs.device)
+    assert set(costs.overlapped_host) == set(costs.host)
 
 
 def test_padded_steps_are_recorded_too(tmp_path: Path) -> None:
@@ -105,7 +118,7 @@ def test_no_slot_of_a_padded_recording_is_longer_than_memory_has_for_all() -> No
     ("flags", "message"),
     [
         (["--record-costs", "--workload", "seed"], "--workload has no effect with --record-costs"),
-        (["--record-costs", "--overlap"], "--overlap has no effect with --record-costs"),
+        (["--record-costs", "--prefix-cache"], "--prefix-cache has no effect with --record-costs"),
         (["--record-costs", "--policy", "sjf"], "--policy has no effect with --record-costs"),
         (["--budget-s", "3"], "--budget-s is the time of a recording; give --record-costs"),
     ],
