@@ -14,10 +14,12 @@ as long as there is time. Whatever the time, each part is begun.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -46,6 +48,21 @@ SWAPS, SWAP_STEPS = 12, 200
 _ROWS_OF_TWICE_THE_TIME = 256
 #: of the memory, what prompts fill at most where nothing is to be swapped
 FILL = 0.8
+
+
+#: lengths of so many rows whose mean is the first argument, in rising order
+Lengths = Callable[[int, int], list[float]]
+
+
+def similar(mean: int, rows: int) -> list[float]:
+    """Half of the mean to one and a half."""
+    return [mean * (0.5 + place / rows) for place in range(rows)]
+
+
+def very_different(mean: int, rows: int) -> list[float]:
+    """As lengths of conversations are: lognormal, of 256 rows the longest eleven times the mean."""
+    normal = NormalDist()
+    return [mean * math.exp(normal.inv_cdf((place + 0.5) / rows) - 0.5) for place in range(rows)]
 
 
 class Watch:
@@ -235,10 +252,18 @@ class Recording:
         parts: list[tuple[str, float, Callable[[], None]]] = [
             ("prompts", 2, self._prompts),
             ("prompts behind long contexts", 2, self._behind_contexts),
-            *((f"rows of about {context:,} tokens", 2, self._sweep_of(context)) for context in self.scale.contexts),
         ]
         if config.layout == "paged" and len(self.scale.contexts) > 1:
+            first, *others = self.scale.contexts
+            parts.append((f"rows of about {first:,} tokens", 2, self._sweep_of(first)))
+            for context in others:
+                parts.append((f"rows of about {context:,} tokens", 1, self._sweep_of(context)))
+                parts.append((f"rows of {context:,} tokens on average", 1, self._sweep_of(context, very_different)))
             parts.append(("rows among which one is long", 1, self._uneven_sweep))
+        else:
+            parts += [
+                (f"rows of about {context:,} tokens", 2, self._sweep_of(context)) for context in self.scale.contexts
+            ]
         parts.append(("swaps", 1, self._swaps))
         # what a fast device has time for: contexts between those, which say how straight the fits are
         parts += [
@@ -288,22 +313,25 @@ class Recording:
                     self._submit([chunks * most + tail] * count, 1)
                     self._drain()
 
-    def _sweep_of(self, context: int) -> Callable[[], None]:
-        return lambda: self._sweep(context, ())
+    def _sweep_of(self, context: int, lengths_of: Lengths | None = None) -> Callable[[], None]:
+        return lambda: self._sweep(context, (), lengths_of=lengths_of or similar)
 
     def _uneven_sweep(self) -> None:
         longest = int(0.6 * self.scale.context_tokens)
         affordable = int(0.3 * self._part_s * self.scale.pilot.tokens_per_s)
         self._sweep(SHORTEST_CONTEXT, (max(SHORTEST_CONTEXT, min(longest, affordable)),), most_rows=64)
 
-    def _sweep(self, context: int, longer: Sequence[int], most_rows: int = 1 << 20) -> None:
+    def _sweep(
+        self, context: int, longer: Sequence[int], most_rows: int = 1 << 20, lengths_of: Lengths = similar
+    ) -> None:
         """Rows of about ``context`` tokens, and some ``longer`` ones, decode together; then fewer and fewer of them."""
         scale, rng = self.scale, self._rng
         tokens = min(FILL * scale.config.kv_tokens - sum(longer), 0.4 * self._part_s * scale.pilot.tokens_per_s)
         rows = max(1, min(most_rows, scale.config.max_running, int(tokens / context) + len(longer)))
         affordable = next(size for size in reversed((1, *graph_sizes(rows))) if self._affords(size, context))
         rows = max(affordable, len(longer) + 1, min(2, scale.config.max_running))
-        lengths = [max(1, int(context * (0.5 + place / rows))) for place in range(rows - len(longer))]
+        longest = scale.context_tokens * 3 // 4
+        lengths = [max(1, min(int(length), longest)) for length in lengths_of(context, rows)[: rows - len(longer)]]
         rng.shuffle(lengths)
         kept = self._submit([*longer, *lengths], None)[: len(longer)]
         self._settle()

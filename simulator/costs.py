@@ -57,11 +57,15 @@ DecodeLine = tuple[float, float, float, int]
 
 
 @runtime_checkable
-class TellsOverlap(Protocol):
-    """A cost model that has other costs for steps that are planned while another runs."""
+class TellsOverlap(CostModel, Protocol):
+    """A cost model that knows what steps take which are planned while another runs."""
 
-    def overlapped(self) -> CostModel:
+    def overlapped(self) -> TellsOverlap:
         """The costs of such steps."""
+
+    def together_ns(self, columns: StepColumns, device: PerStep, host: PerStep) -> PerStep:
+        """What such a step takes of the device and of the host at once: the larger of the two, where they vary the mean
+        of it. ``device`` and ``host`` are the step's times."""
 
 
 @runtime_checkable

@@ -81,6 +81,14 @@ class RecordedCosts:
         device, host = {**self.device, **self.overlapped_device}, {**self.host, **self.overlapped_host}
         return replace(self, device=device, host=host, overlapped_device={}, overlapped_host={})
 
+    def together_ns(self, columns: StepColumns, device: PerStep, host: PerStep) -> PerStep:
+        """What steps take whose host time is hidden under the device's, or the other way round.
+
+        Host time varies: where its mean is a little less than the device's, it is more in many a step. So this is the
+        mean of the larger of the two, over the times that the host was seen to take.
+        """
+        return whole_ns(self._cost(self.host, columns).quality.larger(device, host))
+
     def standing_in(self, layout: Layout) -> RecordedCosts:
         """These costs, with those of another layout for ``layout``: what was recorded on neither is a guess."""
         (other, *_) = self.layouts

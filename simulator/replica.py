@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from bisect import bisect_left
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import simpy
 from simpy.events import NORMAL, EventPriority
 
-from scheduler.plan import Ends, StepOutcome, StepPlan
+from scheduler.plan import Ends, StepColumns, StepOutcome, StepPlan
 from scheduler.request import Request
 from scheduler.scheduler import Scheduler
 from simulator.costs import CostModel, DecodeLine, LinearDecode, PerStep, TellsOverlap
@@ -95,9 +95,14 @@ class Replica:
         jitter: Jitter | None = None,
     ) -> None:
         self._env = env
+        #: what a step takes of the device and of the host at once
+        self._together: Callable[[StepColumns, PerStep, PerStep], PerStep] = _larger
         if scheduler.config.overlap and isinstance(costs, TellsOverlap):
             costs = costs.overlapped()
-            jitter = None if jitter is None else jitter.around(costs)
+            if jitter is None:
+                self._together = costs.together_ns
+            else:
+                jitter = jitter.around(costs)
         self._costs = costs
         self._jitter = jitter
         #: what tells the line that decode steps lie on, where each takes what the costs say
@@ -284,8 +289,9 @@ class Replica:
             start_ns = self.now_ns
             device, host = self._times(plan)
             # if nothing ran while it was planned, the first step's shorter part is not hidden
-            alone_ns = 0 if overlapped else _first(device) + _first(host) - _first(_larger(device, host))
-            self._ends, self._stretch = _ends(plan, start_ns + alone_ns, _larger(device, host)), plan
+            both = self._together(plan.columns(), device, host)
+            alone_ns = 0 if overlapped else _first(device) + _first(host) - _first(both)
+            self._ends, self._stretch = _ends(plan, start_ns + alone_ns, both), plan
             if not self._endures():
                 return False
             if len(self._ends) > 1:
@@ -347,7 +353,7 @@ def _scaled(each: PerStep, factor: float) -> PerStep:
     return scaled
 
 
-def _larger(device: PerStep, host: PerStep) -> PerStep:
+def _larger(_columns: StepColumns, device: PerStep, host: PerStep) -> PerStep:
     if isinstance(device, int) and isinstance(host, int):
         return max(device, host)
     larger: npt.NDArray[np.int64] = np.maximum(device, host)

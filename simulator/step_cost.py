@@ -172,6 +172,20 @@ class Quality:
     interrupted_ns: float = 0.0
     spread: tuple[float, ...] = (1.0,)
 
+    def larger(self, other: Any, mean: Any) -> Any:
+        """Mean of the larger of ``other`` and of a time that is ``mean`` on average and spread as these are."""
+        shares, means = self._larger
+        share = np.asarray(other) / np.maximum(mean, 1)
+        # at least the one and the other: rounded, the mean of the spread is not quite 1
+        found = np.maximum(np.maximum(np.interp(share, shares, means) * mean, other), mean)
+        return found if found.ndim else float(found)
+
+    @cached_property
+    def _larger(self) -> tuple[Floats, Floats]:
+        """What the mean of the larger is for a constant of each value of the spread; straight between them."""
+        spread = np.array(self.spread)
+        return spread, np.maximum(spread[:, None], spread[None, :]).mean(axis=1)
+
 
 @dataclass(frozen=True)
 class StepCost:

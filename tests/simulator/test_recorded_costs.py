@@ -15,6 +15,7 @@ import pytest
 from scheduler.plan import Kind, Layout, StepColumns, StepFeatures
 from simulator.costs import CostError
 from simulator.recorded import FEWEST_STEPS, recorded_costs
+from simulator.step_cost import Quality
 
 #: nanoseconds by (layout, kind): a constant, and a weight for each linear slot and each KV column
 KNOWN: dict[tuple[Layout, Kind], tuple[int, int, int]] = {
@@ -254,13 +255,42 @@ def test_host_time_that_overlap_hid_is_not_taken_for_all_of_it(tmp_path: Path, r
     hidden = [row | {"overlap": 1, "host_ns": 0} for row in rows]
     costs = recorded_costs(write(tmp_path / "both", seen + hidden))
     assert costs.host_ns(columns_of(rows[0])) == pytest.approx(HOST_NS, rel=1e-6)
-    assert costs.device["paged", "decode"].quality.steps == 120
+    assert costs.device["paged", "decode"].quality.steps == 60
     costs = recorded_costs(write(tmp_path / "hidden", hidden))
     assert costs.device_ns(columns_of(rows[0])) == pytest.approx(rows[0]["device_ns"], rel=1e-6)
     with pytest.raises(CostError, match=r"hides the host time of paged prefill steps .* record a run without"):
         costs.host_ns(columns_of(rows[0]))
     with pytest.raises(CostError, match="hides the host time"):
         costs.require("paged")
+
+
+def test_steps_that_overlap_are_costed_by_such_steps(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    """Launched while another runs, a step takes less of the device, and of the host what launching it takes too."""
+    alone = [row | {"overlap": 0, "launch_ns": 300_000} for row in rows]
+    hidden = [
+        row | {"launch_ns": 0} | {"overlap": 1, "host_ns": 0, "device_ns": row["device_ns"] - 200_000} for row in alone
+    ]
+    costs = recorded_costs(write(tmp_path, alone + hidden))
+    for row in rows:
+        columns = columns_of(row)
+        assert costs.device_ns(columns) == pytest.approx(row["device_ns"], rel=1e-6)
+        assert costs.host_ns(columns) == pytest.approx(HOST_NS, rel=1e-6)
+        assert costs.overlapped().device_ns(columns) == pytest.approx(row["device_ns"] - 200_000, rel=1e-6)
+        assert costs.overlapped().host_ns(columns) == pytest.approx(HOST_NS + 300_000, rel=1e-6)
+    assert costs.overlapped().overlapped() == costs.overlapped()
+    floors = costs.floors("paged", overlap=True)["decode"]
+    assert max(floor.step_ns for floor in floors) == pytest.approx(9_030_000 - 200_000, rel=0.01)
+
+
+def test_the_larger_of_two_times_counts_the_steps_in_which_the_other_is() -> None:
+    quality = Quality(4, 0.0, spread=(0.5, 0.5, 1.0, 2.0))
+    draws = np.array(quality.spread)
+    for other in (0, 100, 600, 1000, 1500, 5000):
+        assert quality.larger(other, 1000) == pytest.approx(np.maximum(draws * 1000, other).mean())
+    several = quality.larger(np.array([0, 600]), np.array([1000, 1000]))
+    assert several.tolist() == [quality.larger(0, 1000), quality.larger(600, 1000)]
+    assert quality.larger(700, 0) == 700
+    assert Quality(1, 0.0).larger(300, 200) == 300
 
 
 def test_files_from_before_swaps_and_overlap_are_read(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
