@@ -15,6 +15,7 @@ from typing import Any
 
 from core.arguments import DEFAULT_BUDGET_S, UsageError, parse_arguments
 from core.claims import experiment as claims
+from core.claims.runs import ROUNDS
 from core.cluster import ClusterSetup, cluster_setup
 from core.costs import read_costs, settle_block_tokens
 from core.folders import experiment_folders, open_folder, replay_folder, write_experiment
@@ -323,8 +324,8 @@ def _validate_claims(args: argparse.Namespace, command: str) -> int:
     folder: Path = args.out or open_folder(args, "claims")
     experiment = claims.Experiment(args, command, folder)
     if args.dry_run:
-        print(f"would run {len(experiment.runs)} runs {experiment.rounds} times: "
-              f"{', '.join(run.name for run in experiment.runs)}")  # fmt: skip
+        names = ", ".join(run.name for run in experiment.runs)
+        print(f"would run {len(experiment.runs)} runs up to {ROUNDS} times: {names}")
         return OK
 
     def say(line: str) -> None:

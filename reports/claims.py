@@ -32,7 +32,7 @@ Relation = Literal["at least", "at most", "above", "below", "equal"]
 #: ``beside``: shown, and not judged by
 Kind = Literal["literal", "favourable", "realistic", "beside"]
 Outcome = Literal["true", "false", "rounds disagree", "not measured"]
-Verdict = Literal["holds", "holds in part", "does not hold", "not measured"]
+Verdict = Literal["holds", "holds in part", "does not hold", "not decided", "not measured"]
 
 _SIGNS = {"at least": "≥", "at most": "≤", "above": ">", "below": "<", "equal": "="}
 _METS: dict[Relation, Callable[[float, float, float], bool]] = {
@@ -264,19 +264,21 @@ class Answer:
             return "not measured"
         if all(outcome == "true" for outcome in outcomes):
             return "holds"
-        return "does not hold" if all(outcome == "false" for outcome in outcomes) else "holds in part"
+        if "true" in outcomes:
+            return "holds in part"
+        return "does not hold" if all(outcome == "false" for outcome in outcomes) else "not decided"
 
     def condition(self) -> str:
-        """Of a claim that holds in part: under which readings; else how many were judged."""
+        """Under which readings it is true, if not under all; on which rounds disagree; what was not measured."""
         counted = [one for one in self.judged if one.reading.counts]
         true = [one.reading.text for one in counted if one.outcome == "true"]
         open_ = [one.reading.text for one in counted if one.outcome == "rounds disagree"]
         missing = sum(one.outcome == "not measured" for one in counted)
         parts = []
         if self.verdict == "holds in part":
-            parts.append(f"true only for: {'; '.join(true)}" if true else "true in no reading for every round")
-            if open_:
-                parts.append(f"rounds disagree on: {'; '.join(open_)}")
+            parts.append(f"true only for: {'; '.join(true)}")
+        if open_:
+            parts.append(f"rounds disagree on: {'; '.join(open_)}")
         if missing:
             parts.append(f"{missing} of {len(counted)} readings not measured")
         return ". ".join(parts)

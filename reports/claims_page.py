@@ -29,8 +29,10 @@ EXPERIMENT_LEAD = (
     "throughput is above that of arrival order (fcfs) on the same layout and batching in every round, and costs if in "
     "none."
 )
-_CHIPS = {"holds": "good", "true": "good", "holds in part": "note", "rounds disagree": "note", "does not hold": "bad",
-          "false": "bad", "not measured": "plain", "pays": "good", "costs": "bad", "–": "plain"}  # fmt: skip
+_CHIPS = {
+    "holds": "good", "true": "good", "pays": "good", "holds in part": "note", "rounds disagree": "note",
+    "not decided": "note", "does not hold": "bad", "false": "bad", "costs": "bad", "not measured": "plain", "–": "plain",
+}  # fmt: skip
 _READINGS = ("reading", "kind", "machine", "before", "after", "claimed", "measured", "n", "outcome")
 _CONTRASTS = ("layout", "batching", "policy", "prefill waste", "decode waste", "rows a step", "tok/s", "over fcfs",
               "mean E2E over fcfs", "n", "throughput", "latency")  # fmt: skip

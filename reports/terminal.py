@@ -233,7 +233,13 @@ def print_reproduction(findings: Sequence[Findings], *, quiet: bool = False, con
 def print_claims(answers: Sequence[Answer], *, quiet: bool = False, console: Console | None = None) -> None:
     """Every claim with its verdict."""
     out = terminal(quiet, console)
-    styles = {"holds": "green", "holds in part": "yellow", "does not hold": "bold red", "not measured": "dim"}
+    styles = {
+        "holds": "green",
+        "holds in part": "yellow",
+        "does not hold": "bold red",
+        "not decided": "yellow",
+        "not measured": "dim",
+    }
     for found in answers:
         claim = found.claim
         out.print(Text.assemble((f"{found.verdict:13}", styles[found.verdict]), f"  {claim.title}: {claim.claimed}"))

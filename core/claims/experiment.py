@@ -20,7 +20,7 @@ from core.claims.claims import CLAIMS, reckoned, runs_of
 from core.claims.figures import figures_of, samples_of
 from core.claims.gpu import watch_of
 from core.claims.loads import FULL, QUARTER, SCALES, Scale
-from core.claims.runs import A100, CELLS, ClaimRun, needed
+from core.claims.runs import A100, CELLS, ROUNDS, ClaimRun, needed
 from core.costs import read_costs
 from core.folders import JOURNAL_FILE
 from core.provenance import git_commit, hardware, versions
@@ -33,8 +33,6 @@ from scheduler.errors import ConfigError, unknown_name
 PLAN_FILE = "plan.json"
 FIGURES_FILE = "figures.json"
 CLAIMS_FILE, CLAIMS_TABLE, CLAIMS_TEXT, CLAIMS_PAGE = "claims.json", "claims.csv", "claims.md", "report.html"
-#: rounds of every run, where there is time
-ROUNDS = 3
 #: seconds of a command, the model loaded: on a CPU, and on a GPU, which others wait for
 BUDGET_S = {"cpu": 900.0, "cuda": 450.0}
 #: less than this is not begun with
@@ -121,10 +119,6 @@ class Experiment:
         self._scale: Scale | None = None
         self._begun_s = time.monotonic()
 
-    @property
-    def rounds(self) -> int:
-        return ROUNDS
-
     def start(self) -> None:
         """Load the model, and settle how large the runs are; refuse a folder of another model or seed."""
         model = self._session(self.runs[0], 0).model() if self.runs else None
@@ -170,9 +164,9 @@ class Experiment:
         A run that took longer in the round before than there is time left is left out. Raises :class:`BrokenRunError`.
         """
         whole = True
-        for round_ in range(self.rounds):
+        for round_ in range(ROUNDS):
             for place, run in enumerate(self.runs, 1):
-                if self.kept.read(run.name, round_) is not None:
+                if round_ >= run.rounds or self.kept.read(run.name, round_) is not None:
                     continue
                 before = self.kept.read(run.name, round_ - 1) if round_ else None
                 takes_s = LEAST_S if before is None else float(before["seconds"])

@@ -26,11 +26,13 @@ SHARED, SHARED_BLOCK = 128, 64
 
 @dataclass(frozen=True)
 class Scale:
-    """The size of all runs. ``divisor`` of all lengths; ``threshold_s`` stands for the seed's 60 s."""
+    """The size of all runs. ``divisor`` of all lengths; ``threshold_s`` stands for the seed's 60 s; ``burst``: requests
+    that are there at once."""
 
     name: str
     divisor: int
     threshold_s: float
+    burst: int
 
     def tokens(self, unscaled: int) -> int:
         """A length at this size."""
@@ -44,14 +46,14 @@ class Scale:
         """What a reader must know of it."""
         lengths = "as the seed has them" if self.divisor == 1 else f"a {_ORDINALS[self.divisor]} of the seed's"
         return (
-            f"inputs {self.uniform(INPUTS)} tokens ({lengths}), outputs {self.uniform(OUTPUTS)}, temperature 0.7; the "
-            f"seed's 60 s threshold scaled to {self.threshold_s:g} s"
+            f"{self.burst} requests at once, inputs {self.uniform(INPUTS)} tokens ({lengths}), outputs "
+            f"{self.uniform(OUTPUTS)}, temperature 0.7; the seed's 60 s threshold scaled to {self.threshold_s:g} s"
         )
 
 
 _ORDINALS = {2: "half", 4: "quarter", 8: "eighth"}
-FULL = Scale("full", 1, 3.0)
-QUARTER = Scale("quarter", 4, 6.0)
+FULL = Scale("full", 1, 3.0, 32)
+QUARTER = Scale("quarter", 4, 6.0, 20)
 SCALES = {scale.name: scale for scale in (FULL, QUARTER)}
 
 #: rows of a load: at this size, from this seed's numbers, at so many requests a second
@@ -78,19 +80,21 @@ class Load:
 
 
 def mixed(
-    count: int, *, declared: int = 1, take: int | None = None, shared: bool = False,
+    count: int | None = None, *, declared: int = 1, take: int | None = None, shared: bool = False,
     inputs: tuple[int, int] = INPUTS, outputs: tuple[int, int] = OUTPUTS,
 ) -> Rows:  # fmt: skip
-    """``count`` requests of mixed lengths, of which the first ``take`` are played.
+    """``count`` requests of mixed lengths, by default as many as the scale's burst, of which the first ``take`` are
+    played.
 
     Each declares ``declared`` times the longest output. With ``shared`` all prompts begin with the same tokens.
     """
 
     def rows(scale: Scale, rng: random.Random, rate_per_s: float) -> list[Row]:
         prompt, output = scale.uniform(inputs), scale.uniform(outputs)
-        lengths = [(prompt.draw(rng), output.draw(rng)) for _ in range(count)]
+        requests = scale.burst if count is None else count
+        lengths = [(prompt.draw(rng), output.draw(rng)) for _ in range(requests)]
         prefix = tuple(range(1, SHARED // SHARED_BLOCK + 1)) if shared else ()
-        times = _arrivals(rng, rate_per_s, count)
+        times = _arrivals(rng, rate_per_s, requests)
         drawn = [Row(time, *length, declared * output.high, prefix_ids=prefix)
                  for time, length in zip(times, lengths, strict=True)]  # fmt: skip
         return drawn[:take]
@@ -116,23 +120,26 @@ def _arrivals(rng: random.Random, rate_per_s: float, count: int) -> list[int]:
     return plan.times_ns(count, rng)
 
 
-BURST = Load("burst", "20 requests, all at once", mixed(20))
-FEW = Load("few", "the first 5 of the 20 requests, all at once", mixed(20, take=5))
+BURST = Load("burst", "all requests at once", mixed())
+FEW = Load("few", "the first 5 of those requests, at once", mixed(take=5))
 SIXTEEN = Load("sixteen", "16 requests, all at once, so that nobody joins later", mixed(16))
 OPEN = Load("open", "34 requests, Poisson at 0.7 of what fcfs on padded carries", mixed(34), "fcfs-padded", 0.7)
 CALM = Load("calm", "12 requests, Poisson at 0.7 of what sjf-bucket on padded carries", mixed(12), "bucket-padded", 0.7)
-STREAM = Load("stream", "34 requests, Poisson at 0.7 of what fcfs on paged carries", mixed(34), "fcfs-paged", 0.7)
+STREAM = Load(
+    "stream", "34 requests, Poisson at twice what fcfs on paged carries, so that a queue forms", mixed(34),
+    "fcfs-paged", 2.0,
+)  # fmt: skip
 SHARED_STREAM = Load(
     "shared", "34 requests whose prompts begin with the same tokens, Poisson at 0.7 of what fcfs on paged carries",
     mixed(34, shared=True), "fcfs-paged", 0.7,
 )  # fmt: skip
 STARVING = Load(
     "starving", "2 long requests, and short ones that keep coming for four thresholds, more than sjf carries",
-    starving, "sjf-paged", 8.0,
+    starving, "sjf-paged", 4.5,
 )  # fmt: skip
 MEMORY = Load("memory", "40 requests, all at once, each declaring its longest output", mixed(40))
 MEMORY_DECLARED = Load("memory-declared", "the same, declaring four times the longest output", mixed(40, declared=4))
 CHURN = Load("churn", "96 requests with inputs of 32 to 128 tokens, all at once", mixed(96, inputs=(32, 128)))
 #: for the profiler, which takes down every kernel
 GLANCE = Load("glance", "6 requests, all at once", mixed(6))
-SEED = Load("seed", "the preset seed: 64 requests, inputs 128-512, outputs 64-512", mixed(64, outputs=(64, 512)))
+SEED = Load("seed", "64 requests at once, inputs 128-512, outputs 64-512", mixed(64, outputs=(64, 512)))

@@ -20,6 +20,8 @@ Where = Literal["engine", "profiled", "projected"]
 #: the seed's "NVIDIA A100 40GB PCIe" with Qwen-7B, from the recording on an H100
 A100 = "project:h100-qwen-7b:a100-40gb"
 ROWS = 16
+#: times that each run is run, where there is time
+ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,11 @@ class ClaimRun:
     threshold: bool = False
     """whether it has the ageing threshold"""
     where: Where = "engine"
+
+    @property
+    def rounds(self) -> int:
+        """How often it is run: what needs no machine, once."""
+        return 1 if self.where == "projected" else ROUNDS
 
     def settings(self, scale: Scale) -> dict[str, Any]:
         """All flags beside the policy and the layout."""
@@ -109,7 +116,7 @@ _ALL = (
     ClaimRun("memory-contiguous", "fcfs", "paged", loads.MEMORY, {"kv_pool": "contiguous"}, _PAGED_KV),
     ClaimRun("memory-contiguous-declared", "fcfs", "paged", loads.MEMORY_DECLARED, {"kv_pool": "contiguous"},
              _PAGED_KV),
-    ClaimRun("churn", "fcfs", "paged", loads.CHURN, {"max_running": 8}, _SMALL_BLOCKS),
+    ClaimRun("churn", "fcfs", "paged", loads.CHURN, {"max_running": 4}, _SMALL_BLOCKS),
     ClaimRun("one-profiled", "fcfs", "padded", loads.GLANCE, {"max_running": 1}, where="profiled"),
     ClaimRun("batch-padded-profiled", "fcfs", "padded", loads.GLANCE, where="profiled"),
     ClaimRun("batch-paged-profiled", "fcfs", "paged", loads.GLANCE, where="profiled"),
