@@ -347,7 +347,8 @@ def _validate_claims(args: argparse.Namespace, command: str) -> int:
 def _finish_claims(args: argparse.Namespace, folder: Path, results: Sequence[Results], command: str) -> None:
     """Judge what has been measured, and write it all down."""
     answers = claims.write_claims(folder, results, command)
-    terminal.print_claims(answers, quiet=args.quiet)
+    names = args.experiments or [found.claim.name for found in answers]
+    terminal.print_claims([found for found in answers if found.claim.name in names], quiet=args.quiet)
     print(f"claims: {folder / claims.CLAIMS_TEXT}, {folder / claims.CLAIMS_PAGE}")
 
 

@@ -30,8 +30,10 @@ EXPERIMENT_LEAD = (
     "none."
 )
 _CHIPS = {
-    "holds": "good", "true": "good", "pays": "good", "holds in part": "note", "rounds disagree": "note",
-    "not decided": "note", "does not hold": "bad", "false": "bad", "costs": "bad", "not measured": "plain", "–": "plain",
+    "holds": "good", "true": "good", "pays": "good",
+    "holds in part": "note", "rounds disagree": "note", "not decided": "note",
+    "does not hold": "bad", "false": "bad", "costs": "bad",
+    "not measured": "plain", "–": "plain",
 }  # fmt: skip
 _READINGS = ("reading", "kind", "machine", "before", "after", "claimed", "measured", "n", "outcome")
 _CONTRASTS = ("layout", "batching", "policy", "prefill waste", "decode waste", "rows a step", "tok/s", "over fcfs",
@@ -123,8 +125,12 @@ def _spread(spread: Spread) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    return lines + [f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |" for cells in rows]
+    cells = [_row(cells) for cells in rows]
+    return [_row(head), f"|{'---|' * len(head)}", *cells]
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
 # -- the page

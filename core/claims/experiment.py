@@ -20,7 +20,7 @@ from core.claims.claims import CLAIMS, reckoned, runs_of
 from core.claims.figures import figures_of, samples_of
 from core.claims.gpu import watch_of
 from core.claims.loads import FULL, QUARTER, SCALES, Scale
-from core.claims.runs import A100, CELLS, ROUNDS, ClaimRun, needed
+from core.claims.runs import A100, CELLS, ROUNDS, RUNS, ClaimRun, needed
 from core.costs import read_costs
 from core.folders import JOURNAL_FILE
 from core.provenance import git_commit, hardware, versions
@@ -121,9 +121,7 @@ class Experiment:
 
     def start(self) -> None:
         """Load the model, and settle how large the runs are; refuse a folder of another model or seed."""
-        model = self._session(self.runs[0], 0).model() if self.runs else None
-        if model is None:
-            return
+        model = self._session(next(iter(RUNS.values())), 0).model()
         self._begun_s = time.monotonic()
         plan = {
             "scale": (FULL if model.device.type == "cuda" else QUARTER).name, "model": model.name,

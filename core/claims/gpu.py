@@ -55,6 +55,8 @@ class Counters(Watch):
         self._handle: Any = None
         self._samples: list[Any] = []
         self._done = threading.Event()
+        #: set once the utilisation has been read
+        self.looked = threading.Event()
         self._busy: list[float] = []
         self._thread: threading.Thread | None = None
 
@@ -125,6 +127,7 @@ class Counters(Watch):
         while not self._done.wait(_EVERY_S):
             with suppress(Exception):
                 self._busy.append(float(self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu))
+                self.looked.set()
 
 
 class Kernels(Watch):

@@ -141,5 +141,5 @@ MEMORY = Load("memory", "40 requests, all at once, each declaring its longest ou
 MEMORY_DECLARED = Load("memory-declared", "the same, declaring four times the longest output", mixed(40, declared=4))
 CHURN = Load("churn", "96 requests with inputs of 32 to 128 tokens, all at once", mixed(96, inputs=(32, 128)))
 #: for the profiler, which takes down every kernel
-GLANCE = Load("glance", "6 requests, all at once", mixed(6))
-SEED = Load("seed", "64 requests at once, inputs 128-512, outputs 64-512", mixed(64, outputs=(64, 512)))
+GLANCE = Load("glance", "4 requests, all at once", mixed(4))
+SEED = Load("seed", "32 requests at once, inputs 128-512, outputs 64-512", mixed(32, outputs=(64, 512)))
