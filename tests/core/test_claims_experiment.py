@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from core.claims import experiment, gpu, loads
 from core.claims.claims import CLAIMS, reckoned, runs_of
 from core.claims.gpu import idle_figures
 from core.claims.runs import CELLS, RUNS, needed
-from reports.claims import Results, answer
+from reports.claims import Kind, Quantity, Relation, Results, answer
 from scheduler.config import SchedulerConfig
 from scheduler.scheduler import Scheduler
 
@@ -44,6 +45,8 @@ def test_every_reading_is_of_runs_that_there_are() -> None:
     without_runs = set(reckoned())
     for claim in CLAIMS.values():
         for reading in claim.readings:
+            for name, valid in (("kind", Kind), ("relation", Relation), ("quantity", Quantity)):
+                assert getattr(reading, name) in get_args(valid), reading.text
             assert set(reading.runs) <= set(RUNS) | without_runs, reading.text
         texts = [reading.text for reading in claim.readings]
         assert len(set(texts)) == len(texts), "the verdict names readings by their texts"

@@ -161,7 +161,9 @@ def test_an_experiment_says_where_a_policy_pays() -> None:
     assert contrast(Cell("padded", "iteration", "x", "missing", "plain"), measured) is None
     cells = [contrast(Cell("padded", "iteration", name, name, "plain"), measured) for name in measured]
     lines = contrast_lines([cell for cell in cells if cell is not None])
-    assert lines == ["padded, iteration: fast pays (x1.15 tok/s, x1 mean E2E); slow costs (x0.85 tok/s, x1.02 mean E2E)."]
+    assert lines == [
+        "padded, iteration: fast pays (x1.15 tok/s, x1 mean E2E); slow costs (x0.85 tok/s, x1.02 mean E2E)."
+    ]
 
 
 @pytest.mark.parametrize(
