@@ -18,7 +18,7 @@ from typing import Any
 from core.arguments import UsageError, cell_arguments
 from core.claims.claims import CLAIMS, reckoned, runs_of
 from core.claims.figures import figures_of, samples_of
-from core.claims.gpu import watch_of
+from core.claims.gpu import Blind, watch_of
 from core.claims.loads import FULL, QUARTER, SCALES, Scale
 from core.claims.runs import A100, CELLS, ROUNDS, RUNS, ClaimRun, needed
 from core.costs import read_costs
@@ -37,6 +37,8 @@ CLAIMS_FILE, CLAIMS_TABLE, CLAIMS_TEXT, CLAIMS_PAGE = "claims.json", "claims.csv
 BUDGET_S = {"cpu": 900.0, "cuda": 450.0}
 #: less than this is not begun with
 LEAST_S = 5.0
+#: seconds that are kept for a profiled run
+PROFILED_S = 12.0
 EXPERIMENT = "experiment"
 
 
@@ -117,6 +119,7 @@ class Experiment:
         self._claims, names = chosen(args.experiments)
         self.runs = needed(names)
         self._scale: Scale | None = None
+        self._rehearsed: set[str] = set()
         self._begun_s = time.monotonic()
 
     def start(self) -> None:
@@ -159,22 +162,33 @@ class Experiment:
     def play(self, said: Callable[[str], None]) -> bool:
         """Run what has not been run, round after round; ``False`` if the time did not do for all of it.
 
-        A run that took longer in the round before than there is time left is left out. Raises :class:`BrokenRunError`.
+        A run that took longer in the round before than there is time left is left out. What is profiled comes after
+        all else, since a profiler may leave something behind. Raises :class:`BrokenRunError`.
         """
+        plain = [run for run in self.runs if run.where != "profiled"]
+        profiled = [run for run in self.runs if run.where == "profiled"]
+        open_ = sum(self.kept.read(run.name, round_) is None for run in profiled for round_ in range(ROUNDS))
+        reserve_s = PROFILED_S * min(open_, len(profiled)) if self.scale is FULL else 0.0
+        whole = self._play(plain, self.budget_s - reserve_s, said)
+        return self._play(profiled, self.budget_s, said) and whole
+
+    def _play(self, runs: Sequence[ClaimRun], budget_s: float, said: Callable[[str], None]) -> bool:
         whole = True
         for round_ in range(ROUNDS):
-            for place, run in enumerate(self.runs, 1):
+            for place, run in enumerate(runs, 1):
                 if round_ >= run.rounds or self.kept.read(run.name, round_) is not None:
                     continue
                 before = self.kept.read(run.name, round_ - 1) if round_ else None
                 takes_s = LEAST_S if before is None else float(before["seconds"])
-                if self.budget_s - (time.monotonic() - self._begun_s) < takes_s or (round_ and before is None):
+                if budget_s - (time.monotonic() - self._begun_s) < takes_s or (round_ and before is None):
                     whole = False
                     continue
                 kept = self.run(run, round_)
                 self.kept.write(run.name, round_, kept)
-                said(f"round {round_ + 1}, run {place} of {len(self.runs)}, {run.name}: {kept['seconds']:.1f} s, "
-                     f"{kept['figures'].get('output_tokens_per_s', 0):,.1f} tok/s")  # fmt: skip
+                said(
+                    f"round {round_ + 1}, run {place} of {len(runs)}, {run.name}: {kept['seconds']:.1f} s, "
+                    f"{kept['figures'].get('output_tokens_per_s', 0):,.1f} tok/s"
+                )
         return whole
 
     def run(self, run: ClaimRun, round_: int) -> dict[str, Any]:
@@ -198,10 +212,18 @@ class Experiment:
         }  # fmt: skip
 
     def _on_engine(self, session: Session, case: Case, place: Path, run: ClaimRun) -> _Figures:
+        with_watch = watch_of(session.model().device, run.where == "profiled")
+        if run.where == "profiled" and isinstance(with_watch, Blind):
+            place.mkdir(parents=True)
+            return {}, {}, with_watch.absent
         requests = session.prompts(session.workload)
         config = session.real_config(case)
         session.check(config, requests)
-        with_watch = watch_of(session.model().device, run.where == "profiled")
+        if self.scale is FULL and case.layout not in self._rehearsed:
+            # kernels are compiled, and libraries choose theirs, for the shapes that a load has
+            session.measure(case, place, config, requests, report=False)
+            shutil.rmtree(place)
+            self._rehearsed.add(case.layout)
         measured = session.measure(case, place, config, requests, around=with_watch, report=False)
         if measured.interrupted:
             raise KeyboardInterrupt
