@@ -15,9 +15,10 @@ TITLE = "The seed's claims, measured"
 INTRO = (
     "Every claim of the README that this project began with, as an experiment: before and after are run on the "
     "engine, in rounds with different requests. A claim *holds* if all of its readings are true in every round, *does "
-    "not hold* if none is in any, and else *holds in part*, with the readings under which it does. A reading that the "
-    "README's words leave no choice of is *literal*; where they leave something open, there is one that is most "
-    "*favourable* to the claim and a *realistic* one. Readings *beside* explain and do not count."
+    "not hold* if none is in any, *holds in part* if some are, which are named, and is *not decided* if none is and "
+    "rounds disagree. A reading that the README's words leave no choice of is *literal*; where they leave something "
+    "open, there is one that is most *favourable* to the claim and a *realistic* one. Readings *beside* explain and do "
+    "not count."
 )
 SPREAD = (
     "Figures are means over rounds, ± the 95 % interval of the mean (Student's t); n counts rounds. Before and after "
@@ -166,8 +167,8 @@ def _verdict(machines: Sequence[Machine]) -> str:
     lines = []
     for results, answers, _ in machines:
         counts = {verdict: sum(one.verdict == verdict for one in answers) for verdict in _CHIPS}
-        said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-        lines.append(f'<p><span class="word">{escape(results.machine)}.</span> Of {len(answers)} claims: {said}.</p>')
+        said = ", ".join(f"{verdict}: {count}" for verdict, count in counts.items() if count)
+        lines.append(f'<p><span class="word">{escape(results.machine)}.</span> {len(answers)} claims. {said}.</p>')
     return f'<div class="verdict plain">{"".join(lines)}</div>'
 
 
@@ -178,24 +179,25 @@ def _overview(machines: Sequence[Machine]) -> str:
         for _, answers, _ in machines:
             one = answers[place]
             cells.append(f"<td>{chip(one.verdict, _CHIPS[one.verdict])} {escape(one.condition())}</td>")
-        rows.append(row(f'<a href="#{first.claim.name}">{escape(first.claim.title)}</a>', cells))
+        rows.append(row(f'<a href="#{first.claim.name}">{escape(first.claim.title)}</a>', cells, "words"))
     head = [("Claim", "first"), ("As claimed", ""), *((results.machine, "") for results, _, _ in machines)]
     return section("Verdicts", INTRO.replace("*", ""), table(head, rows))
 
 
 def _claim(machines: Sequence[Machine], place: int) -> str:
     claim = machines[0][1][place].claim
+    several = len(machines) > 1
     rows = []
-    for cells in _reading_rows(machines, place):
-        text, kind, machine, before, after, claimed, measured, n, outcome = cells
+    for text, kind, machine, *numbers, outcome in _reading_rows(machines, place):
         word, _, reason = outcome.partition(": ")
-        rows.append(row(escape(text), [
-            f"<td>{escape(kind)}</td>", f"<td>{escape(machine)}</td>", number_cell(before), number_cell(after),
-            number_cell(claimed), number_cell(measured), number_cell(n),
-            f"<td>{chip(word, _CHIPS[word])} {escape(reason)}</td>",
-        ]))  # fmt: skip
-    head = [(name, "first" if not number_ else "number" if 2 < number_ < 8 else "")
-            for number_, name in enumerate(_READINGS)]  # fmt: skip
+        cells = [f"<td>{escape(kind)}</td>", *([f"<td>{escape(machine)}</td>"] if several else [])]
+        cells += [*map(number_cell, numbers), f"<td>{chip(word, _CHIPS[word])} {escape(reason)}</td>"]
+        rows.append(row(escape(text), cells, "words"))
+    head = [
+        (name, "first" if not number_ else "number" if 2 < number_ < 8 else "")
+        for number_, name in enumerate(_READINGS)
+        if several or name != "machine"
+    ]
     content = f"{table(head, rows)}\n<p>{escape(claim.why)}.</p>"
     return f'<div id="{claim.name}">{section(claim.title, _lead(claim), content)}</div>'
 
