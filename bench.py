@@ -337,11 +337,13 @@ def _validate_claims(args: argparse.Namespace, command: str) -> int:
         if not experiment.play(say):
             print("bench.py: the time did not do for every round of every run; the same command goes on from here",
                   file=sys.stderr)  # fmt: skip
-    except claims.BrokenRunError as error:
+        for line in experiment.failed:
+            print(f"bench.py: error: {line}", file=sys.stderr)
+    except claims.DeviceLostError as error:
         raise _engine_errors()[0](str(error)) from error
     finally:
         _finish_claims(args, folder, [claims.results_of(folder)], command)
-    return OK
+    return FAILED if experiment.failed else OK
 
 
 def _finish_claims(args: argparse.Namespace, folder: Path, results: Sequence[Results], command: str) -> None:

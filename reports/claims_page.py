@@ -66,9 +66,11 @@ def claims_markdown(machines: Sequence[Machine], command: str) -> str:
 def _about(results: Results) -> str:
     about = results.about
     rounds = max((len(one.rounds) for one in results.measured.values()), default=0)
+    commit = about.get("git_commit")
+    at = f" Commit {str(commit)[:12]}." if commit else ""
     return (
-        f"**{results.machine}**: {about.get('hardware')}, {about.get('dtype')}, up to {rounds} rounds; "
-        f"{about.get('conditions')}. Commit {str(about.get('git_commit'))[:12]}, seed {about.get('seed')}."
+        f"**{results.machine}**: {about.get('hardware')}, {about.get('dtype')}, up to {rounds} rounds, seed "
+        f"{about.get('seed')}; {about.get('conditions')}.{at}"
     )
 
 

@@ -42,8 +42,12 @@ PROFILED_S = 12.0
 EXPERIMENT = "experiment"
 
 
-class BrokenRunError(Exception):
-    """A run ended early; the message is one line."""
+class RunFailedError(Exception):
+    """A run ended early, or could not begin; the message is one line."""
+
+
+class DeviceLostError(Exception):
+    """The device failed, and nothing more can be run on it; the message is one line."""
 
 
 def chosen(names: Sequence[str] | None) -> tuple[list[Claim], list[str]]:
@@ -120,6 +124,8 @@ class Experiment:
         self.runs = needed(names)
         self._scale: Scale | None = None
         self._rehearsed: set[str] = set()
+        #: runs that could not be run to their ends, and why
+        self.failed: list[str] = []
         self._begun_s = time.monotonic()
 
     def start(self) -> None:
@@ -163,7 +169,8 @@ class Experiment:
         """Run what has not been run, round after round; ``False`` if the time did not do for all of it.
 
         A run that took longer in the round before than there is time left is left out. What is profiled comes after
-        all else, since a profiler may leave something behind. Raises :class:`BrokenRunError`.
+        all else, since a profiler may leave something behind. A run that fails is among :attr:`failed`, and is tried
+        again by the next command. Raises :class:`DeviceLostError`.
         """
         plain = [run for run in self.runs if run.where != "profiled"]
         profiled = [run for run in self.runs if run.where == "profiled"]
@@ -183,7 +190,15 @@ class Experiment:
                 if budget_s - (time.monotonic() - self._begun_s) < takes_s or (round_ and before is None):
                     whole = False
                     continue
-                kept = self.run(run, round_)
+                try:
+                    kept = self.run(run, round_)
+                except DeviceLostError:
+                    raise
+                except Exception as error:  # what one run cannot do is no reason to lose the others
+                    self.failed.append(f"{run.name}: {str(error) or type(error).__name__}")
+                    said(f"round {round_ + 1}, run {place} of {len(runs)}, {self.failed[-1]}")
+                    self._engine.started = None
+                    continue
                 self.kept.write(run.name, round_, kept)
                 said(
                     f"round {round_ + 1}, run {place} of {len(runs)}, {run.name}: {kept['seconds']:.1f} s, "
@@ -227,8 +242,10 @@ class Experiment:
         measured = session.measure(case, place, config, requests, around=with_watch, report=False)
         if measured.interrupted:
             raise KeyboardInterrupt
-        if measured.broken is not None or measured.errors:
-            raise BrokenRunError(measured.broken or f"{run.name}: requests ended with an error, {measured.last_error}")
+        if measured.broken is not None:
+            raise DeviceLostError(measured.broken)
+        if measured.errors:
+            raise RunFailedError(f"{measured.errors} requests ended with an error, the last one: {measured.last_error}")
         (place / JOURNAL_FILE).unlink(missing_ok=True)  # it has been replayed, and is most of the folder
         figures = self._figures(measured.run) | with_watch.figures | {"replayed": float(measured.replay.exact)}
         if run.where == "profiled":  # its times are the profiler's
@@ -253,7 +270,7 @@ class Experiment:
             return None
         by = self.kept.read(run.load.rate_of, 0)
         if by is None:
-            raise BrokenRunError(f"{run.name} goes by the rate of {run.load.rate_of}, which has not been run")
+            raise RunFailedError(f"it goes by the rate of {run.load.rate_of}, which has not been run")
         return float(by["figures"]["requests_per_s"]) * run.load.share
 
     def _session(self, run: ClaimRun, round_: int, rate: float | None = None) -> Session:

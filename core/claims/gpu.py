@@ -63,10 +63,13 @@ class Counters(Watch):
     def __enter__(self) -> Counters:
         try:
             import pynvml
-
+        except ImportError:
+            self.absent = dict.fromkeys(SAMPLED, "it needs nvidia-ml-py: pip install 'lockstep[gpu]'")
+            return self
+        try:
             pynvml.nvmlInit()
             self._nvml, self._handle = pynvml, _handle(pynvml, self._device)
-        except Exception as error:  # whatever the library or the driver lacks: the run itself goes on
+        except Exception as error:  # whatever the driver lacks: the run itself goes on
             self.absent = dict.fromkeys(SAMPLED, f"NVML is not to be had: {_line(error)}")
             return self
         self._sample()

@@ -155,6 +155,18 @@ def test_a_gpu_without_nvml_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None
         pass
     assert not watch.figures
     assert set(watch.absent) == {"sm_activity", "sm_occupancy", "gpu_busy"}
+    assert all("nvidia-ml-py" in reason for reason in watch.absent.values())
+
+
+def test_the_documentation_is_made_from_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(bench.__file__).parent
+    monkeypatch.chdir(root)
+    results = sorted(str(path.relative_to(root)) for path in Path("benchmarks/results").glob("claims-*.json"))
+    again = tmp_path / "claims.md"
+    assert results
+    assert bench.main(["--mode", "report", *results, "--out", str(again)]) == 0
+    kept, made = (path.read_text().split("This page:")[0] for path in (Path("docs/claims.md"), again))
+    assert kept == made, f"python bench.py --mode report {' '.join(results)} --out docs/claims.md"
 
 
 @pytest.mark.usefixtures("short")
@@ -204,6 +216,22 @@ def test_what_was_stopped_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run(tmp_path, *flags) == 0
     changed = {path for path, time_ns in first.items() if path.stat().st_mtime_ns != time_ns}
     assert changed == {again}
+
+
+@pytest.mark.usefixtures("short")
+def test_a_run_that_fails_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--experiments", "fragmentation")
+    with monkeypatch.context() as patch:
+        broken = replace(RUNS["memory-contiguous"], flags={"kv_pool": "contiguous", "admission": "now"})
+        patch.setattr(experiment, "needed", lambda names: [broken, RUNS["memory-paged"]])
+        assert run(tmp_path, *flags) == bench.FAILED
+    assert "bench.py: error: memory-contiguous: admission now" in capsys.readouterr().err
+    assert not (tmp_path / "memory-contiguous-1" / "figures.json").exists()
+    assert kept(tmp_path, "memory-paged-3")["replayed"] == 1
+    assert run(tmp_path, *flags) == bench.OK
+    assert kept(tmp_path, "memory-contiguous-1")["replayed"] == 1
 
 
 @pytest.mark.usefixtures("short")
