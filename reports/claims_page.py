@@ -67,9 +67,11 @@ def _about(results: Results) -> str:
     about = results.about
     rounds = max((len(one.rounds) for one in results.measured.values()), default=0)
     commit = about.get("git_commit")
+    threads = about.get("threads")
+    using = f", {threads} of them used" if threads else ""
     at = f" Commit {str(commit)[:12]}." if commit else ""
     return (
-        f"**{results.machine}**: {about.get('hardware')}, {about.get('dtype')}, up to {rounds} rounds, seed "
+        f"**{results.machine}**: {about.get('hardware')}{using}, {about.get('dtype')}, up to {rounds} rounds, seed "
         f"{about.get('seed')}; {about.get('conditions')}.{at}"
     )
 

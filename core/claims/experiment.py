@@ -145,7 +145,7 @@ class Experiment:
                 raise UsageError(f"{self.folder} has claims run with {', '.join(differing)}; give another --out")
         else:
             about = {**plan, "hardware": hardware(), "command": self._command, "git_commit": git_commit(),
-                     "versions": versions()}  # fmt: skip
+                     "versions": versions(), "threads": _threads(model.device.type)}  # fmt: skip
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
@@ -286,6 +286,15 @@ class Experiment:
 
 #: figures, samples, and why others are absent
 _Figures = tuple[dict[str, float], dict[str, list[float]], dict[str, str]]
+
+
+def _threads(device: str) -> int | None:
+    """Threads that compute on a CPU."""
+    if device != "cpu":
+        return None
+    import torch
+
+    return torch.get_num_threads()
 
 
 # -- reports
