@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from core.arguments import DEFAULT_BUDGET_S, UsageError, parse_arguments
+from core.claims import experiment as claims
+from core.claims.runs import ROUNDS
 from core.cluster import ClusterSetup, cluster_setup
 from core.costs import read_costs, settle_block_tokens
 from core.folders import experiment_folders, open_folder, replay_folder, write_experiment
@@ -23,6 +25,7 @@ from core.reproduce.registry import chosen, run_experiments, write_findings
 from core.runs import Case, Engine, Measured, Session, calibration_workload, recording_session, twin_requests
 from reports import gate, terminal
 from reports.agreement import Agreement, agree
+from reports.claims import Results
 from reports.comparison import compare
 from reports.html import write_report as write_html
 from reports.rows import RunFolderError
@@ -267,6 +270,8 @@ def _record(args: argparse.Namespace, command: str) -> int:
 
 def validate(args: argparse.Namespace, command: str) -> int:
     """``--mode validate``: on the engine and in the simulator, and the error between them."""
+    if args.claims:
+        return _validate_claims(args, command)
     if args.matrix is not None:
         return _validate_matrix(args, command)
     return _validate(_with_workload(args, "seed"), command, _cases(args, default_layout="paged"))
@@ -312,6 +317,57 @@ def _validate(args: argparse.Namespace, command: str, cases: list[Case]) -> int:
             return _broken(args, command, folder, [*runs, load_run(place)], error)
         agreements.append(agree(measured.run, runs[-1], measured.replay.exact))
     return max(_finish(args, command, folder, runs, agreements), FAILED if failed else OK)
+
+
+def _validate_claims(args: argparse.Namespace, command: str) -> int:
+    """``--claims``: every claim as runs before and after; goes on where it was stopped."""
+    folder: Path = args.out or open_folder(args, "claims")
+    experiment = claims.Experiment(args, command, folder)
+    if args.dry_run:
+        names = ", ".join(run.name for run in experiment.runs)
+        print(f"would run {len(experiment.runs)} runs up to {ROUNDS} times: {names}")
+        return OK
+
+    def say(line: str) -> None:
+        if not args.quiet:
+            print(line, flush=True)
+
+    experiment.start()
+    try:
+        if not experiment.play(say):
+            print("bench.py: the time did not do for every round of every run; the same command goes on from here",
+                  file=sys.stderr)  # fmt: skip
+        for line in experiment.failed:
+            print(f"bench.py: error: {line}", file=sys.stderr)
+    except claims.DeviceLostError as error:
+        raise _engine_errors()[0](str(error)) from error
+    finally:
+        _finish_claims(args, folder, [claims.results_of(folder)], command)
+    return FAILED if experiment.failed else OK
+
+
+def _finish_claims(args: argparse.Namespace, folder: Path, results: Sequence[Results], command: str) -> None:
+    """Judge what has been measured, and write it all down."""
+    answers = claims.write_claims(folder, results, command)
+    names = args.experiments or [found.claim.name for found in answers]
+    terminal.print_claims([found for found in answers if found.claim.name in names], quiet=args.quiet)
+    print(f"claims: {folder / claims.CLAIMS_TEXT}, {folder / claims.CLAIMS_PAGE}")
+
+
+def _report_claims(args: argparse.Namespace, command: str) -> int:
+    """The claims of one folder or ``claims.json`` again, or of several beside each other; ``--out FILE.md`` is the
+    Markdown alone."""
+    for name in ("costs", "profile"):
+        if getattr(args, name) is not None:
+            raise UsageError(f"--{name} has no effect on a report of claims; leave it out")
+    results = [claims.results_of(given) for given in args.runs]
+    if args.out is not None and args.out.suffix == ".md":
+        claims.write_claims_text(args.out, results, command)
+        print(f"claims: {args.out}")
+        return OK
+    first = args.runs[0]
+    _finish_claims(args, args.out or (first if first.is_dir() else first.parent), results, command)
+    return OK
 
 
 def _validate_matrix(args: argparse.Namespace, command: str) -> int:
@@ -394,6 +450,8 @@ def report(args: argparse.Namespace, command: str) -> int:
     """``--mode report``: make a report again, or compare two runs. ``--out`` is then the HTML file."""
     if not args.runs:
         raise UsageError("--mode report needs a run folder, or two to compare")
+    if all(map(claims.is_claims, args.runs)):
+        return _report_claims(args, command)
     if all((given / MATRIX_FILE).is_file() for given in args.runs):
         return _report_matrix(args)
     if args.costs:

@@ -63,6 +63,7 @@ _PLAYED = {"workload", "trace_format", "requests", "rate", "arrivals", "time_sca
 _SCHEDULED = {*PLAIN, *_COMMON_SETTINGS, "max_running", "kv_tokens", "graph_rows", "graph_tokens"}
 _ENGINE = {"model", "device", "dtype", "temperature", "gpu_memory_utilization"}
 _RECORDING = {"record_costs", "budget_s"}
+_CLAIMS = {"claims", "experiments", "budget_s"}
 _CLUSTER = {"replicas", "replica_costs", "router", "autoscale", "faults", "disaggregate", "kv_transfer",
             "kv_latency_ms", "kv_token_bytes"}  # fmt: skip
 _COSTS = {"costs", "jitter", "force"}
@@ -73,7 +74,12 @@ FLAGS_OF_MODE = {
     "tour": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT,
     "real": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | {"policy", "layout", "stop_on_eos", "tp", *_RECORDING},
     "sim": _PLAYED | _SCHEDULED | _OUTPUT | _CLUSTER | _COSTS | {"policy", "layout"},
-    "validate": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | _COSTS | {"policy", "layout", "stop_on_eos", "tp", "matrix"},
+    "validate": _PLAYED
+    | _SCHEDULED
+    | _ENGINE
+    | _OUTPUT
+    | _COSTS
+    | {"policy", "layout", "stop_on_eos", "tp", "matrix", *_CLAIMS},
     "report": {"runs", "profile", "costs", "out", "config", "quiet"},
     "gate": {"baseline", "update_baseline", "config", "quiet"},
     "reproduce": {"experiments", "jobs", "seed", "out", "name", "config", "quiet"},
@@ -84,6 +90,12 @@ FLAGS_OF_MODE = {
 RECORDING_FLAGS = _ENGINE | _RECORDING | {
     "tp", "layout", "max_running", "max_prefill_tokens", "kv_tokens", "block_tokens", "graph_rows", "graph_tokens",
     "overlap", "seed", "out", "name", "config", "dry_run", "quiet",
+}  # fmt: skip
+
+
+#: what the claims leave open: their runs are what they are
+CLAIMS_FLAGS = _CLAIMS | {
+    "model", "device", "dtype", "gpu_memory_utilization", "seed", "out", "name", "config", "dry_run", "quiet",
 }  # fmt: skip
 
 
@@ -236,7 +248,8 @@ def build_parser() -> ArgumentParser:
         "--record-costs", action="store_true", help="record what steps cost, instead of a workload (real)"
     )
     group.add_argument("--budget-s", type=number(float, 0, exclusive=True), metavar="S",
-                       help=f"time of the recording, the model loaded (default {DEFAULT_BUDGET_S:g})")  # fmt: skip
+                       help=f"time of the recording (default {DEFAULT_BUDGET_S:g}) or of the claims (900, on a "
+                            "GPU 450), the model loaded")  # fmt: skip
 
     group = parser.add_argument_group("the simulated hardware")
     group.add_argument("--costs", metavar="RUN|PROFILE|roofline:GPU:MODEL|project:PROFILE:GPU[:MODEL]",
@@ -249,6 +262,11 @@ def build_parser() -> ArgumentParser:
     group = parser.add_argument_group("a validation matrix (--mode validate)")
     group.add_argument("--matrix", type=Path, metavar="FILE.yaml",
                        help="cells of policy, layout, workload and load; goes on where it was stopped")  # fmt: skip
+
+    group = parser.add_argument_group("the seed's claims (--mode validate)")
+    group.add_argument("--claims", action="store_true",
+                       help="every claim as runs before and after, and its verdict; goes on where it was stopped "
+                            "(--experiments for some of them, --budget-s for how long)")  # fmt: skip
 
     group = parser.add_argument_group("many replicas (--mode sim; docs/cluster.md)")
     group.add_argument("--replicas", type=positive, metavar="N", help="replicas of --costs behind a router")
@@ -265,7 +283,8 @@ def build_parser() -> ArgumentParser:
     group.add_argument("--kv-token-bytes", type=positive, metavar="N", help="of KV (default: the model's shape)")
 
     group = parser.add_argument_group("published results (--mode reproduce)")
-    group.add_argument("--experiments", type=_names, metavar="NAME[,NAME]", help="which ones (default: all)")
+    group.add_argument("--experiments", type=_names, metavar="NAME[,NAME]",
+                       help="which ones, of the claims too (default: all)")  # fmt: skip
     group.add_argument(
         "--jobs",
         type=positive,
@@ -383,12 +402,22 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
                 f"{flag_of(name)} has no effect with --record-costs, whose plan decides it; leave it out (it takes: "
                 f"{', '.join(sorted(map(flag_of, RECORDING_FLAGS - {'record_costs'})))})"
             )
+        if args.claims and name not in ("mode", *CLAIMS_FLAGS) and value not in (parser.get_default(name), []):
+            raise UsageError(
+                f"{flag_of(name)} has no effect with --claims, whose runs decide it; leave it out (it takes: "
+                f"{', '.join(sorted(map(flag_of, CLAIMS_FLAGS - {'claims'})))})"
+            )
     if args.block_tokens is None and not (args.costs or args.replica_costs):
         args.block_tokens = DEFAULT_BLOCK_TOKENS
     if args.force and not args.costs:
         raise UsageError("--force takes costs that do not fit; give them with --costs, or leave it out")
-    if args.budget_s is not None and not args.record_costs:
-        raise UsageError("--budget-s is the time of a recording; give --record-costs as well, or leave it out")
+    if args.budget_s is not None and not (args.record_costs or args.claims):
+        raise UsageError(
+            "--budget-s is the time of a recording or of the claims; give --record-costs or --claims as well, or leave "
+            "it out"
+        )
+    if args.experiments is not None and args.mode == "validate" and not args.claims:
+        raise UsageError("--experiments names some of the claims; give --claims as well, or leave it out")
     return args
 
 

@@ -7,7 +7,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property, partial
@@ -220,9 +220,16 @@ class Session:
         return self.args.prefix_cache or any(config.prefix_cache for config in defaults)
 
     def simulate(
-        self, case: Case, costs: CostModel, folder: Path, config: SchedulerConfig, requests: list[Request]
+        self,
+        case: Case,
+        costs: CostModel,
+        folder: Path,
+        config: SchedulerConfig,
+        requests: list[Request],
+        *,
+        report: bool = True,
     ) -> Run:
-        """Simulate ``requests`` into ``folder``.
+        """Simulate ``requests`` into ``folder``; without ``report`` there is no HTML.
 
         Raises :class:`~simulator.costs.CostError` for costs that were recorded with other settings, unless ``--force``.
         """
@@ -246,7 +253,9 @@ class Session:
             scheduler = TimedScheduler(config, observer)
             simulate(requests, scheduler, costs, jitter=jitter)
             wall = WallClock(manifest["started_at"], time.monotonic() - started_s, scheduler.spent_ns)
-            return writer.close(scheduler.counters, scheduler.digest.hexdigest(), slo=self.slo, costs=costs, wall=wall)
+            return writer.close(
+                scheduler.counters, scheduler.digest.hexdigest(), slo=self.slo, costs=costs, wall=wall, report=report
+            )
 
     def cluster_plan(self, case: Case, setup: ClusterSetup, requests: list[Request]) -> ClusterPlan:
         """The cluster for ``case``, each replica with the memory that its costs have; ``requests`` are checked."""
@@ -399,18 +408,33 @@ class Session:
             )
         return requests
 
-    def measure(self, case: Case, folder: Path, config: SchedulerConfig, requests: list[Request]) -> Measured:
+    def measure(
+        self,
+        case: Case,
+        folder: Path,
+        config: SchedulerConfig,
+        requests: list[Request],
+        *,
+        around: AbstractContextManager[object] | None = None,
+        report: bool = True,
+    ) -> Measured:
         """Run ``requests`` on the engine into ``folder``, and replay what the scheduler was told.
 
-        What there is when the device fails is kept as a run that was interrupted is.
+        What there is when the device fails is kept as a run that was interrupted is. ``around`` is entered when the
+        engine is ready, and left when the last request has ended; without ``report`` there is no HTML.
         """
+
+        def play(loop: EngineLoop) -> None:
+            with around or nullcontext():
+                loop.run(requests)
+
         if case.layout not in self.engine.warm:
             self._warm_up(config)
             self.engine.warm.add(case.layout)
         executor, config, memory = self._start(config, self.memory(config))
         run, loop, interrupted = self._run(
-            case, folder, config, {"memory": memory.as_dict()}, len(requests), lambda loop: loop.run(requests),
-            partial(self._loop, executor=executor, memory=memory),
+            case, folder, config, {"memory": memory.as_dict()}, len(requests), play,
+            partial(self._loop, executor=executor, memory=memory), report=report,
         )  # fmt: skip
         if interrupted or loop.broken is not None:
             self.engine.started = None
@@ -502,6 +526,7 @@ class Session:
         play: Callable[[EngineLoop], None],
         make_loop: Callable[[StepScheduler], EngineLoop],
         watching: Callable[[Observer], Observer] = lambda observer: observer,
+        report: bool = True,
     ) -> tuple[Run, EngineLoop, bool]:
         """``play`` on a loop into ``folder``: the run, the loop, and whether it was interrupted.
 
@@ -535,7 +560,7 @@ class Session:
             writer.flush()
             wall = WallClock(manifest["started_at"], time.monotonic() - started_s, scheduler.spent_ns)
             counters, digest = scheduler.counters, scheduler.digest.hexdigest()
-            run = writer.close(counters, digest, slo=self.slo, costs=own_costs(folder), wall=wall)
+            run = writer.close(counters, digest, slo=self.slo, costs=own_costs(folder), wall=wall, report=report)
         return run, loop, interrupted
 
     def calibrations(

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reports.agreement import Agreement, summary_line
+from reports.claims import Answer
 from reports.cluster_page import cluster_line
 from reports.comparison import Compared, Comparison, labels
 from reports.figures import figure_at, interval_text, occurs, quantity, why_missing
@@ -227,6 +228,23 @@ def print_reproduction(findings: Sequence[Findings], *, quiet: bool = False, con
         for note in found.notes:
             out.print(note)
         out.print(f"{found.verdict()}, {found.seconds:.1f} s\n")
+
+
+def print_claims(answers: Sequence[Answer], *, quiet: bool = False, console: Console | None = None) -> None:
+    """Every claim with its verdict."""
+    out = terminal(quiet, console)
+    styles = {
+        "holds": "green",
+        "holds in part": "yellow",
+        "does not hold": "bold red",
+        "not decided": "yellow",
+        "not measured": "dim",
+    }
+    for found in answers:
+        claim = found.claim
+        out.print(Text.assemble((f"{found.verdict:13}", styles[found.verdict]), f"  {claim.title}: {claim.claimed}"))
+        if found.condition():
+            out.print(Text(f"{'':15}{found.condition()}", style="dim"))
 
 
 def _count(value: int | None) -> str:
