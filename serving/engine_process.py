@@ -199,7 +199,7 @@ def build(settings: EngineSettings) -> Parts:
     tokenizer = model.tokenizer
     info = EngineInfo(
         model.name,
-        None if tokenizer is None else str(tokenizer.transformers_tokenizer.name_or_path),
+        None if tokenizer is None else tokenizer.source,
         model.vocab,
         config.context_tokens,
         model.eos_token_ids,

@@ -110,6 +110,18 @@ def test_everybody_hears_that_the_engine_was_killed_and_the_process_ends() -> No
         assert process.wait(60) == 1
 
 
+def test_neither_process_loads_torch_where_no_model_is_run() -> None:
+    with server() as (process, url):
+        chat = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
+        assert httpx.post(f"{url}/v1/chat/completions", json=chat, timeout=60).status_code == 200
+        for pid in (process.pid, *_children(process.pid)):
+            mapped = Path(f"/proc/{pid}/maps").read_text()
+            assert "tokenizers" in mapped
+            assert "torch" not in mapped
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
 def _children(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
