@@ -15,7 +15,7 @@ from core.arguments import UsageError
 from engine.errors import EngineError, MissingExtraError
 from scheduler.errors import ConfigError, PolicyError
 from serving.arguments import parse_command
-from serving.logs import logging_config
+from serving.logs import forget_unwritten, logging_config, say
 from serving.run import PortError, open_port, run
 
 USAGE, INTERRUPTED = 2, 130
@@ -24,6 +24,13 @@ USAGE, INTERRUPTED = 2, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve. Returns 0 after a signal, 1 if the engine ended by itself, 2 if it could not be started."""
     try:
+        return _serve(argv)
+    finally:
+        forget_unwritten()
+
+
+def _serve(argv: Sequence[str] | None) -> int:
+    try:
         command = parse_command(sys.argv[1:] if argv is None else argv, os.environ)
         dictConfig(logging_config(command.log_format))
         with open_port(command.host, command.port) as port:
@@ -31,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, asyncio.CancelledError):  # before it was ready
         return INTERRUPTED
     except (UsageError, ConfigError, PolicyError, PortError, EngineError, MissingExtraError) as error:
-        print(f"api_server.py: error: {error}", file=sys.stderr)
+        say(f"api_server.py: error: {error}")
         return USAGE
 
 

@@ -234,7 +234,8 @@ def main() -> None:
             channel.send(Broken(reason if known and reason else f"{type(error).__name__}: {reason}"))
         if not known:
             sys.excepthook(type(error), error, error.__traceback__)
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # a full disk
+        sys.stderr.flush()
     os._exit(code)  # whatever thread of a library still runs
 
 
