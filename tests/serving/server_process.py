@@ -6,20 +6,20 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 
 ROOT = Path(__file__).parents[2]
-EMULATED = ["--emulate", "roofline:t4:qwen2.5-0.5b", "--port", "0"]
+EMULATED = ("--emulate", "roofline:t4:qwen2.5-0.5b")
 
 
 @contextmanager
-def server(*flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def server(*flags: str, engine: Sequence[str] = EMULATED) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server of its own, and its address; what is left of it is killed."""
-    command = [sys.executable, str(ROOT / "api_server.py"), *EMULATED, *flags]
+    command = [sys.executable, str(ROOT / "api_server.py"), "--port", "0", *engine, *flags]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
