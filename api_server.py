@@ -15,7 +15,7 @@ from core.arguments import UsageError
 from engine.errors import EngineError, MissingExtraError
 from scheduler.errors import ConfigError, PolicyError
 from serving.arguments import parse_command
-from serving.logs import forget_unwritten, logging_config, say
+from serving.logs import logging_config, say
 from serving.run import PortError, open_port, run
 
 USAGE, INTERRUPTED = 2, 130
@@ -23,13 +23,6 @@ USAGE, INTERRUPTED = 2, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve. Returns 0 after a signal, 1 if the engine ended by itself, 2 if it could not be started."""
-    try:
-        return _serve(argv)
-    finally:
-        forget_unwritten()
-
-
-def _serve(argv: Sequence[str] | None) -> int:
     try:
         command = parse_command(sys.argv[1:] if argv is None else argv, os.environ)
         dictConfig(logging_config(command.log_format))

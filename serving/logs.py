@@ -48,7 +48,7 @@ def logging_config(log_format: str = "text", level: str = "info") -> dict[str, A
 class StandardError(logging.StreamHandler[TextIO]):
     """Writes lines to standard error, or counts them where it takes none (a full disk): the server goes on.
 
-    When it takes lines again, one says how many it did not take when they were due.
+    When it takes lines again, one says how many it did not take.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -76,7 +76,7 @@ class StandardError(logging.StreamHandler[TextIO]):
         self._problem = error.strerror or str(error)
 
 
-_LOST = "%d lines of this log could not be written when they were due: %s"
+_LOST = "%d lines of this log could not be written: %s"
 
 
 def lost_lines() -> int:
@@ -88,14 +88,6 @@ def say(line: str) -> None:
     """A line on standard error that is no log line; where it cannot be written the exit code has to do."""
     with suppress(OSError):
         print(line, file=sys.stderr, flush=True)
-
-
-def forget_unwritten() -> None:
-    """Let go of what standard error has not taken by now: the interpreter's end would make an exit code of it."""
-    try:
-        sys.stderr.flush()
-    except OSError:
-        sys.stderr = None
 
 
 class JsonLines(logging.Formatter):

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
-from server_process import EMULATED, ROOT, Stream, children
+from server_process import EMULATED, ROOT, Stream
 
 from serving.logs import StandardError, TextLines, lost_lines
 
@@ -76,17 +76,6 @@ def test_requests_are_answered_lines_are_counted_and_the_end_is_as_ever() -> Non
         assert process.wait(PATIENCE_S) == 0
 
 
-def test_the_end_of_the_engine_is_told_and_is_exit_code_1() -> None:
-    with server_on_a_full_disk() as (process, client):
-        stream = Stream(str(client.base_url), 20_000)
-        assert stream.begun.wait(PATIENCE_S)
-        (engine,) = children(process.pid)
-        os.kill(int(engine), signal.SIGKILL)
-        stream.join()
-        assert '"code": "engine_dead"' in stream.text
-        assert process.wait(PATIENCE_S) == 1
-
-
 def test_a_mistake_is_exit_code_2() -> None:
     with open("/dev/full", "wb") as full:
         command = [sys.executable, str(ROOT / "api_server.py"), "--polcy", "fcfs"]
@@ -126,7 +115,7 @@ def test_when_there_is_room_again_one_line_says_what_is_missing(disk: Disk) -> N
     log.warning("second")
     log.warning("third")
     lines = [line.split(" ", 2)[2] for line in disk.getvalue().splitlines()]
-    lost = "3 lines of this log could not be written when they were due: No space left on device"
+    lost = "3 lines of this log could not be written: No space left on device"
     assert lines == ["first", "second", lost, "third"]
 
 

@@ -27,6 +27,12 @@ def test_what_runs_is_finished_after_sigterm_nothing_new_is_taken_and_no_prompt_
             assert stream.begun.wait(60)
         assert client.get("/ready").status_code == 200
         client.post("/generate", json={"prompt": "xylophone", "max_token": 3})
+        chat = {"messages": [{"role": "user", "content": "xylophone"}], "max_tokens": 2}
+        assert client.post("/v1/chat/completions", json=chat).status_code == 200
+        for pid in (process.pid, *children(process.pid)):
+            mapped = Path(f"/proc/{pid}/maps").read_text()
+            assert "tokenizers" in mapped
+            assert "torch" not in mapped  # no model is run
         process.send_signal(signal.SIGTERM)
         while (ready := client.get("/ready")).status_code == 200:
             pass
@@ -54,19 +60,19 @@ def test_what_is_not_done_in_time_is_told_so() -> None:
     assert "the server is shutting down" in stream.text
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_waits_no_longer(number: signal.Signals) -> None:
+@pytest.mark.parametrize(("first", "second"), [(signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)])
+def test_a_second_signal_waits_no_longer(first: signal.Signals, second: signal.Signals) -> None:
     with server("--drain-s", "3600") as (process, url), httpx.Client(base_url=url, timeout=60) as client:
         stream = Stream(url, 20_000)
         whole = Whole(url, 20_000)
         assert stream.begun.wait(60)
         while _in_flight(client) < 2:
             pass
-        process.send_signal(number)
+        process.send_signal(first)
         while client.get("/ready").status_code == 200:
             pass
         assert (_in_flight(client), process.poll()) == (2, None)
-        process.send_signal(number)
+        process.send_signal(second)
         assert process.wait(60) == 0
         stream.join()
         whole.join()
@@ -115,18 +121,6 @@ def test_everybody_hears_that_the_engine_was_killed_and_the_process_ends() -> No
         assert client.get("/ready").status_code == 503
         assert client.post("/generate", json={"prompt": "a"}).json()["error"]["code"] == "engine_dead"
         assert process.wait(60) == 1
-
-
-def test_neither_process_loads_torch_where_no_model_is_run() -> None:
-    with server() as (process, url):
-        chat = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
-        assert httpx.post(f"{url}/v1/chat/completions", json=chat, timeout=60).status_code == 200
-        for pid in (process.pid, *children(process.pid)):
-            mapped = Path(f"/proc/{pid}/maps").read_text()
-            assert "tokenizers" in mapped
-            assert "torch" not in mapped
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
 
 
 @pytest.mark.parametrize(
