@@ -17,8 +17,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from engine.embedded import EMBEDDED_NAME
 from engine.errors import DeviceError, EngineError
 from engine.loop import EngineLoop, TokenOutput, undisturbed
+from engine.pretrained import pretrained_place
 from engine.steps import Executor
 from engine.tokenizer import Tokenizer
 from reports.overhead import TimedScheduler
@@ -186,6 +188,8 @@ def build(settings: EngineSettings) -> Parts:
         from serving.emulation import emulated_parts
 
         return emulated_parts(settings)
+    if settings.model not in (None, EMBEDDED_NAME):
+        pretrained_place(settings.model)  # a mistake is said before torch is loaded, which takes seconds
     from engine.assembly import assemble
 
     model, config, executor, memory = assemble(
