@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -68,6 +69,12 @@ def test_what_is_handed_in_comes_back_and_made_up_tokens_depend_on_the_request_a
         assert engine.in_flight == 0
 
     shared.run(work)
+
+
+def test_an_emulated_engine_computes_on_one_thread_unless_it_is_told_otherwise(shared: Shared) -> None:
+    threads = os.environ.get("OPENBLAS_NUM_THREADS", "1")
+    environment = Path(f"/proc/{shared.engine.pid}/environ").read_text().split("\0")
+    assert f"OPENBLAS_NUM_THREADS={threads}" in environment
 
 
 def test_who_is_not_wanted_any_more_frees_its_memory(shared: Shared) -> None:
