@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := api_server.py bench.py core deploy engine reports scheduler serving simulator workloads
 
-.PHONY: bench test test-ray lint gate soak clean
+.PHONY: bench test test-ray test-clients lint gate soak clean
 
 bench: .venv/installed
 	$(BIN)/python bench.py $(ARGS)
@@ -14,6 +14,10 @@ test: lint gate
 # replicas that come and go on a Ray cluster of this machine; minutes
 test-ray: .venv/installed
 	RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest -m ray tests/deploy
+
+# a benchmark client of others, unmodified, in an environment of its own; minutes
+test-clients: .venv/installed .venv-clients/installed
+	$(BIN)/python -m pytest -m clients tests/serving
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -34,5 +38,10 @@ soak: .venv/installed
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps --editable .
 	touch $@
 
+.venv-clients/installed:
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check aiperf==0.13.0
+	touch $@
+
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-clients build dist *.egg-info

@@ -15,7 +15,7 @@ from core.arguments import UsageError
 from engine.errors import EngineError, MissingExtraError
 from scheduler.errors import ConfigError, PolicyError
 from serving.arguments import parse_command
-from serving.logs import logging_config
+from serving.logs import logging_config, say
 from serving.run import PortError, open_port, run
 
 USAGE, INTERRUPTED = 2, 130
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, asyncio.CancelledError):  # before it was ready
         return INTERRUPTED
     except (UsageError, ConfigError, PolicyError, PortError, EngineError, MissingExtraError) as error:
-        print(f"api_server.py: error: {error}", file=sys.stderr)
+        say(f"api_server.py: error: {error}")
         return USAGE
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from core.provenance import git_commit, hardware, versions
 from core.recording import Recording, recording_config, run_pilot, scale_of
 from reports.cluster import ClusterWriter, cluster_block, cluster_digest, common_costs
 from reports.overhead import TimedJournaledScheduler, TimedScheduler
+from reports.rows import RunFolderError
 from reports.run import Run
 from reports.run_folder import RunWriter
 from reports.slo import Slo
@@ -546,7 +547,7 @@ class Session:
         started_s = time.monotonic()
         with (
             RunWriter(folder, manifest) as writer,
-            (folder / JOURNAL_FILE).open("w", buffering=1, encoding="utf-8") as journal,
+            _journal(folder / JOURNAL_FILE) as journal,
             self._bar(writer, requests, f"running {case}") as observer,
         ):
             scheduler = TimedJournaledScheduler(config, journal, watching(observer))
@@ -695,6 +696,16 @@ def _memory_for_prompts(requests: list[Request], count: int, block_tokens: int) 
     prompts = sum(blocks(request.prompt_tokens) for request in requests[:count])
     longest = max(blocks(request.prompt_tokens + request.planned_output_tokens) for request in requests)
     return max(prompts, longest) * block_tokens
+
+
+@contextmanager
+def _journal(path: Path) -> Iterator[TextIO]:
+    """A journal's file, each line of which is written at once. Raises :class:`RunFolderError` for a full disk."""
+    try:
+        with path.open("w", buffering=1, encoding="utf-8") as journal:
+            yield journal
+    except OSError as error:
+        raise RunFolderError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _policy_notes(config: SchedulerConfig) -> dict[str, Any]:

@@ -3,7 +3,8 @@
     python deploy/kubernetes_scaling.py --autoscale FILE.yaml --out deploy/kubernetes/components
 
 writes a HorizontalPodAutoscaler with the rules by which prometheus-adapter gives it its metric, and a ScaledObject for
-KEDA, which needs no adapter. A setting that neither can have is refused by its name.
+KEDA, which needs no adapter. A setting that neither can have is refused by its name. With ``--also-queued N`` both
+look at the queue as well, and whichever of the two metrics asks for more replicas counts.
 """
 
 from __future__ import annotations
@@ -74,10 +75,32 @@ def behavior(settings: AutoscaleSettings) -> dict[str, Any]:
     }
 
 
-def autoscaler(settings: AutoscaleSettings) -> dict[str, Any]:
+#: requests a replica, by the metric that is looked at
+Targets = dict[str, float]
+
+
+def targets(settings: AutoscaleSettings, also_queued: float | None) -> Targets:
+    """What is looked at. Raises :class:`ClusterError` where the queue is looked at already."""
+    found = {settings.metric: target(settings)}
+    if also_queued is not None:
+        if settings.metric == "queue":
+            raise ClusterError("--also-queued is for settings with metric ongoing; these look at the queue already")
+        found["queue"] = also_queued
+    return found
+
+
+def autoscaler(settings: AutoscaleSettings, looked_at: Targets) -> dict[str, Any]:
     """The HorizontalPodAutoscaler."""
-    metric, _ = METRICS[settings.metric]
-    average = {"type": "AverageValue", "averageValue": quantity(target(settings))}
+    metrics = [
+        {
+            "type": "Pods",
+            "pods": {
+                "metric": {"name": METRICS[metric][0]},
+                "target": {"type": "AverageValue", "averageValue": quantity(value)},
+            },
+        }
+        for metric, value in looked_at.items()
+    ]
     return {
         "apiVersion": "autoscaling/v2",
         "kind": "HorizontalPodAutoscaler",
@@ -86,36 +109,30 @@ def autoscaler(settings: AutoscaleSettings) -> dict[str, Any]:
             "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": NAME},
             "minReplicas": settings.min_replicas,
             "maxReplicas": settings.max_replicas,
-            "metrics": [{"type": "Pods", "pods": {"metric": {"name": metric}, "target": average}}],
+            "metrics": metrics,
             "behavior": behavior(settings),
         },
     }
 
 
-def adapter_rules(settings: AutoscaleSettings) -> dict[str, Any]:
+def adapter_rules(settings: AutoscaleSettings, looked_at: Targets) -> dict[str, Any]:
     """Values for the Helm chart of prometheus-adapter: the mean over the look-back period, a pod."""
-    metric, gauges = METRICS[settings.metric]
+    return {"rules": {"custom": [_adapter_rule(settings, *METRICS[metric]) for metric in looked_at]}}
+
+
+def _adapter_rule(settings: AutoscaleSettings, name: str, gauges: tuple[str, ...]) -> dict[str, Any]:
     period = f"[{int(settings.look_back_period_s)}s]"
     terms = [f"sum(avg_over_time({gauge}{{<<.LabelMatchers>>}}{period})) by (<<.GroupBy>>)" for gauge in gauges]
-    rule = {
+    return {
         "seriesQuery": f'{gauges[-1]}{{namespace!="",pod!=""}}',
         "resources": {"overrides": {"namespace": {"resource": "namespace"}, "pod": {"resource": "pod"}}},
-        "name": {"matches": ".*", "as": metric},
+        "name": {"matches": ".*", "as": name},
         "metricsQuery": " + ".join(terms),
     }
-    return {"rules": {"custom": [rule]}}
 
 
-def scaled_object(settings: AutoscaleSettings) -> dict[str, Any]:
+def scaled_object(settings: AutoscaleSettings, looked_at: Targets) -> dict[str, Any]:
     """The ScaledObject of KEDA, which asks Prometheus itself."""
-    metric, gauges = METRICS[settings.metric]
-    period = f"[{int(settings.look_back_period_s)}s]"
-    query = " + ".join(f'sum(avg_over_time({gauge}{{job="{NAME}"}}{period}))' for gauge in gauges)
-    prometheus = {
-        "serverAddress": "http://prometheus-operated.monitoring.svc:9090",
-        "query": query,
-        "threshold": f"{target(settings):g}",
-    }
     return {
         "apiVersion": "keda.sh/v1alpha1",
         "kind": "ScaledObject",
@@ -126,11 +143,20 @@ def scaled_object(settings: AutoscaleSettings) -> dict[str, Any]:
             "maxReplicaCount": settings.max_replicas,
             "pollingInterval": LOOK_S,
             "advanced": {"horizontalPodAutoscalerConfig": {"behavior": behavior(settings)}},
-            "triggers": [
-                {"type": "prometheus", "name": metric, "metricType": "AverageValue", "metadata": prometheus},
-            ],
+            "triggers": [_trigger(settings, metric, value) for metric, value in looked_at.items()],
         },
     }
+
+
+def _trigger(settings: AutoscaleSettings, metric: str, value: float) -> dict[str, Any]:
+    name, gauges = METRICS[metric]
+    period = f"[{int(settings.look_back_period_s)}s]"
+    prometheus = {
+        "serverAddress": "http://prometheus-operated.monitoring.svc:9090",
+        "query": " + ".join(f'sum(avg_over_time({gauge}{{job="{NAME}"}}{period}))' for gauge in gauges),
+        "threshold": f"{value:g}",
+    }
+    return {"type": "prometheus", "name": name, "metricType": "AverageValue", "metadata": prometheus}
 
 
 def quantity(value: float) -> str:
@@ -138,14 +164,24 @@ def quantity(value: float) -> str:
     return str(int(value)) if value == int(value) else f"{round(value * 1000)}m"
 
 
-def manifests(settings: AutoscaleSettings) -> dict[str, dict[str, Any]]:
-    """Everything, by the file that it goes to. Raises :class:`ClusterError`."""
+def manifests(settings: AutoscaleSettings, also_queued: float | None = None) -> dict[str, dict[str, Any]]:
+    """Everything, by the file that it goes to; ``also_queued``: waiting requests a replica. Raises
+    :class:`ClusterError`.
+    """
     check(settings)
+    looked_at = targets(settings, also_queued)
     return {
-        "hpa/autoscaler.yaml": autoscaler(settings),
-        "hpa/prometheus-adapter-values.yaml": adapter_rules(settings),
-        "keda/scaled-object.yaml": scaled_object(settings),
+        "hpa/autoscaler.yaml": autoscaler(settings, looked_at),
+        "hpa/prometheus-adapter-values.yaml": adapter_rules(settings, looked_at),
+        "keda/scaled-object.yaml": scaled_object(settings, looked_at),
     }
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is out of range; must be > 0")
+    return value
 
 
 def main() -> int:
@@ -153,9 +189,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--autoscale", type=Path, required=True, metavar="FILE.yaml", help="the autoscaler's settings")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where hpa/ and keda/ go")
+    parser.add_argument(
+        "--also-queued", type=_positive, metavar="N", help="look at the queue too: so many waiting requests a replica"
+    )
     args = parser.parse_args()
     try:
-        found = manifests(read_autoscale(args.autoscale))
+        found = manifests(read_autoscale(args.autoscale), args.also_queued)
     except ClusterError as error:
         print(error, file=sys.stderr)
         return 2

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,9 @@ def default_cache_folder() -> Path:
 
 
 def say(message: str) -> None:
-    """The default way to show progress: a line on standard error."""
-    print(f"lockstep: {message}", file=sys.stderr, flush=True)
+    """The default way to show progress: a line on standard error. Where that takes none, nothing stops for it."""
+    with suppress(OSError):
+        print(f"lockstep: {message}", file=sys.stderr, flush=True)
 
 
 def embedded_model_folder(cache: Path, notify: Notify = say) -> Path:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
-
-import torch
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from engine.errors import DeviceMemoryError, RankError
+
+if TYPE_CHECKING:
+    import torch
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,7 +24,7 @@ _DEVICE_LOST = ("CUDA error", "Triton Error [CUDA]", "NCCL error")
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` says that memory of the device (or pinned memory of the host) could not be had."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if _is_of_torch(error, "OutOfMemoryError"):
         return True
     if isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY):
         return True
@@ -36,8 +38,13 @@ def is_device_lost(error: BaseException) -> bool:
         return True
     if is_out_of_memory(error) or not isinstance(error, RuntimeError):
         return False
-    accelerator: type[BaseException] | tuple[()] = getattr(torch, "AcceleratorError", ())
-    return isinstance(error, accelerator) or any(text in str(error) for text in _DEVICE_LOST)
+    return _is_of_torch(error, "AcceleratorError") or any(text in str(error) for text in _DEVICE_LOST)
+
+
+def _is_of_torch(error: BaseException, name: str) -> bool:
+    """Whether ``error`` is torch's exception of that name, which only a process that has loaded torch can raise."""
+    kind = getattr(sys.modules.get("torch"), name, None)
+    return kind is not None and isinstance(error, kind)
 
 
 def refusing_what_does_not_fit(load: Callable[P, R]) -> Callable[P, R]:
@@ -63,6 +70,8 @@ def first_line(error: BaseException) -> str:
 def free_unused(device: torch.device) -> None:
     """Give back what no tensor on a GPU needs any more, once it has done what was launched. A CPU keeps nothing."""
     if device.type == "cuda":
+        import torch
+
         gc.collect()
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
@@ -72,6 +81,8 @@ def memory_line(device: torch.device) -> str:
     """How the memory of ``device`` is used now, in words; empty on a CPU."""
     if device.type != "cuda":
         return ""
+    import torch
+
     free, total = torch.cuda.mem_get_info(device)
     allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
     return (

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from engine.draws import Draw, request_seed
 from engine.grammar import GrammarMatcher
 from engine.logit_edits import RequestEdits
-from engine.sampling import Draw, request_seed
 from engine.tokenizer import StopChecker, Tokenizer
 from scheduler.plan import StopReason
 from scheduler.request import Request, SamplingParams

@@ -135,9 +135,9 @@ def _tokens_of(tokenizer: Tokenizer) -> tuple[Any, int]:
 
     A model may have several end tokens, or none; and the library must not take an ordinary one for it.
     """
-    fast = getattr(tokenizer.transformers_tokenizer, "backend_tokenizer", None)
+    fast = getattr(tokenizer.underlying, "backend_tokenizer", None)
     if fast is None:
-        kind = type(tokenizer.transformers_tokenizer).__name__
+        kind = type(tokenizer.underlying).__name__
         raise GrammarError(f"grammars need a tokenizer of the tokenizers library; this model has a {kind}")
     extended = type(fast).from_str(fast.to_str())
     extended.no_padding()

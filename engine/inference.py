@@ -14,7 +14,7 @@ import torch
 
 from engine.assembly import assemble
 from engine.executors import DEFAULT_UTILIZATION
-from engine.loop import EngineLoop, TokenOutput
+from engine.loop import DEFAULT_POLICY, EngineLoop, TokenOutput
 from engine.parallel.workers import Workers
 from engine.results import GenerationResult, GenerationResults
 from engine.serving import Serving, TaskMailbox, ThreadMailbox
@@ -22,9 +22,6 @@ from engine.streams import AsyncTokenStream, TokenStream
 from scheduler.plan import Layout
 from scheduler.request import Grammar, Request, SamplingParams
 from scheduler.scheduler import Scheduler
-
-#: docs/python-api.md has what it was measured against
-DEFAULT_POLICY = "fcfs"
 
 #: a text, or its token ids
 Prompt = str | Sequence[int]

@@ -23,11 +23,11 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from engine.draws import TokenLogprobs
 from engine.errors import DeviceError
 from engine.faults import first_line, is_device_lost, is_out_of_memory
 from engine.generation import Generation, plays_out
 from engine.grammar import GrammarError, Grammars
-from engine.sampling import TokenLogprobs
 from engine.steps import Executor, ExecutorWaste, PendingStep, StepResult
 from engine.tokenizer import Tokenizer
 from scheduler.config import SchedulerConfig
@@ -38,6 +38,9 @@ from scheduler.sequence import UNSET, Sequence
 
 if TYPE_CHECKING:
     from engine.executors.memory import MemoryPlan
+
+#: what an engine is scheduled by where nothing is said; docs/python-api.md has what it was measured against
+DEFAULT_POLICY = "fcfs"
 
 
 class StepScheduler(Protocol):

@@ -1,16 +1,12 @@
-"""Where a pretrained model is, and its tokenizer. Nothing here loads torch."""
+"""Where a pretrained model is, and its tokenizer. Libraries that take seconds to load are loaded by what needs them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import httpx
-from huggingface_hub import HfApi
-from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-from transformers import AutoTokenizer
-
 from engine.embedded import quiet_transformers
 from engine.errors import ModelError
+from engine.light_tokenizer import LightTokenizer, TokenizerParts
 from engine.tokenizer import Tokenizer
 
 #: seconds for the hub to answer
@@ -39,6 +35,10 @@ def ask_hub(name: str) -> bool:
     Raises:
         ModelError: the hub answers that there is no such model, that it may not be had, or that it has no safetensors.
     """
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
     try:
         known = HfApi().model_info(name, timeout=_HUB_TIMEOUT_S)
     except HFValidationError as error:
@@ -68,8 +68,18 @@ def load_tokenizer(name: str) -> Tokenizer:
         return read_tokenizer(name, place, Path(place).is_dir() or ask_hub(place))
 
 
+def tokenizer_from(source: TokenizerParts | str) -> Tokenizer:
+    """A tokenizer like the one that has this :attr:`~engine.tokenizer.Tokenizer.source`.
+
+    Raises :class:`ModelError` where it has to be loaded, and cannot be.
+    """
+    return Tokenizer(LightTokenizer(source)) if isinstance(source, TokenizerParts) else load_tokenizer(source)
+
+
 def read_tokenizer(name: str, place: str, only_local: bool) -> Tokenizer:
     """The tokenizer of the model ``name``, which is at ``place``. Raises :class:`ModelError`."""
+    from transformers import AutoTokenizer
+
     try:
         return Tokenizer(AutoTokenizer.from_pretrained(place, local_files_only=only_local, trust_remote_code=False))
     except Exception as error:  # the tokenizers library raises nothing more special

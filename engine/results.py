@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import overload
 
+from engine.draws import TokenLogprobs
 from engine.loop import RequestMetrics, TokenOutput
-from engine.sampling import TokenLogprobs
 
 #: ends that come with a last token
 FINISHED = ("length", "eos", "stop")

@@ -3,56 +3,24 @@
 What a request asks of its logits comes before (:mod:`engine.logit_edits`); log-probabilities are the model's own.
 
 Whoever shares a step with a request, in whatever order, on whatever schedule, its noise is the same: a token depends on
-the request alone. The hash works on 32-bit words carried in int64 and needs integer ``*``, ``^`` and ``>>`` only, so
-that a GPU kernel can produce the very same noise. Its multipliers are below 2**31: no product leaves 63 bits.
+the request alone. The hash, and the key of a row that it begins with, are those of :mod:`engine.draws`.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from engine.logit_edits import EditedRows, Edits
+from engine.draws import MULTIPLY_1, MULTIPLY_2, TOKEN_STRIDE, WORD, Draw, TokenLogprobs, row_keys
+from engine.edited_rows import EditedRows
 from engine.tensors import upload
 from scheduler.request import SamplingParams
 
-_WORD = 0xFFFFFFFF
-_MULTIPLY_1 = 0x7FEB352D
-_MULTIPLY_2 = 0x45D9F3B5
-_TOKEN_STRIDE = 0x1E3779B1
-#: rows whose keys are made one by one, which is as fast
-_FEW_ROWS = 16
 #: the largest float32 below 1
 _BELOW_ONE = 1.0 - 2.0**-24
-
-
-class Draw(NamedTuple):
-    """What one row of logits is sampled with. ``position`` is the index, in its sequence, of the token to come.
-
-    ``edits``: what is done to the row before. It goes to every rank.
-    """
-
-    params: SamplingParams
-    seed: int
-    position: int
-    edits: Edits | None = None
-
-
-class TokenLogprobs(NamedTuple):
-    """What the model thought of a token, in natural logarithms: of its own distribution, before any change to it.
-
-    ``rank`` is 1 for the most likely token. ``top``: the most likely tokens, each with its log-probability, as many as
-    were asked for.
-    """
-
-    logprob: float
-    rank: int
-    top: tuple[tuple[int, float], ...] = ()
 
 
 class LogprobRows(NamedTuple):
@@ -101,16 +69,6 @@ class Sampled(NamedTuple):
 
 def _on_host(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to("cpu", non_blocking=True, copy=True)
-
-
-def seed_of_request(request_id: str) -> int:
-    """A 64-bit seed from a request's id: the same in every process and on every machine."""
-    return int.from_bytes(hashlib.blake2b(request_id.encode(), digest_size=8).digest(), "little")
-
-
-def request_seed(params: SamplingParams, request_id: str) -> int:
-    """The request's own seed, or one derived from its id."""
-    return seed_of_request(request_id) if params.seed is None else params.seed
 
 
 def sample(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
@@ -202,40 +160,14 @@ def gumbel_noise(keys: torch.Tensor, vocab: int) -> torch.Tensor:
     Small exponentials decide a Gumbel maximum, so that the resolution is put there: down to 2**-33.
     """
     tokens = torch.arange(vocab, dtype=torch.int64, device=keys.device)
-    words = _mixed((tokens * _TOKEN_STRIDE & _WORD)[None, :] ^ keys[:, None])
-    words = _mixed(words + keys[:, None] & _WORD)
+    words = _mixed((tokens * TOKEN_STRIDE & WORD)[None, :] ^ keys[:, None])
+    words = _mixed(words + keys[:, None] & WORD)
     uniform = ((words.float() + 0.5) * 2.0**-32).clamp_(max=_BELOW_ONE)
     return uniform.neg_().log1p_().neg_().log_().neg_()
 
 
 def _mixed(words: torch.Tensor) -> torch.Tensor:
     """An avalanche of 32-bit ``words`` held in int64: every input bit changes each output bit half of the time."""
-    words = (words ^ (words >> 16)) * _MULTIPLY_1 & _WORD
-    words = (words ^ (words >> 15)) * _MULTIPLY_2 & _WORD
+    words = (words ^ (words >> 16)) * MULTIPLY_1 & WORD
+    words = (words ^ (words >> 15)) * MULTIPLY_2 & WORD
     return words ^ (words >> 16)
-
-
-def row_key(seed: int, position: int) -> int:
-    """A 32-bit key of a row; the same mixing as :func:`_mixed`, on Python integers."""
-    key = 0
-    for word in (seed & _WORD, seed >> 32 & _WORD, position & _WORD):
-        key = (key + word + _TOKEN_STRIDE) & _WORD
-        key = (key ^ (key >> 16)) * _MULTIPLY_1 & _WORD
-        key = (key ^ (key >> 15)) * _MULTIPLY_2 & _WORD
-        key ^= key >> 16
-    return key
-
-
-def row_keys(seeds: Sequence[int], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """:func:`row_key` of many rows: ``int64[rows]``."""
-    if len(seeds) <= _FEW_ROWS:
-        return np.array([row_key(*row) for row in zip(seeds, positions.tolist(), strict=True)], dtype=np.int64)
-    keys = np.zeros(len(seeds), dtype=np.int64)
-    low = np.array([seed & _WORD for seed in seeds], dtype=np.int64)
-    high = np.array([seed >> 32 & _WORD for seed in seeds], dtype=np.int64)
-    for words in (low, high, positions & _WORD):
-        keys = (keys + words + _TOKEN_STRIDE) & _WORD
-        keys = (keys ^ (keys >> 16)) * _MULTIPLY_1 & _WORD
-        keys = (keys ^ (keys >> 15)) * _MULTIPLY_2 & _WORD
-        keys ^= keys >> 16
-    return keys

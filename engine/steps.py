@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
-from engine.sampling import Draw, TokenLogprobs
+from engine.draws import Draw, TokenLogprobs
 from scheduler.plan import Layout, StepPlan
 from scheduler.request import SamplingParams
 

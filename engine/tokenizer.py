@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
+from engine.light_tokenizer import LightTokenizer, TokenizerParts, parts_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 #: what a decoder writes for bytes that are no character (yet)
 REPLACEMENT = "\ufffd"
@@ -14,9 +17,9 @@ _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 class Tokenizer:
-    """A transformers tokenizer, reduced to what the engine needs."""
+    """A transformers tokenizer, reduced to what the engine needs, or a light one with the same tokens."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | LightTokenizer) -> None:
         self._tokenizer = tokenizer
         #: tokens that stand for one raw byte (byte fallback); runs of them are decoded as a whole
         self.byte_token_ids = frozenset(
@@ -24,9 +27,18 @@ class Tokenizer:
         )
 
     @property
-    def transformers_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer underneath."""
+    def underlying(self) -> PreTrainedTokenizerBase | LightTokenizer:
+        """What this is made on."""
         return self._tokenizer
+
+    @property
+    def source(self) -> TokenizerParts | str:
+        """What another process needs to make the same: its parts, or where it cannot be taken apart the place that it
+        was loaded from.
+        """
+        if isinstance(self._tokenizer, LightTokenizer):
+            return self._tokenizer.parts
+        return parts_of(self._tokenizer) or str(self._tokenizer.name_or_path)
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """Token ids of ``text``; ``special_tokens`` adds what the model's tokenizer puts around a text (BOS)."""
@@ -34,8 +46,15 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of ``token_ids``; special tokens give nothing."""
-        text = self._tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return str(text)
+        return self._text(token_ids, skip_special_tokens=True)
+
+    def literal(self, token_ids: Sequence[int]) -> str:
+        """The text of ``token_ids`` with the special tokens' own."""
+        return self._text(token_ids, skip_special_tokens=False)
+
+    def _text(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        as_it_is = {} if isinstance(self._tokenizer, LightTokenizer) else {"clean_up_tokenization_spaces": False}
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens, **as_it_is))
 
     def encode_chat(self, messages: list[dict[str, Any]], **template_arguments: Any) -> list[int]:
         """Token ids of a conversation through the model's chat template, ready for the model's answer.
@@ -46,10 +65,10 @@ class Tokenizer:
 
     def chat_text(self, messages: list[dict[str, Any]], **template_arguments: Any) -> str:
         """The text that :meth:`encode_chat` makes tokens of."""
-        text = self._tokenizer.apply_chat_template(
-            messages, tokenize=False, **{"add_generation_prompt": True, **template_arguments}
-        )
-        return str(text)
+        template_arguments = {"add_generation_prompt": True, **template_arguments}
+        if isinstance(self._tokenizer, LightTokenizer):
+            return self._tokenizer.apply_chat_template(messages, **template_arguments)
+        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **template_arguments))
 
     def stream(self) -> TextStream:
         """A decoder for one sequence's output tokens."""

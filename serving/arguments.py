@@ -18,7 +18,7 @@ from core.arguments import (
     one_of,
     scheduler_settings,
 )
-from engine.inference import DEFAULT_POLICY
+from engine.loop import DEFAULT_POLICY
 from scheduler.config import SchedulerConfig
 from scheduler.scheduler import Scheduler
 from serving.logs import FORMATS

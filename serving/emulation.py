@@ -16,9 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from core.costs import cost_notes, graphs_of_costs, read_costs
+from engine.draws import TokenLogprobs, row_key
 from engine.embedded import default_cache_folder, embedded_model_folder
+from engine.light_tokenizer import LightTokenizer, parts_in
 from engine.pretrained import load_tokenizer
-from engine.sampling import TokenLogprobs, row_key
 from engine.steps import SequenceState, StepResult
 from engine.tokenizer import Tokenizer
 from scheduler.config import SchedulerConfig
@@ -41,12 +42,9 @@ class WordTokenizer(Tokenizer):
     """A tokenizer for texts that are made of words which are a token each: a look-up gives their text."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        super().__init__(tokenizer.transformers_tokenizer)
-        vocabulary = self.transformers_tokenizer.get_vocab().values()
-        decoded = self.transformers_tokenizer.batch_decode(
-            [[token_id] for token_id in sorted(vocabulary)], clean_up_tokenization_spaces=False
-        )
-        pairs = [(token_id, text) for token_id, text in enumerate(decoded) if _WORD.fullmatch(text)]
+        super().__init__(tokenizer.underlying)
+        ids = sorted(self.underlying.get_vocab().values())
+        pairs = [(token_id, text) for token_id in ids if _WORD.fullmatch(text := self.literal([token_id]))]
         self.words = dict(pairs[:: max(1, len(pairs) // WORDS)])
 
     def stream(self) -> WordStream:  # type: ignore[override]
@@ -155,16 +153,19 @@ def emulated_parts(settings: EngineSettings) -> Parts:
     assert settings.emulate is not None
     costs = read_costs(settings.emulate)
     config = _config(costs, settings.scheduler)
-    place = settings.tokenizer or str(embedded_model_folder(default_cache_folder()))
-    tokenizer = WordTokenizer(load_tokenizer(place))
-    ends = tokenizer.transformers_tokenizer.eos_token_id
+    if settings.tokenizer is None:
+        found = Tokenizer(LightTokenizer(parts_in(embedded_model_folder(default_cache_folder()))))
+    else:
+        found = load_tokenizer(settings.tokenizer)
+    tokenizer = WordTokenizer(found)
+    ends = tokenizer.underlying.eos_token_id
     end_token_id = ends if isinstance(ends, int) else None
-    vocab = len(tokenizer.transformers_tokenizer)
+    vocab = len(tokenizer.underlying)
     executor = EmulatedExecutor(costs, config.layout, config.overlap, vocab, list(tokenizer.words), end_token_id)
     notes = cost_notes(costs, config)
     info = EngineInfo(
         model=settings.model or settings.emulate,
-        tokenizer=place,
+        tokenizer=found.source,
         vocab=vocab,
         context_tokens=config.context_tokens,
         end_token_ids=frozenset() if end_token_id is None else frozenset({end_token_id}),

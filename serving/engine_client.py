@@ -29,6 +29,8 @@ from serving.messages import (
 
 #: how long the process may take to leave before it is killed
 PATIENCE_S = 10.0
+#: fits of costs are many small products: several threads wait for each other longer than they compute
+_ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), "1")
 
 
 class EngineDeadError(EngineError):
@@ -135,7 +137,8 @@ class EngineClient:
         Raises :class:`~engine.errors.EngineError` with the reason when it cannot be made.
         """
         ours, theirs = socket.socketpair()
-        process = start_module("serving.engine_process", theirs.fileno())
+        environment = None if settings.emulate is None else _ONE_THREAD
+        process = start_module("serving.engine_process", theirs.fileno(), environment)
         theirs.close()
         try:
             reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 24)

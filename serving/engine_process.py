@@ -17,8 +17,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from engine.embedded import EMBEDDED_NAME
 from engine.errors import DeviceError, EngineError
 from engine.loop import EngineLoop, TokenOutput, undisturbed
+from engine.pretrained import pretrained_place
 from engine.steps import Executor
 from engine.tokenizer import Tokenizer
 from reports.overhead import TimedScheduler
@@ -186,6 +188,8 @@ def build(settings: EngineSettings) -> Parts:
         from serving.emulation import emulated_parts
 
         return emulated_parts(settings)
+    if settings.model not in (None, EMBEDDED_NAME):
+        pretrained_place(settings.model)  # a mistake is said before torch is loaded, which takes seconds
     from engine.assembly import assemble
 
     model, config, executor, memory = assemble(
@@ -199,7 +203,7 @@ def build(settings: EngineSettings) -> Parts:
     tokenizer = model.tokenizer
     info = EngineInfo(
         model.name,
-        None if tokenizer is None else str(tokenizer.transformers_tokenizer.name_or_path),
+        None if tokenizer is None else tokenizer.source,
         model.vocab,
         config.context_tokens,
         model.eos_token_ids,
@@ -234,7 +238,8 @@ def main() -> None:
             channel.send(Broken(reason if known and reason else f"{type(error).__name__}: {reason}"))
         if not known:
             sys.excepthook(type(error), error, error.__traceback__)
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # a full disk
+        sys.stderr.flush()
     os._exit(code)  # whatever thread of a library still runs
 
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from engine.draws import TokenLogprobs
 from engine.loop import TokenOutput
-from engine.sampling import TokenLogprobs
 from serving.token_texts import TokenTexts
 
 #: JSON has no infinity; what OpenAI says of a token that is impossible

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 import orjson
 
@@ -33,7 +35,7 @@ def logging_config(log_format: str = "text", level: str = "info") -> dict[str, A
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"lines": {"()": formatter}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
+        "handlers": {"stderr": {"()": StandardError, "formatter": "lines"}},
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {
             "lockstep": {"level": level.upper()},
@@ -41,6 +43,51 @@ def logging_config(log_format: str = "text", level: str = "info") -> dict[str, A
             "uvicorn.access": {"level": "WARNING"},
         },
     }
+
+
+class StandardError(logging.StreamHandler[TextIO]):
+    """Writes lines to standard error, or counts them where it takes none (a full disk): the server goes on.
+
+    When it takes lines again, one says how many it did not take.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__(stream)
+        #: lines that could not be written
+        self.lost = 0
+        self._untold = 0
+        self._problem = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        untold = self._untold
+        super().emit(record)
+        if untold and untold == self._untold:
+            self._untold = 0
+            args = (untold, self._problem)
+            super().emit(logging.LogRecord(_SERVER.name, logging.WARNING, __file__, 0, _LOST, args, None))
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self.lost += 1
+        self._untold += 1
+        self._problem = error.strerror or str(error)
+
+
+_LOST = "%d lines of this log could not be written: %s"
+
+
+def lost_lines() -> int:
+    """Lines that the log of this process could not take."""
+    return sum(handler.lost for handler in logging.getLogger().handlers if isinstance(handler, StandardError))
+
+
+def say(line: str) -> None:
+    """A line on standard error that is no log line; where it cannot be written the exit code has to do."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 class JsonLines(logging.Formatter):

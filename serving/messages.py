@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from engine.light_tokenizer import TokenizerParts
 from engine.loop import TokenOutput
 from scheduler.request import Request
 
@@ -60,12 +61,13 @@ class Leave(NamedTuple):
 class EngineInfo:
     """What there is to be known of an engine that is ready.
 
-    ``tokenizer`` is the place to load it from, ``None`` where prompts can be token ids only. ``config`` are the
-    scheduler's settings in full, ``hardware`` names the device, ``memory`` says how it is shared out.
+    ``tokenizer`` is what it is made of, or the place to load it from if it is of a kind that cannot be handed over;
+    ``None`` where prompts can be token ids only. ``config`` are the scheduler's settings in full, ``hardware`` names
+    the device, ``memory`` says how it is shared out.
     """
 
     model: str
-    tokenizer: str | None
+    tokenizer: TokenizerParts | str | None
     vocab: int
     context_tokens: int
     end_token_ids: frozenset[int]

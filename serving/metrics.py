@@ -18,6 +18,7 @@ from scheduler.buckets import Buckets
 from serving.cohorts import by_power_of_two, cohorts
 from serving.exchanges import Exchanges
 from serving.latencies import Durations, IntArray
+from serving.logs import lost_lines
 from serving.lookout import Look, Lookout
 from serving.messages import STEP_EDGES
 from serving.traffic import FINISHED, Traffic
@@ -80,6 +81,10 @@ class ServerMetrics(Collector):
         yield self._gauge(
             "lockstep:requests_in_flight", "Requests handed to the engine that have not ended.", self._traffic.in_flight
         )
+        yield self._counters(
+            "lockstep:log_lines_lost", "Log lines that standard error did not take: a full disk.", (),
+            [((), lost_lines())],
+        )  # fmt: skip
         info = server.info
         labels = {
             "policy": config["policy"],

@@ -39,8 +39,7 @@ class Monitor:
         model, listeners = server.names[0], server.engine.listeners
         texts = None
         if server.settings.log_prompts and server.tokenizer is not None:
-            tokenizer = server.tokenizer.transformers_tokenizer
-            texts = Texts(lambda token_ids: str(tokenizer.decode(list(token_ids))))
+            texts = Texts(server.tokenizer.literal)
             listeners.append(texts)  # before the traffic, which says that a request has ended
         self._server = server
         self._exchanges = exchanges

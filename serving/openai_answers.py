@@ -8,8 +8,8 @@ from typing import Any
 
 import orjson
 
+from engine.draws import TokenLogprobs
 from engine.loop import TokenOutput
-from engine.sampling import TokenLogprobs
 from scheduler.request import Request
 from serving.answer import Generated
 from serving.logprobs import chat_logprobs, completion_logprobs, shown

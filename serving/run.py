@@ -92,7 +92,12 @@ async def serve_app(app: FastAPI, port: socket.socket, stopping: asyncio.Event) 
     host, number = port.getsockname()[:2]
     log_event(f"serving {server.names[0]} at http://{host}:{number}")
     code = await _until_the_end(server, stopping)
+    stopping.clear()
     http.should_exit = True
+    again = asyncio.create_task(stopping.wait())
+    await asyncio.wait([serving, again], return_when=asyncio.FIRST_COMPLETED)
+    http.force_exit = again.done()
+    again.cancel()
     await serving
     return code
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from fastapi import FastAPI
 from starlette.types import Receive
 
-from engine.pretrained import load_tokenizer
+from engine.pretrained import tokenizer_from
 from engine.tokenizer import Tokenizer
 from scheduler.request import Request
 from serving import openai_routes, seed_routes, status_routes, token_routes
@@ -71,8 +71,9 @@ class Server:
     async def start(cls, settings: ServerSettings) -> Server:
         """Start the engine. Raises :class:`~engine.errors.EngineError`."""
         engine = await EngineClient.start(settings.engine)
-        place = engine.info.tokenizer
-        return cls(settings, engine, None if place is None else await asyncio.to_thread(load_tokenizer, place))
+        source = engine.info.tokenizer
+        tokenizer = None if source is None else await asyncio.to_thread(tokenizer_from, source)
+        return cls(settings, engine, tokenizer)
 
     @property
     def info(self) -> EngineInfo:

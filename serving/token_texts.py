@@ -22,10 +22,11 @@ class TokenTexts:
     """Texts and bytes of the tokens of ``tokenizer``; without one a token is its number."""
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
-        self._tokenizer = None if tokenizer is None else tokenizer.transformers_tokenizer
-        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        self._tokenizer = tokenizer
+        underlying = None if tokenizer is None else tokenizer.underlying
+        backend = getattr(underlying, "backend_tokenizer", None)
         self._byte_level = "ByteLevel" in repr(getattr(backend, "decoder", None))
-        self._special = frozenset() if self._tokenizer is None else frozenset(self._tokenizer.added_tokens_decoder)
+        self._special = frozenset() if underlying is None else frozenset(underlying.added_tokens_decoder)
         self.of = lru_cache(_KEPT)(self._of)
 
     def _of(self, token_id: int) -> tuple[str, list[int]]:
@@ -33,13 +34,13 @@ class TokenTexts:
         if self._tokenizer is None:
             text = f"token_id:{token_id}"
             return text, list(text.encode())
-        token = self._tokenizer.convert_ids_to_tokens(token_id)
+        token = self._tokenizer.underlying.convert_ids_to_tokens(token_id)
         if not isinstance(token, str):
             return "", []  # the model's logits are over more than the tokenizer has
         raw = self._raw(token_id, token)
         if raw is not None:
             return raw.decode(errors="replace"), list(raw)
-        text = str(self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+        text = self._tokenizer.literal([token_id])
         return text, list(text.encode())
 
     def _raw(self, token_id: int, token: str) -> bytes | None:

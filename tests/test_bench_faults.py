@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,25 @@ def test_requests_that_memory_does_not_suffice_for_are_counted_and_the_run_goes_
     assert found.requests["outcome"].value_counts().to_dict() == {"finished": 4, "aborted": 2}
     assert not found.partial
     assert replay_folder(tmp_path / "run")
+
+
+def test_a_disk_that_fills_up_ends_the_run_with_a_sentence_and_what_was_written_can_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = tmp_path / "long.csv"
+    trace.write_text("arrival_s,input_tokens,output_tokens\n" + "0,5,9\n" * 100)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))  # writes beyond it fail, as they do on a full disk
+    try:
+        code = run(*REAL, "--workload", trace, "--out", tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 2
+    assert capsys.readouterr().err == f"bench.py: error: cannot write {tmp_path / 'run/replay.jsonl'}: File too large\n"
+    found = load_run(tmp_path / "run")
+    assert found.partial
+    assert 0 < len(found.requests) < 100
+    assert run("--mode", "report", "--quiet", tmp_path / "run", "--out", tmp_path / "report") == 0
 
 
 def test_the_manifest_says_how_the_memory_was_shared_out(trace: Path, tmp_path: Path) -> None:

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import torch
 
 from engine.attention import ATTENTION, StepAttention
+from engine.draws import Draw
 from engine.errors import ModelError
 from engine.faults import free_unused, is_out_of_memory
 from engine.features import beyond_plain_attention
 from engine.host_copies import HostCopies
 from engine.models import LoadedModel
-from engine.sampling import Draw, Sampled, Sampler
+from engine.sampling import Sampled, Sampler
 from engine.steps import ExecutorWaste, PendingStep, SequenceState, StepResult
 from engine.tensors import current_device, upload
 from scheduler.plan import Chunk, Layout, StepPlan, Swap

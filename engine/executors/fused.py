@@ -14,6 +14,7 @@ from operator import attrgetter
 import numpy as np
 import torch
 
+from engine.draws import TokenLogprobs, row_keys
 from engine.executors.base import Booking, DeviceTimer, draws_of, halves
 from engine.executors.paged import PrivateBlocks
 from engine.executors.paged_memory import is_row, slots_of
@@ -35,7 +36,7 @@ from engine.fused.prompts import PromptSteps
 from engine.host_copies import HostCopies
 from engine.models import LoadedModel
 from engine.parallel.workers import Workers
-from engine.sampling import Sampled, TokenLogprobs, row_keys
+from engine.sampling import Sampled
 from engine.steps import PendingStep, SequenceState, StepResult
 from engine.tensors import current_device
 from scheduler.graphs import graph_tokens_for

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from engine.draws import Draw
 from engine.errors import DeviceMemoryError
 from engine.executors.fused import FusedExecutor
 from engine.executors.memory import Needs, estimated_needs, most_rows, used_bytes, weights_bytes
@@ -16,7 +17,6 @@ from engine.faults import first_line, free_unused, gib, is_out_of_memory
 from engine.fused.graphs import DecodeSteps
 from engine.logit_edits import Edits
 from engine.models import LoadedModel
-from engine.sampling import Draw
 from engine.steps import SequenceState
 from scheduler.config import SchedulerConfig
 from scheduler.plan import NEVER, Chunk, DigestEntry, StepFeatures, StepPlan

@@ -15,13 +15,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from engine.draws import Draw
 from engine.faults import free_unused
 from engine.fused.decoder import Chunks, Decoder, KvCache, Rows, StepTensors
 from engine.fused.graphs import PLACE, DecodeSteps, Memory
 from engine.fused.prompts import Prompts, PromptSteps
 from engine.host_copies import HostCopies, from_host, to_host
 from engine.models import LoadedModel
-from engine.sampling import Draw, Sampled, Sampler
+from engine.sampling import Sampled, Sampler
 from engine.tensors import upload
 
 

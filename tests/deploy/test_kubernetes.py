@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +187,27 @@ def test_every_setting_has_its_place(metric: str, target: float, gauges: tuple[s
         asked = [name for name in ("running", "waiting") if f"vllm:num_requests_{name}" in query]
         assert tuple(asked) == gauges
         assert query.count("[45s]") == len(gauges)
+
+
+def test_the_queue_may_be_looked_at_too() -> None:
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    settings = read_autoscale(DEPLOY / "autoscale.yaml")
+    alone, both = manifests(settings), manifests(settings, also_queued=2.5)
+    for version in VERSIONS:
+        kubernetes_validate.validate(both["hpa/autoscaler.yaml"], version, strict=True)
+    queue = manifests(AutoscaleSettings(
+        settings.min_replicas, settings.max_replicas, metric="queue", target_queued_requests=2.5,
+        metrics_interval_s=settings.metrics_interval_s, look_back_period_s=settings.look_back_period_s,
+    ))  # fmt: skip
+    for name, *path in (
+        ("hpa/autoscaler.yaml", "spec", "metrics"),
+        ("hpa/prometheus-adapter-values.yaml", "rules", "custom"),
+        ("keda/scaled-object.yaml", "spec", "triggers"),
+    ):
+        first, second, together = (reduce(getitem, path, made[name]) for made in (alone, queue, both))
+        assert together == first + second
+    with pytest.raises(ClusterError, match="look at the queue already"):
+        manifests(AutoscaleSettings(max_replicas=4, metric="queue", metrics_interval_s=15), also_queued=3)
 
 
 @pytest.mark.parametrize(

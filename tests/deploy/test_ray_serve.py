@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from deploy import ray_serve
 from serving.arguments import parse_command
@@ -29,6 +30,7 @@ downscale_delay_s: 4
 cold_start_s: 300
 """
 PATIENCE_S = 180
+RUNNING, TOKENS = "vllm:num_requests_running", "vllm:generation_tokens_total"
 
 
 def free_port() -> int:
@@ -166,12 +168,25 @@ def start(*every: Asked) -> list[threading.Thread]:
     return threads
 
 
+def scraped(url: str, name: str) -> dict[str, float]:
+    """A metric as Prometheus gets it through the front: the sum of its samples, by replica."""
+    answer = httpx.get(f"{url}/metrics", timeout=PATIENCE_S)
+    assert (answer.status_code, answer.headers["content-type"].split(";")[0]) == (200, "text/plain")
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(answer.text):
+        for sample in family.samples:
+            if sample.name == name:
+                found[sample.labels["replica"]] = found.get(sample.labels["replica"], 0) + sample.value
+    return found
+
+
 @pytest.mark.ray
 def test_replicas_follow_the_load_and_prompts_their_beginnings(cluster: Running) -> None:
     assert cluster.has(1)
     load = Load(cluster.url, clients=20, tokens=500)
     try:
         until(lambda: cluster.runs(3))
+        until(lambda: len([running for running in scraped(cluster.url, RUNNING).values() if running]) == 3)
         same = [Asked(cluster.url, 5, prompt="one beginning of many words " * 40) for _ in range(4)]
         for asked in same:
             asked.run()
@@ -184,6 +199,25 @@ def test_replicas_follow_the_load_and_prompts_their_beginnings(cluster: Running)
     assert hits[:2] == [0, 0]
     assert 3 * 180 <= hits[2] <= 3 * 220
     until(lambda: cluster.has(1))
+
+
+@pytest.mark.ray
+def test_metrics_come_through_the_front_while_requests_run(cluster: Running) -> None:
+    until(lambda: cluster.has(1))
+    ((replica, before),) = scraped(cluster.url, TOKENS).items()
+    streams = [Asked(cluster.url, 2_000, stream=True) for _ in range(2)]
+    threads = start(*streams)
+    for asked in streams:
+        assert asked.heard.wait(PATIENCE_S)
+    seen = [before]
+    while any(thread.is_alive() for thread in threads):
+        ((same, tokens),) = scraped(cluster.url, TOKENS).items()
+        assert same == replica
+        seen.append(tokens)
+    assert [asked.outcome for asked in streams] == ["whole"] * 2
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 2  # also on the way
+    assert scraped(cluster.url, TOKENS) == {replica: before + 4_000}
 
 
 @pytest.mark.ray

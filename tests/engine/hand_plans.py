@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from engine.draws import Draw
 from engine.executors import Executor, PaddedExecutor, PagedExecutor, StepResult
 from engine.kernels import kernels_for
-from engine.sampling import Draw
 from scheduler.plan import NEVER, Chunk, DigestEntry, Kind, Layout, StepFeatures, StepPlan, Swap
 from scheduler.request import Request, SamplingParams
 from scheduler.sequence import Sequence

@@ -114,6 +114,6 @@ def test_the_cache_folder_is_configurable(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_the_embedded_model_is_what_it_should_be(embedded: Any) -> None:
     model = embedded.ours
     assert model.eos_token_ids == {2}
-    assert model.tokenizer.transformers_tokenizer.eos_token_id == 2
+    assert model.tokenizer.underlying.eos_token_id == 2
     assert (model.layers, model.hidden, model.context_tokens) == (30, 576, 8_192)
     assert model.parameters == 134_515_008

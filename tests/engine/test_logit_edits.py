@@ -13,8 +13,10 @@ from transformers import (
     SequenceBiasLogitsProcessor,
 )
 
-from engine.logit_edits import EditedRows, Edits, RequestEdits
-from engine.sampling import Draw, Sampler, TokenLogprobs
+from engine.draws import Draw, TokenLogprobs
+from engine.edited_rows import EditedRows
+from engine.logit_edits import Edits, RequestEdits
+from engine.sampling import Sampler
 from scheduler.request import Grammar, SamplingParams
 
 VOCAB = 100

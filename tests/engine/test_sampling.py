@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from engine.sampling import Draw, gumbel_noise, request_seed, row_key, row_keys, sample, seed_of_request
+from engine.draws import Draw, request_seed, row_key, row_keys, seed_of_request
+from engine.sampling import gumbel_noise, sample
 from scheduler.request import SamplingParams
 
 VOCAB = 50

@@ -21,12 +21,13 @@ from transformers import (
     SequenceBiasLogitsProcessor,
 )
 
+from engine.draws import Draw, TokenLogprobs, request_seed, row_key
 from engine.executors import FusedExecutor, build_executor
 from engine.generation import Generation
 from engine.grammar import Grammars
 from engine.loop import EngineLoop, TokenOutput
 from engine.models import LoadedModel, loaded
-from engine.sampling import Draw, TokenLogprobs, gumbel_noise, request_seed, row_key, sample
+from engine.sampling import gumbel_noise, sample
 from scheduler.config import SchedulerConfig
 from scheduler.graphs import graph_sizes
 from scheduler.request import Grammar, Request, SamplingParams

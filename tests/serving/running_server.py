@@ -56,6 +56,11 @@ class RunningServer:
     def tell_to_stop(self) -> None:
         self._loop.call_soon_threadsafe(self._stopping.set)
 
+    def ended(self, timeout_s: float) -> bool:
+        """Whether it has ended, which is waited for so long."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
     def stop(self) -> int | None:
         """Returns the exit code."""
         if self._thread.is_alive():

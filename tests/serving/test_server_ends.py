@@ -2,68 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import os
-import re
 import signal
 import socket
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from running_server import RunningServer
+from server_process import Stream, Whole, children, server
 
 import api_server
 from serving.arguments import parse_command
-
-ROOT = Path(__file__).parents[2]
-EMULATED = ["--emulate", "roofline:t4:qwen2.5-0.5b", "--port", "0"]
-
-
-@contextmanager
-def server(*flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server of its own, and its address; what is left of it is killed."""
-    command = [sys.executable, str(ROOT / "api_server.py"), *EMULATED, *flags]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stderr is not None
-            lines = iter(process.stderr.readline, "")
-            address = next((found[0] for line in lines if (found := re.search(r"http://\S+", line))), None)
-            assert address is not None
-            yield process, address
-        finally:
-            process.kill()
-
-
-class Stream(threading.Thread):
-    """A client that reads a stream to its end."""
-
-    def __init__(self, url: str, tokens: int) -> None:
-        super().__init__()
-        self._url = url
-        self._body = {"prompt": "a", "max_tokens": tokens, "ignore_eos": True}
-        self.begun = threading.Event()
-        self.text = ""
-        self.start()
-
-    def run(self) -> None:
-        with httpx.stream("POST", f"{self._url}/generate_stream", json=self._body, timeout=60) as answer:
-            for piece in answer.iter_text():
-                self.text += piece
-                self.begun.set()
+from serving.messages import EngineSettings
+from serving.server import ServerSettings
 
 
 def test_what_runs_is_finished_after_sigterm_nothing_new_is_taken_and_no_prompt_is_in_the_log() -> None:
     with server() as (process, url), httpx.Client(base_url=url, timeout=60) as client:
-        streams = [Stream(url, 1000) for _ in range(8)]
+        streams = [Stream(url, 1000) for _ in range(4)]
         for stream in streams:
             assert stream.begun.wait(60)
         assert client.get("/ready").status_code == 200
         client.post("/generate", json={"prompt": "xylophone", "max_token": 3})
+        chat = {"messages": [{"role": "user", "content": "xylophone"}], "max_tokens": 2}
+        assert client.post("/v1/chat/completions", json=chat).status_code == 200
+        for pid in (process.pid, *children(process.pid)):
+            mapped = Path(f"/proc/{pid}/maps").read_text()
+            assert "tokenizers" in mapped
+            assert "torch" not in mapped  # no model is run
         process.send_signal(signal.SIGTERM)
         while (ready := client.get("/ready")).status_code == 200:
             pass
@@ -91,12 +60,55 @@ def test_what_is_not_done_in_time_is_told_so() -> None:
     assert "the server is shutting down" in stream.text
 
 
+def test_a_second_signal_of_either_kind_waits_no_longer() -> None:
+    with server("--drain-s", "3600") as (process, url), httpx.Client(base_url=url, timeout=60) as client:
+        stream = Stream(url, 20_000)
+        whole = Whole(url, 20_000)
+        assert stream.begun.wait(60)
+        while _in_flight(client) < 2:
+            pass
+        process.send_signal(signal.SIGINT)
+        while client.get("/ready").status_code == 200:
+            pass
+        assert (_in_flight(client), process.poll()) == (2, None)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        stream.join()
+        whole.join()
+    assert stream.text.endswith("data: [DONE]\n\n")
+    assert '"code": "shutting_down"' in stream.text
+    assert whole.answer is not None
+    assert (whole.answer.status_code, whole.answer.json()["error"]["code"]) == (503, "shutting_down")
+
+
+def test_a_second_signal_does_not_wait_for_who_reads_nothing_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.run.FLUSH_S", 3600)
+    body = json.dumps({"prompt": "a", "max_tokens": 4000, "ignore_eos": True, "logprobs": 20, "stream": True}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    settings = ServerSettings(EngineSettings(emulate="roofline:h100:qwen2.5-0.5b"))
+    with RunningServer(settings) as running, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", running.port))
+        client.sendall(head.encode() + b"\r\n\r\n" + body)
+        while running.idle_snapshot().counters["finished"] < 1:
+            pass
+        for _ in range(600):
+            running.tell_to_stop()
+            if running.ended(0.1):
+                break
+        assert running.code == 0
+
+
+def _in_flight(client: httpx.Client) -> int:
+    return int(client.get("/status").json()["in_flight"])
+
+
 def test_everybody_hears_that_the_engine_was_killed_and_the_process_ends() -> None:
     with server() as (process, url), httpx.Client(base_url=url, timeout=60) as client:
         streams = [Stream(url, 20_000) for _ in range(8)]
         for stream in streams:
             assert stream.begun.wait(60)
-        (engine,) = (int(pid) for pid in _children(process.pid))
+        (engine,) = (int(pid) for pid in children(process.pid))
         os.kill(engine, signal.SIGKILL)
         for stream in streams:
             stream.join()
@@ -108,10 +120,6 @@ def test_everybody_hears_that_the_engine_was_killed_and_the_process_ends() -> No
         assert client.get("/ready").status_code == 503
         assert client.post("/generate", json={"prompt": "a"}).json()["error"]["code"] == "engine_dead"
         assert process.wait(60) == 1
-
-
-def _children(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 @pytest.mark.parametrize(

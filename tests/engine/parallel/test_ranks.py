@@ -22,6 +22,7 @@ import torch
 from byte_tokenizer import byte_tokenizer
 from served import TIGHT, assert_greedy, greedy, serve
 
+from engine.draws import TokenLogprobs
 from engine.errors import DeviceError, GenerationError, ModelError, RankError
 from engine.executors import FusedExecutor, build_executor, plan_memory
 from engine.inference import InferenceEngine
@@ -29,7 +30,6 @@ from engine.loop import TokenOutput
 from engine.models import LoadedModel
 from engine.parallel.loading import divide, load_divided_model, rank_devices
 from engine.parallel.workers import _Watch
-from engine.sampling import TokenLogprobs
 from scheduler.config import ConfigError, SchedulerConfig
 from scheduler.request import Grammar, SamplingParams
 

@@ -1,0 +1,85 @@
+"""What a token is drawn with, and what is said of it: plain numbers, for processes with torch and without.
+
+The key of a row's noise is a pure function of (seed, position). Its hash needs integer ``*``, ``^`` and ``>>`` only, on
+32-bit words carried in int64, so that a GPU kernel can produce the very same (:mod:`engine.sampling`). Its multipliers
+are below 2**31: no product leaves 63 bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.logit_edits import Edits
+from scheduler.request import SamplingParams
+
+WORD = 0xFFFFFFFF
+MULTIPLY_1 = 0x7FEB352D
+MULTIPLY_2 = 0x45D9F3B5
+TOKEN_STRIDE = 0x1E3779B1
+#: rows whose keys are made one by one, which is as fast
+_FEW_ROWS = 16
+
+
+class Draw(NamedTuple):
+    """What one row of logits is sampled with. ``position`` is the index, in its sequence, of the token to come.
+
+    ``edits``: what is done to the row before. It goes to every rank.
+    """
+
+    params: SamplingParams
+    seed: int
+    position: int
+    edits: Edits | None = None
+
+
+class TokenLogprobs(NamedTuple):
+    """What the model thought of a token, in natural logarithms: of its own distribution, before any change to it.
+
+    ``rank`` is 1 for the most likely token. ``top``: the most likely tokens, each with its log-probability, as many as
+    were asked for.
+    """
+
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def seed_of_request(request_id: str) -> int:
+    """A 64-bit seed from a request's id: the same in every process and on every machine."""
+    return int.from_bytes(hashlib.blake2b(request_id.encode(), digest_size=8).digest(), "little")
+
+
+def request_seed(params: SamplingParams, request_id: str) -> int:
+    """The request's own seed, or one derived from its id."""
+    return seed_of_request(request_id) if params.seed is None else params.seed
+
+
+def row_key(seed: int, position: int) -> int:
+    """A 32-bit key of a row; mixed as :mod:`engine.sampling` mixes words, on Python integers."""
+    key = 0
+    for word in (seed & WORD, seed >> 32 & WORD, position & WORD):
+        key = (key + word + TOKEN_STRIDE) & WORD
+        key = (key ^ (key >> 16)) * MULTIPLY_1 & WORD
+        key = (key ^ (key >> 15)) * MULTIPLY_2 & WORD
+        key ^= key >> 16
+    return key
+
+
+def row_keys(seeds: Sequence[int], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """:func:`row_key` of many rows: ``int64[rows]``."""
+    if len(seeds) <= _FEW_ROWS:
+        return np.array([row_key(*row) for row in zip(seeds, positions.tolist(), strict=True)], dtype=np.int64)
+    keys = np.zeros(len(seeds), dtype=np.int64)
+    low = np.array([seed & WORD for seed in seeds], dtype=np.int64)
+    high = np.array([seed >> 32 & WORD for seed in seeds], dtype=np.int64)
+    for words in (low, high, positions & WORD):
+        keys = (keys + words + TOKEN_STRIDE) & WORD
+        keys = (keys ^ (keys >> 16)) * MULTIPLY_1 & WORD
+        keys = (keys ^ (keys >> 15)) * MULTIPLY_2 & WORD
+        keys ^= keys >> 16
+    return keys
