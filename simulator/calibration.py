@@ -22,6 +22,7 @@ from scheduler.plan import Layout, StepColumns
 from simulator.costs import CostError
 from simulator.fits import FEWEST_STEPS, mean_error
 from simulator.gpus import GPUS, Gpu, gpu_of
+from simulator.least_squares import one_thread
 from simulator.profiles import Profile, title
 from simulator.projection import ProjectedCosts, SharedRoofline, Shares
 from simulator.recorded import Key, RecordedCosts, costs_of
@@ -162,7 +163,8 @@ def _fit(gpu: Gpu, shape: ModelShape, dtype: str, groups: Sequence[_Group], link
     least, most = np.full(len(assumed), -np.inf), np.full(len(assumed), np.inf)
     most[:5] = -np.log(assumed[:5])  # no share is more than the whole
     least[7] = -np.log(MIXED)  # and no mixed step is less than its parts
-    found = least_squares(deviations, np.zeros(len(assumed)), bounds=(least, most), loss="soft_l1", f_scale=STALL)
+    with one_thread():
+        found = least_squares(deviations, np.zeros(len(assumed)), bounds=(least, most), loss="soft_l1", f_scale=STALL)
     return shares(found.x)
 
 

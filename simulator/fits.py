@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simulator.least_squares import Floats, floored_weights, to_the_mean, weights_of
+from simulator.least_squares import Floats, floored_weights, one_thread, to_the_mean, weights_of
 from simulator.step_cost import FILL_TERMS, PLAIN_TERMS, Line, Quality, StepCost, Term, axis
 
 #: fewer recorded steps than this make neither a fit nor a knot
@@ -87,12 +87,13 @@ def fit(kind: str, table: Any, times: Floats, candidates: Iterable[Candidate] = 
     ``table`` has :data:`~simulator.step_cost.COST_COLUMNS` and ``graph_rows`` as attributes, a value for each step, in
     the order recorded. The first candidate is taken where there are too few steps to compare.
     """
-    kept = _uninterrupted(_design(kind, table, len(times), False).matrix, times)
     chosen: StepCost | None = None
-    for candidate in candidates:
-        cost = _fit_one(kind, candidate, _design(kind, table, len(times), candidate.fills), kept, times)
-        if cost is not None and (chosen is None or _better(cost, chosen)):
-            chosen = cost
+    with one_thread():
+        kept = _uninterrupted(_design(kind, table, len(times), False).matrix, times)
+        for candidate in candidates:
+            cost = _fit_one(kind, candidate, _design(kind, table, len(times), candidate.fills), kept, times)
+            if cost is not None and (chosen is None or _better(cost, chosen)):
+                chosen = cost
     if chosen is None:
         raise ValueError(f"no candidate fits {kind} steps; the first must fit any")
     return chosen

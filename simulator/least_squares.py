@@ -7,11 +7,17 @@ from the mean, :func:`to_the_mean` gives back.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import nnls
+from threadpoolctl import ThreadpoolController
 
 Floats = npt.NDArray[np.float64]
+
+_BLAS = ThreadpoolController()
 
 #: a step this share off the fit counts in full, one further off the less the further; fits until that is settled
 STALL, ROUNDS = 0.5, 6
@@ -19,6 +25,13 @@ STALL, ROUNDS = 0.5, 6
 FEWEST_AT_FLOOR = 3
 #: shares of the steps that are first taken for those at the floor: the ones of the least work
 _GUESSES = (0.15, 0.35, 0.55, 0.75)
+
+
+def one_thread() -> AbstractContextManager[Any]:
+    """Fit on one thread: on matrices so small more gain nothing, and where other processes want the cores they wait for
+    each other (a hundred times as long was seen)."""
+    limited: AbstractContextManager[Any] = _BLAS.limit(limits=1, user_api="blas")
+    return limited
 
 
 def weights_of(matrix: Floats, times: Floats, rounds: int = ROUNDS) -> Floats:
