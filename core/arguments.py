@@ -350,7 +350,7 @@ def _add_tuning(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--confidence", type=share, default=0.95, metavar="SHARE",
                        help="of what is said of the recommendation (default 0.95)")  # fmt: skip
     group.add_argument("--attainment", type=share, default=0.9, metavar="SHARE",
-                       help="of requests that must meet --slo where a rate or a cost is asked for (default 0.9)")  # fmt: skip
+                       help="of requests that must meet --slo for a rate or a cost to count (default 0.9)")  # fmt: skip
     group.add_argument("--gpu-hour-price", type=number(float, 0, exclusive=True), metavar="PRICE",
                        help="for the cost; without it costs are in GPU-hours")  # fmt: skip
     group.add_argument("--workers", type=positive, metavar="N", help="processes that simulate (default: all cores)")
@@ -360,7 +360,7 @@ def _add_tuning(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--validate-requests", type=positive, metavar="N",
                        help="of the trace, on the engine (default: its busiest minute)")  # fmt: skip
     group.add_argument("--rounds", type=positive, default=2, metavar="N",
-                       help="of searching and validating, where a recommendation does not stand (default 2)")  # fmt: skip
+                       help="of search and validation, where a recommendation does not stand (default 2)")  # fmt: skip
 
 
 def _add_own_settings(group: argparse._ArgumentGroup) -> None:

@@ -94,6 +94,11 @@ class Objective:
             case "throughput":
                 raise ValueError("a throughput within an SLO needs several runs")
 
+    @property
+    def samples_needed(self) -> int:
+        """Requests that the figure needs."""
+        return samples_needed(int(self.statistic[1:])) if self.statistic.startswith("p") else 1
+
     def blocks(self, requests: pd.DataFrame) -> list[float]:
         """The figure's part in each of :data:`BLOCKS` stretches of arrivals, larger is better: what is compared in
         pairs between runs of the same requests."""
@@ -122,8 +127,8 @@ class Objective:
         return values[~np.isnan(values)]
 
     def _cost(self, requests: pd.DataFrame, gpu_s: float) -> float:
-        """GPU time over the tokens of requests that met the SLO. Where fewer than the target did, it is no service: such
-        a run is dearer than any that is one, the more the fewer did."""
+        """GPU time over the tokens of requests that met the SLO. Where fewer than the target did, it is no service:
+        such a run is dearer than any that is one, the more the fewer did."""
         tokens = self._good_tokens(requests)
         if not tokens:
             return math.inf

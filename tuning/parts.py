@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -27,8 +28,8 @@ LEAST_HELD_OUT = 100
 
 @dataclass(frozen=True)
 class Parts:
-    """``rungs``: the parts that a candidate is simulated on, one after the other, the last of them all that is searched.
-    ``held_out``: parts that no search has seen."""
+    """``rungs``: the parts that a candidate is simulated on, one after the other, the last of them all that is
+    searched. ``held_out``: parts that no search has seen."""
 
     rungs: tuple[Part, ...]
     held_out: tuple[Part, ...]
@@ -52,27 +53,25 @@ def parts_of(workload: Workload, confidence: float, objectives: Sequence[Objecti
     total = len(workload)
     count = held_out_needed(confidence)
     held = int(total * HELD_OUT)
-    if held // count < LEAST_HELD_OUT:
-        needed = math.ceil(count * LEAST_HELD_OUT / HELD_OUT)
-        most = next((share for share in (0.99, 0.95, 0.9, 0.75) if _enough(total, share)), None)
+    # only the second half of a part counts
+    least = max([LEAST_HELD_OUT, *(2 * objective.samples_needed for objective in objectives)])
+    if held // count < least:
+        needed = math.ceil(count * least / HELD_OUT)
+        most = next((share for share in (0.99, 0.95, 0.9, 0.75) if held // held_out_needed(share) >= least), None)
         hint = f", or --confidence {most:g}" if most is not None and most < confidence else ""
         raise TuningError(
             f"workload {workload.name} has {total} requests, too few for a confidence of {confidence:g}: that takes "
-            f"{count} parts of {LEAST_HELD_OUT} requests that the search does not see, and twice as many that it does, "
+            f"{count} parts of {least} requests that the search does not see, and twice as many that it does, "
             f"{needed} in all; give a longer trace{hint}"
         )
     searched = total - held
     edges = np.linspace(searched, total, count + 1).astype(int).tolist()
-    held_out = tuple(Part(start, stop) for start, stop in zip(edges, edges[1:], strict=False))
+    held_out = tuple(Part(start, stop) for start, stop in pairwise(edges))
     lengths = [searched]
-    while len(lengths) < LENGTHS and lengths[0] // GROWTH >= LEAST:
+    while len(lengths) < LENGTHS and lengths[0] // GROWTH >= (LEAST if least == LEAST_HELD_OUT else least):
         lengths.insert(0, lengths[0] // GROWTH)
     rungs = [_busiest(workload.rows[:searched], length) for length in lengths[:-1]]
     return Parts((*rungs, Part(0, searched, whole=True)), held_out, total)
-
-
-def _enough(total: int, confidence: float) -> bool:
-    return int(total * HELD_OUT) // held_out_needed(confidence) >= LEAST_HELD_OUT
 
 
 def _busiest(rows: Sequence[Row], length: int) -> Part:

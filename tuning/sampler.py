@@ -40,8 +40,10 @@ class Sampler:
         return dict(trial.params), trial
 
     def tell(self, values: dict[str, Value | None], points: Sequence[float] | None, trial: Any) -> None:
-        """What ``values`` came to, larger is better; ``None`` if they cannot be. ``trial`` is what :meth:`ask` gave with
-        them, ``None`` if they were somebody else's idea."""
+        """What ``values`` came to, larger is better; ``None`` if they cannot be.
+
+        ``trial`` is what :meth:`ask` gave with them, ``None`` if they were somebody else's idea.
+        """
         states = self._optuna.trial.TrialState
         if trial is not None and points is None:
             self._study.tell(trial, state=states.FAIL)

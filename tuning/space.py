@@ -118,8 +118,11 @@ class Space:
         return next((knob for knob in self.knobs if knob.name == name), None)
 
     def setting(self, values: Mapping[str, Value | None]) -> Setting:
-        """The setting that ``values`` of the free knobs make. A value that has no place there, such as a bucket beside a
-        policy without buckets, is left out, so that equal schedulers are one setting."""
+        """The setting that ``values`` of the free knobs make.
+
+        A value that has no place there, such as a bucket beside a policy without buckets, is left out, so that equal
+        schedulers are one setting.
+        """
         found: dict[str, Value] = {}
         for knob in self.knobs:
             value = self._fixed.get(knob.name, values.get(knob.name))
@@ -130,7 +133,7 @@ class Space:
         return Setting.of(found)
 
     def settings(self, most: int) -> list[dict[str, Value | None]] | None:
-        """The values of every setting, each setting once; ``None`` where the knobs have more than ``most`` combinations."""
+        """The values of every setting, each setting once; ``None`` if there are more than ``most`` combinations."""
         if math.prod(knob.size for knob in self.free) > most:
             return None
         values = [knob.choices or tuple(range(int(knob.low), int(knob.high) + 1)) for knob in self.free]
@@ -155,6 +158,11 @@ class Space:
         policies = self.knob("policy")
         for policy in policies.choices if policies is not None else (None,):
             yield {knob.name: self._default(knob) if knob.name != "policy" else policy for knob in self.free}
+
+    @property
+    def start(self) -> Setting:
+        """The first setting that a search begins with."""
+        return self.setting(next(self.starts()))
 
     def _default(self, knob: Knob) -> Value | None:
         if knob.choices:
@@ -275,7 +283,7 @@ def read_space(path: Path) -> dict[str, Any]:
 
 
 #: beside whom a policy that goes by it makes sense
-_NEEDING = {"vtc": "tenants", "edf": "deadlines", "lpm": "a prefix cache"}
+_NEEDING = {"vtc": "tenants", "edf": "deadlines", "lpm": "a prefix cache", "multi-bin": "quantiles of a benchmark"}
 #: what is searched where nobody says otherwise; a list of choices, or both ends
 _BUCKETS: tuple[Value | None, ...] = (
     None, 16, 32, 64, 128, 256, 512, "pow2", "equal-mass:4", "equal-mass:8", "adaptive",
@@ -298,7 +306,7 @@ def _usual(
     args: argparse.Namespace, *, tenants: bool, deadlines: bool, kv_tokens: int | None
 ) -> dict[str, Knob]:  # fmt: skip
     there = {"tenants": tenants, "deadlines": deadlines, "a prefix cache": bool(args.prefix_cache)}
-    policies = tuple(name for name in POLICIES if there.get(_NEEDING.get(name, ""), True))
+    policies = tuple(name for name in POLICIES if name not in _NEEDING or there.get(_NEEDING[name], False))
     knobs = {"policy": Knob("policy", policies)}
     knobs |= {name: Knob(name, choices) for name, choices in _PARTS.items()}
     if kv_tokens is not None:

@@ -95,7 +95,7 @@ class Played:
     replicas: float
 
 
-class _Rows:
+class Rows:
     """An observer, and a listener, that keeps the row of each request."""
 
     def __init__(self) -> None:
@@ -156,7 +156,7 @@ class World:
         session.fitting(costs, config)
         session.check(config, requests)
         costs, jitter = session.step_times(case, costs)
-        rows = _Rows()
+        rows = Rows()
         scheduler = simulate(requests, Scheduler(config, rows), costs, jitter=jitter)
         frame = rows.frame()
         gpus = costs.tp if isinstance(costs, RecordedCosts) else 1
@@ -165,7 +165,7 @@ class World:
 
     def _play_cluster(self, session: Session, case: Case, setup: ClusterSetup, requests: list[Request]) -> Played:
         plan = session.cluster_plan(case, setup, requests)
-        rows = _Rows()
+        rows = Rows()
         cluster = simulate_cluster(requests, plan, rows, is_good=meets(session.slo))
         block = cluster_block(cluster, plan, setup.gpus)
         frame = rows.frame()
