@@ -1,7 +1,7 @@
 # Everything runs in .venv, which is made on first use. ARGS are handed on to bench.py.
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := api_server.py bench.py core deploy engine reports scheduler serving simulator workloads
+SOURCES := api_server.py bench.py core deploy engine reports scheduler serving simulator tuning workloads
 
 .PHONY: bench test test-ray lint gate soak clean
 

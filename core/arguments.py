@@ -72,7 +72,7 @@ _CLUSTER = {"replicas", "replica_costs", "router", "autoscale", "faults", "disag
 _COSTS = {"costs", "jitter", "force"}
 _OUTPUT = {"slo", "out", "name", "config", "dry_run", "quiet"}
 _TUNING = {"tune", "budget", "objective", "space", "confidence", "attainment", "gpu_hour_price", "workers", "ray",
-           "validate_top", "validate_requests", "rounds"}  # fmt: skip
+           "validate_top", "validate_requests", "validate_rounds", "rounds"}  # fmt: skip
 
 #: the flags that mean something in a mode; any other that is given is a mistake, since it would be ignored
 FLAGS_OF_MODE = {
@@ -359,6 +359,8 @@ def _add_tuning(parser: argparse.ArgumentParser) -> None:
                        help="run the K best settings and the baseline on the engine")  # fmt: skip
     group.add_argument("--validate-requests", type=positive, metavar="N",
                        help="of the trace, on the engine (default: its busiest minute)")  # fmt: skip
+    group.add_argument("--validate-rounds", type=positive, default=2, metavar="N",
+                       help="times that each is run on the engine (default 2)")  # fmt: skip
     group.add_argument("--rounds", type=positive, default=2, metavar="N",
                        help="of search and validation, where a recommendation does not stand (default 2)")  # fmt: skip
 

@@ -252,8 +252,9 @@ class Session:
         costs = self._for_layout(costs, case.layout)
         if isinstance(costs, (RecordedCosts, ProjectedCosts)):
             costs.require(case.layout)
-        varied = isinstance(costs, RecordedCosts) and self.args.jitter
-        return costs, Jitter(costs, self.args.seed) if varied else None
+        if isinstance(costs, RecordedCosts) and self.args.jitter:
+            return costs, Jitter(costs, self.args.seed)
+        return costs, None
 
     def cluster_plan(self, case: Case, setup: ClusterSetup, requests: list[Request]) -> ClusterPlan:
         """The cluster for ``case``, each replica with the memory that its costs have; ``requests`` are checked."""

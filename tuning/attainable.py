@@ -71,4 +71,4 @@ def check_attainable(world: World, slo: Slo, target: float) -> None:
 def _rounded_up(value: float) -> float:
     """Three digits, never less."""
     digits = 2 - math.floor(math.log10(value))
-    return math.ceil(value * 10**digits) / 10**digits
+    return float(math.ceil(value * 10.0**digits) / 10.0**digits)

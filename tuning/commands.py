@@ -91,8 +91,7 @@ def scheduling_flags(
     """The flags of the scheduler: those of the setting, and those that the command has for all."""
     own = {name: value for name, value in setting.flags
            if name not in ("replicas", "router", SCALING) and not name.startswith(AUTOSCALER)}  # fmt: skip
-    bucket = own.get("bucket")
-    if bucket is not None and equal_mass_buckets(bucket) is not None:
+    if "bucket" in own and equal_mass_buckets(str(own["bucket"])) is not None:
         own["bucket"] = with_edges(space.arguments(setting), workload).bucket
     common = _flags(args, _LIMITS)
     if common.get("block_tokens") == DEFAULT_BLOCK_TOKENS:

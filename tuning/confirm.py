@@ -13,7 +13,7 @@ from tuning.objectives import Objective
 from tuning.parts import Parts
 from tuning.setting import Setting, Value
 from tuning.space import Space
-from tuning.world import Evaluation, Job
+from tuning.world import Evaluation, Job, Part
 
 Simulate = Callable[[Sequence[Job]], list[Evaluation]]
 
@@ -21,6 +21,8 @@ Simulate = Callable[[Sequence[Job]], list[Evaluation]]
 SEEDS = 2
 #: of a knob, beside the recommended one
 LEVELS = 4
+#: requests that knobs are moved on
+MOST_MOVED = 3000
 #: a knob that changes the objective by less does not matter
 MATTERS = 0.01
 
@@ -98,9 +100,9 @@ def sensitivity(
     space: Space, setting: Setting, values: dict[str, Value | None], objective: Objective, parts: Parts, seed: int,
     simulate: Simulate,
 ) -> list[Sensitivity]:  # fmt: skip
-    """Each free knob of ``setting`` moved alone, on the longest part short of all that is searched; those that matter
+    """Each free knob of ``setting`` moved alone, on all that is searched or the first part of it; those that matter
     most come first. Knobs that the setting's policy does not take are left out."""
-    part = parts.rungs[-2] if len(parts.rungs) > 1 else parts.searched
+    part = Part(0, min(MOST_MOVED, parts.searched.stop), whole=True)
     moved: list[tuple[str, Value | None, Setting]] = []
     for knob in space.free:
         for value in knob.levels(LEVELS + 1):

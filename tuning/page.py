@@ -222,7 +222,7 @@ def _sensitivity(result: Mapping[str, Any]) -> str:
         )
         for one in found
     ]  # fmt: skip
-    lead = "Each knob moved alone from the recommended setting, on a third of what was searched."
+    lead = "Each knob moved alone from the recommended setting, on what was searched (3,000 requests at most)."
     return section("What each knob does", lead, f'<div class="card">{chart}</div>' + table(head, rows))
 
 

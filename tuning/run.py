@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from core.arguments import UsageError, flag_of
 from core.folders import open_folder
+from core.runs import Engine
+from reports.run_folder import REPORT_FILE
 from reports.terminal import print_costs
-from tuning.terminal import print_tuning
-from tuning.tune import Tuning, search
+from tuning.terminal import print_tuning, print_validation
+from tuning.tune import Tuning, is_of, load, search, write_reports
+from tuning.validation import Validation
 
 OK, FAILED = 0, 1
 #: flags that only one kind of tuning takes
-_ONLY_SETTINGS = ("budget", "space", "validate_top", "validate_requests", "ray")
+_ONLY_SETTINGS = (
+    "budget",
+    "space",
+    "objective",
+    "validate_top",
+    "validate_requests",
+    "validate_rounds",
+    "rounds",
+    "ray",
+)
 
 
 def run(args: argparse.Namespace, given: frozenset[str], command: str) -> int:
@@ -34,12 +49,51 @@ def settings(args: argparse.Namespace, given: frozenset[str], command: str) -> i
     if args.dry_run:
         _say_what_would_be(tuning)
         return OK
+    for name in ("validate_requests", "validate_rounds", "rounds"):
+        if name in given and args.validate_top is None:
+            raise UsageError(f"{flag_of(name)} has no effect without --validate-top; leave it out")
     folder = _folder(args, f"tune-{tuning.workload.name}")
     args.out = folder
-    result = search(tuning, folder, lambda text: print(text, flush=True))
+    if args.validate_top is None:
+        _searched(tuning, folder)
+        return OK
+    return _validated(tuning, folder, given, command)
+
+
+def _searched(tuning: Tuning, folder: Path) -> dict[str, Any]:
+    """The search of ``folder``, from where it was; one that has ended is taken as it is."""
+    args = tuning.args
+    result = load(folder)
+    if result is None or not is_of(result, tuning):
+        result = search(tuning, folder, _printer(args))
     print_tuning(result, quiet=args.quiet)
-    _say(args, f"report: {folder / 'report.html'}")
-    return OK
+    _say(args, f"report: {folder / REPORT_FILE}")
+    return result
+
+
+def _validated(tuning: Tuning, folder: Path, given: frozenset[str], command: str) -> int:
+    """Search and validate; where the recommendation does not stand, again with the costs that the runs tell."""
+    args, engine = tuning.args, Engine()
+    for round_ in range(1, args.rounds + 1):
+        result = _searched(tuning, folder)
+        validation = Validation(tuning, result, folder / "validation", engine)
+        told = validation.run(_printer(args))
+        write_reports(folder, result, told)
+        print_validation(told, quiet=args.quiet)
+        _say(args, f"report: {folder / REPORT_FILE}")
+        if told["stands"]:
+            return OK
+        if round_ < args.rounds:
+            costs = validation.as_costs()
+            folder = folder / f"round-{round_ + 1}"
+            _say(args, f"the costs are fitted again, to {costs}, and the search begins anew in {folder}")
+            again = argparse.Namespace(**{**vars(args), "costs": str(costs), "out": folder, "force": True})
+            tuning = Tuning(again, given, command)
+    return FAILED
+
+
+def _printer(args: argparse.Namespace) -> Callable[[str], None]:
+    return (lambda text: None) if args.quiet else partial(print, flush=True)
 
 
 def _folder(args: argparse.Namespace, name: str) -> Path:

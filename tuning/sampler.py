@@ -26,7 +26,7 @@ class Sampler:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna = optuna
         self._distributions = {knob.name: _distribution(optuna, knob) for knob in space.free}
-        directions = ["maximize"] * len(objectives)
+        directions: Any = ["maximize"] * len(objectives)
         sampler: Any
         if len(objectives) == 1:
             sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM, constant_liar=True)

@@ -135,11 +135,8 @@ class Search:
         return (time.monotonic() - self._began_s) / ended * max(0, self.budget.settings - self.asked)
 
     def best(self) -> Candidate | None:
-        """The best of those simulated in full so far (of several objectives: the first on the front)."""
-        whole = [one for one in self.candidates if len(one.results) == len(self.parts.rungs) and not one.failed]
-        if not whole:
-            return None
-        return whole[best_first([upwards(one.results[-1], self.objectives) for one in whole])[0]]
+        """The best of those simulated in full so far."""
+        return self._best_of([self.candidates])
 
     # -- running
 
@@ -224,11 +221,16 @@ class Search:
 
     def _known(self, number: int) -> list[Candidate]:
         """The best so far, as batch ``number`` may know it."""
-        settled = [one for batch in self._batches[: max(0, number - LAG + 1)] for one in batch]
-        whole = [one for one in settled if len(one.results) == len(self.parts.rungs) and not one.failed]
+        best = self._best_of(self._batches[: max(0, number - LAG + 1)])
+        return [] if best is None else [best]
+
+    def _best_of(self, batches: Sequence[Sequence[Candidate]]) -> Candidate | None:
+        """The best of those in ``batches`` simulated in full (of several objectives: the first on the front)."""
+        whole = [one for batch in batches for one in batch if len(one.results) == len(self.parts.rungs)]
+        whole = [one for one in whole if not one.failed]
         if not whole:
-            return []
-        return [whole[best_first([upwards(one.results[-1], self.objectives) for one in whole])[0]]]
+            return None
+        return whole[best_first([upwards(one.results[-1], self.objectives) for one in whole])[0]]
 
     def _halved(self, candidates: list[Candidate], known: list[Candidate]) -> Batch:
         alive = candidates
@@ -257,11 +259,12 @@ class Search:
                 plans.add(plan)
         return promoted
 
-    def projected(self, one: Candidate) -> tuple[float, ...] | None:
-        """What a candidate would come to in full, by what it and the baseline did on the part that it got to."""
+    def projected(self, one: Candidate, by: Candidate | None = None) -> tuple[float, ...] | None:
+        """What a candidate would come to in full, by what it and ``by`` (the best so far) did on the part that it got
+        to."""
         if not one.results or one.failed:
             return None
-        base, level = self.candidates[0].results, len(one.results) - 1
+        base, level = (by or self.candidates[0]).results, len(one.results) - 1
         values = []
         for axis, value in enumerate(one.results[-1].values):
             if level < len(base) and not base[level].failed and base[level].values[axis] and not base[-1].failed:
@@ -279,7 +282,7 @@ class Search:
         goal = [0.99 * v if v > 0 else 1.01 * v for v in upwards(best.results[-1], objectives)]
         promising = []
         for one in self.candidates:
-            projected = self.projected(one)
+            projected = self.projected(one, best)
             if projected is None or len(one.results) == len(rungs) or len(one.results) < len(rungs) - 1:
                 continue
             point = tuple(v if o.maximise else -v for v, o in zip(projected, objectives, strict=True))
@@ -353,12 +356,13 @@ class Search:
     def _nearest(self) -> dict[str, Value | None] | None:
         """The values of the best setting that a batch may know of."""
         known = [one for batch in self._batches[: self._told] for one in batch if one.values and not one.failed]
-        points = [(self._upwards(one), one) for one in known]
+        by = self._best_of(self._batches[: self._told])
+        points = [(self._upwards(one, by), one) for one in known]
         found = [(point, one) for point, one in points if point is not None]
         return found[best_first([point for point, _ in found])[0]][1].values if found else None
 
-    def _upwards(self, one: Candidate) -> tuple[float, ...] | None:
-        projected = self.projected(one)
+    def _upwards(self, one: Candidate, by: Candidate | None) -> tuple[float, ...] | None:
+        projected = self.projected(one, by)
         if projected is None or not all(map(math.isfinite, projected)):
             return None
         return tuple(v if o.maximise else -v for v, o in zip(projected, self.objectives, strict=True))
@@ -370,11 +374,11 @@ class Search:
 
     def _tell(self, number: int) -> None:
         """Tell the sampler of the batches that batch ``number`` may know, in their order."""
-        for batch in self._batches[self._told : max(0, number - LAG + 1)]:
-            for one in batch:
-                if one.values:
-                    self._sampler.tell(one.values, self._upwards(one), self._trials.pop(one.number, None))
+        news = self._batches[self._told : max(0, number - LAG + 1)]
         self._told = max(self._told, number - LAG + 1)
+        by = self._best_of(self._batches[: self._told])
+        for one in (one for batch in news for one in batch if one.values):
+            self._sampler.tell(one.values, self._upwards(one, by), self._trials.pop(one.number, None))
 
 
 class _Running:

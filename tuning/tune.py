@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from core.arguments import DEFAULT_MAX_RUNNING, DEFAULT_TUNING_BUDGET, Budget, p
 from core.costs import cost_notes, read_costs, settle_block_tokens
 from core.provenance import git_commit, hardware, versions
 from core.runs import Case, Session
-from reports.run_folder import MANIFEST_FILE
+from reports.run_folder import MANIFEST_FILE, REPORT_FILE
 from reports.slo import Slo
 from scheduler.config import SchedulerConfig
 from simulator.costs import CostModel
@@ -38,6 +38,7 @@ from tuning.workers import workers_for
 from tuning.world import Evaluation, Job, World, check_costs, load_workloads, varies
 
 RESULT_FILE = "tuning.json"
+MARKDOWN_FILE = "report.md"
 TRIALS_FILE = "trials.csv"
 #: settings that are run on what is held out
 FINALISTS = 3
@@ -156,7 +157,7 @@ def search(tuning: Tuning, folder: Path, say: Callable[[str], None]) -> dict[str
         ]
         result["seconds"] = {"wall": one.used_s, "simulating": store.seconds, "workers": workers.count}
     store.close()
-    result = _finite(result)
+    result = dict(_finite(result))
     write(folder, tuning, found, result)
     return result
 
@@ -210,6 +211,7 @@ def _confirmed(tuning: Tuning, one: Search, found: Found, titles: list[str]) -> 
             }  # fmt: skip
     return {
         "schema_version": 1,
+        "problem": tuning.problem(),
         "command": tuning.command,
         "workload": {
             "name": tuning.workload.name, "source": tuning.workload.source, "requests": len(tuning.workload),
@@ -357,8 +359,6 @@ def write(folder: Path, tuning: Tuning, found: Found, result: dict[str, Any]) ->
         TRIALS_FILE: trials,
         BENCH_FILE: as_yaml(commands.bench_yaml),
         SERVE_FILE: as_yaml(commands.serve_yaml),
-        "report.md": render_markdown(result),
-        "report.html": render_page(result, trials=trials),
     }
     if commands.autoscale_yaml is not None:
         texts[AUTOSCALE_FILE] = as_yaml(commands.autoscale_yaml)
@@ -367,6 +367,25 @@ def write(folder: Path, tuning: Tuning, found: Found, result: dict[str, Any]) ->
             (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise TuningError(f"cannot write to {folder}: {error.strerror or error}") from error
+    write_reports(folder, result)
+
+
+def write_reports(folder: Path, result: Mapping[str, Any], validation: Mapping[str, Any] | None = None) -> None:
+    """The reports of a tuning, with what the engine said of it if it was asked."""
+    try:
+        trials = (folder / TRIALS_FILE).read_text(encoding="utf-8")
+        (folder / MARKDOWN_FILE).write_text(render_markdown(result, validation), encoding="utf-8")
+        (folder / REPORT_FILE).write_text(render_page(result, validation, trials), encoding="utf-8")
+        if validation is not None:
+            text = json.dumps({**result, "validation": _finite(dict(validation))}, indent=2)
+            (folder / RESULT_FILE).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise TuningError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
+def is_of(result: Mapping[str, Any], tuning: Tuning) -> bool:
+    """Whether a finished search is what ``tuning`` asks for; one with another problem is refused when it is opened."""
+    return bool(result.get("problem") == _finite(tuning.problem()) and result["search"]["budget"] == str(tuning.budget))
 
 
 def _trials(tuning: Tuning, found: Found) -> str:

@@ -62,6 +62,10 @@ class _Processes:
         return self._pool.submit(_evaluate, job)
 
 
+def _evaluate_in(world: World, job: Job) -> Evaluation:
+    return world.evaluate(job)
+
+
 class _Ray:
     """Jobs as tasks of a Ray cluster, one a CPU."""
 
@@ -69,11 +73,7 @@ class _Ray:
         self.count = max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._world = ray.put(world)
 
-        @ray.remote(num_cpus=1, max_retries=3)
-        def evaluate(world: World, job: Job) -> Evaluation:
-            return world.evaluate(job)
-
-        self._evaluate = evaluate
+        self._evaluate = ray.remote(num_cpus=1, max_retries=3)(_evaluate_in)
 
     def submit(self, job: Job) -> Future[Evaluation]:
         found: Future[Evaluation] = self._evaluate.remote(self._world, job).future()

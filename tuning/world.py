@@ -199,7 +199,8 @@ class World:
         except IMPOSSIBLE as error:
             return Evaluation((), (), {}, 0, time.perf_counter() - started_s, failed=str(error))
         requests, gpu_s = counted(played, job.part)
-        values, blocks = [], []
+        values: list[float] = []
+        blocks: list[tuple[float, ...]] = []
         for objective in self.objectives:
             if objective.kind == "throughput":
                 found = highest_rate(self, job, objective)
