@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
 from dataclasses import dataclass, field
@@ -34,8 +35,9 @@ from tuning.world import Evaluation, Job
 BATCH = 27
 #: batches that run side by side
 LAG = 2
-#: settings that are simulated in full at the end, for what they promised
-PLAYOFF = 4
+#: settings that are simulated in full at the end, for what they promised: so many at a time, this share of all at most,
+#: if they are no more than that behind the best
+PLAYOFF, PLAYOFF_SHARE, PROMISING = 4, 0.06, 0.03
 #: times that another setting is asked for in the place of one that there was already
 TRIES = 40
 #: a space of fewer settings can be used up
@@ -274,27 +276,39 @@ class Search:
         return tuple(values)
 
     def _play_off(self) -> None:
-        """Simulate in full who promised more than the best, or within a hundredth of it, and was not let through."""
+        """Simulate in full who promises as much as the best and was not let through, since others did the same on the
+        shorter parts; in waves, each with what the one before found."""
+        most = max(PLAYOFF, round(PLAYOFF_SHARE * self.asked))
+        for start in range(0, most, PLAYOFF):
+            chosen = self._promising()[: min(PLAYOFF, most - start)]
+            if not chosen:
+                return
+            results = self.simulate([Job(one.setting, self.parts.searched, self._seed) for one in chosen])
+            for one, result in zip(chosen, results, strict=True):
+                # what it skipped tells nothing more
+                one.results += [result] * (len(self.parts.rungs) - len(one.results))
+            self._progress(self)
+
+    def _promising(self) -> list[Candidate]:
+        """Who would come near the best or pass it, those first whose policy has been simulated in full least often."""
         best = self.best()
         if best is None:
-            return
-        rungs, objectives = self.parts.rungs, self.objectives
-        goal = [0.99 * v if v > 0 else 1.01 * v for v in upwards(best.results[-1], objectives)]
-        promising = []
+            return []
+        goal = [v - PROMISING * abs(v) for v in upwards(best.results[-1], self.objectives)]
+        tried = Counter(one.setting.policy for one in self.candidates if len(one.results) == len(self.parts.rungs))
+        found = []
         for one in self.candidates:
-            projected = self.projected(one, best)
-            if projected is None or len(one.results) == len(rungs) or len(one.results) < len(rungs) - 1:
-                continue
-            point = tuple(v if o.maximise else -v for v, o in zip(projected, objectives, strict=True))
-            if all(v >= least for v, least in zip(point, goal, strict=True)):
-                promising.append((point, one))
-        order = best_first([point for point, _ in promising])
-        chosen = [promising[i][1] for i in order[:PLAYOFF]]
-        for one, result in zip(
-            chosen, self.simulate([Job(one.setting, rungs[-1], self._seed) for one in chosen]), strict=True
-        ):
-            one.results += [result] * (len(rungs) - len(one.results))
-        self._progress(self)
+            point = None if len(one.results) == len(self.parts.rungs) else self._upwards(one, best)
+            if point is not None and all(v >= least for v, least in zip(point, goal, strict=True)):
+                found.append((point, one))
+        ranked = [found[i][1] for i in best_first([point for point, _ in found])]
+        chosen: list[Candidate] = []
+        while ranked:
+            one = min(ranked, key=lambda one: (tried[one.setting.policy], ranked.index(one)))
+            ranked.remove(one)
+            tried[one.setting.policy] += 1
+            chosen.append(one)
+        return chosen
 
     # -- asking
 

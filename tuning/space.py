@@ -380,7 +380,7 @@ def _parsed(name: str, value: Any, args: argparse.Namespace) -> Value:
     except (UsageError, argparse.ArgumentTypeError) as error:
         raise TuningError(f"--space {args.space}: {name} {value}: {error}") from None
     found = found[0] if isinstance(found, list) else found
-    return int(found) if isinstance(found, float) and found.is_integer() else found  # type: ignore[no-any-return]
+    return int(found) if isinstance(found, float) and found.is_integer() else found
 
 
 def _check(space: Space, asked: Mapping[str, Any], args: argparse.Namespace) -> None:
