@@ -13,31 +13,62 @@ from core.folders import open_folder
 from core.runs import Engine
 from reports.run_folder import REPORT_FILE
 from reports.terminal import print_costs
-from tuning.terminal import print_tuning, print_validation
+from tuning import bucket, capacity
+from tuning.terminal import print_table, print_tuning, print_validation
 from tuning.tune import Tuning, is_of, load, search, write_reports
 from tuning.validation import Validation
 
 OK, FAILED = 0, 1
-#: flags that only one kind of tuning takes
-_ONLY_SETTINGS = (
-    "budget",
-    "space",
-    "objective",
-    "validate_top",
-    "validate_requests",
-    "validate_rounds",
-    "rounds",
-    "ray",
-)
+#: flags that mean nothing to a kind of tuning
+_WITHOUT_EFFECT = {
+    "settings": (),
+    "bucket": (
+        "budget", "space", "objective", "confidence", "attainment", "gpu_hour_price", "slo", "ray", "replicas",
+        "router", "replica_costs", "autoscale", "faults", "disaggregate", "validate_top", "validate_requests",
+        "validate_rounds", "rounds", "model", "device", "dtype",
+    ),
+    "capacity": (
+        "budget", "space", "objective", "ray", "workers", "validate_top", "validate_requests", "validate_rounds",
+        "rounds", "model", "device", "dtype",
+    ),
+}  # fmt: skip
 
 
 def run(args: argparse.Namespace, given: frozenset[str], command: str) -> int:
     """Tune. Returns 0, or 1 where a recommendation did not stand on the engine."""
-    if args.tune != "settings":
-        for name in _ONLY_SETTINGS:
-            if name in given:
-                raise UsageError(f"{flag_of(name)} has no effect with --tune {args.tune}; leave it out")
-    return settings(args, given, command)
+    for name in _WITHOUT_EFFECT[args.tune]:
+        if name in given:
+            raise UsageError(f"{flag_of(name)} has no effect with --tune {args.tune}; leave it out")
+    return {"settings": settings, "bucket": buckets, "capacity": plan}[args.tune](args, given, command)
+
+
+def buckets(args: argparse.Namespace, given: frozenset[str], command: str) -> int:
+    """The width of length buckets."""
+    if args.dry_run:
+        print(f"would simulate {len(bucket.WIDTHS)} widths and {len(bucket.SCHEMES)} other schemes of {bucket.POLICY}")
+        return OK
+    widths, about = bucket.widths_of(args)
+    result = bucket.result_of(widths, about)
+    folder = open_folder(args, f"buckets-{about['workload']}")
+    bucket.write(folder, command, result)
+    print_table(bucket.sentence(result), bucket.COLUMNS, bucket.table_of(result), quiet=args.quiet)
+    _say(args, f"report: {folder / REPORT_FILE}")
+    return OK
+
+
+def plan(args: argparse.Namespace, given: frozenset[str], command: str) -> int:
+    """What can be carried, and by what hardware."""
+    planner = capacity.Planner(args)
+    if args.dry_run:
+        print(f"would plan for {planner.setting()} on {len(planner.workload)} requests of {planner.workload.name}")
+        return OK
+    result = planner.plan(_printer(args))
+    folder = open_folder(args, f"capacity-{planner.workload.name}")
+    capacity.write(folder, command, result)
+    text = "\n".join(capacity.lines_of(result))
+    print_table(text, capacity.PRICE_COLUMNS, capacity.price_rows(result), quiet=args.quiet)
+    _say(args, f"report: {folder / capacity.MARKDOWN_FILE}")
+    return OK
 
 
 def settings(args: argparse.Namespace, given: frozenset[str], command: str) -> int:

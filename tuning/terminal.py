@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -67,3 +67,16 @@ def print_validation(validation: Mapping[str, Any], *, quiet: bool = False, cons
         out.print(f"  no. {place}: {name}", soft_wrap=True)
     kind, word = ("good", "Stands.") if validation["stands"] else ("bad", "Does not stand.")
     out.print(Text.assemble((word, _STYLES[kind]), f" {validation['text']}"), soft_wrap=True)
+
+
+def print_table(
+    text: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, quiet: bool = False,
+    console: Console | None = None,
+) -> None:  # fmt: skip
+    """A table, and what it says."""
+    out = terminal(quiet, console)
+    table = plain_table(out, None, columns)
+    for cells in rows:
+        table.add_row(*cells)
+    out.print(table)
+    out.print(text, soft_wrap=True)
