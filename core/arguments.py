@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -496,10 +497,25 @@ def _without_effect(args: argparse.Namespace, name: str) -> str:
     return f"{flag_of(name)} has no effect on --mode {args.mode}; leave it out (it is for: {modes})"
 
 
+class PlainLoader(yaml.SafeLoader):
+    """YAML in which 1:16 is a text, a range, and not a number to the base of 60."""
+
+
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+PlainLoader.add_implicit_resolver(_NUMBERS[0], re.compile(r"[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
+PlainLoader.add_implicit_resolver(
+    _NUMBERS[1], re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.?[0-9]+)(?:[eE][-+]?[0-9]+)?$"), list("-+0123456789.")
+)
+
+
 def config_flags(path: Path) -> list[str]:
     """A YAML mapping of flag names to values, as arguments."""
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = yaml.load(path.read_text(encoding="utf-8"), PlainLoader)
     except OSError as error:
         raise UsageError(f"--config {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -17,6 +17,7 @@ from core.arguments import (
     DEFAULT_MAX_RUNNING,
     FLAGS_OF_MODE,
     PLAIN,
+    PlainLoader,
     UsageError,
     cell_arguments,
     flag_of,
@@ -272,7 +273,7 @@ def build_space(
 def read_space(path: Path) -> dict[str, Any]:
     """A YAML mapping of flags to a range ``A:B``, a list of values, or a value."""
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.load(path.read_text(encoding="utf-8"), PlainLoader)
     except OSError as error:
         raise TuningError(f"--space {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
