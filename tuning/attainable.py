@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from core.cluster import cluster_setup
 from core.runs import Case, Session
 from reports.percentiles import nearest_rank
 from reports.slo import Slo
@@ -44,8 +43,7 @@ def alone(args: argparse.Namespace, costs: CostModel, workload: Workload) -> dic
 def check_attainable(world: World, slo: Slo, target: float) -> None:
     """:class:`TuningError` where fewer than ``target`` of the requests could meet ``slo`` on an idle machine, with the
     nearest objectives that they could."""
-    setup = cluster_setup(world.space.arguments(world.space.start), None, world.costs.__getitem__)
-    costs = world.costs[world.args.costs] if setup is None else setup.costs[0]
+    costs = next(iter(world.costs.values()))
     found = alone(world.space.arguments(world.space.start), costs, world.workload(world.args.seed))
     share = float(slo.met(found).mean())
     if share >= target:

@@ -99,6 +99,13 @@ class Knob:
         return f"{self.low:g} to {self.high:g}"
 
 
+_FIRST = ("policy", "phase", "chunk_tokens", "replicas", SCALING)
+
+
+def _place(name: str) -> int:
+    return _FIRST.index(name) if name in _FIRST else len(_FIRST)
+
+
 class Space:
     """The knobs of a search, and the settings that they make.
 
@@ -106,7 +113,8 @@ class Space:
     """
 
     def __init__(self, knobs: Sequence[Knob], args: argparse.Namespace) -> None:
-        self.knobs = tuple(knobs)
+        #: those that others hang on come first
+        self.knobs = tuple(sorted(knobs, key=lambda knob: _place(knob.name)))
         self._args = args
         self._fixed = {knob.name: knob.choices[0] for knob in knobs if len(knob.choices) == 1}
 

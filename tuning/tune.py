@@ -323,7 +323,10 @@ def _front(whole: list[Candidate], objectives: Sequence[Objective]) -> list[dict
         return []
     points = [upwards(one.results[-1], objectives) for one in whole]
     front = sorted(fronts(points)[0], key=lambda i: points[i])
-    return [{"setting": whole[i].setting.values, "values": list(whole[i].results[-1].values)} for i in front]
+    alike: dict[tuple[float, ...], int] = {}
+    for i in front:
+        alike.setdefault(points[i], i)
+    return [{"setting": whole[i].setting.values, "values": list(whole[i].results[-1].values)} for i in alike.values()]
 
 
 def _saturation(whole: list[Candidate], base: Candidate, objective: Objective) -> str:

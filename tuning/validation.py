@@ -16,7 +16,6 @@ import numpy as np
 
 from core.folders import write_experiment
 from core.runs import Case, Engine, Session, twin_requests
-from engine.errors import DeviceError
 from reports.run import Run, look_up
 from reports.run_folder import load_run
 from reports.validation import CellResult, Compared, compared, ranking
@@ -135,6 +134,8 @@ class Validation:
         requests = session.prompts(session.workload)
         session.check(config, requests)
         measured = session.measure(case, folder, config, requests)
+        from engine.errors import DeviceError  # a search needs no engine
+
         if measured.broken is not None:
             raise DeviceError(measured.broken)
         if measured.interrupted:

@@ -80,8 +80,8 @@ def test_ranges_are_read_from_a_file(tmp_path: Path) -> None:
 
 def test_all_settings_are_each_there_once(tmp_path: Path) -> None:
     ranges = (
-        "policy: [fcfs, srpt]\nphase: [default, mixed]\nchunk_tokens: [256, 512]\nmax_running: [4, 8]\nbucket: default\n"
-        "bucket_order: default\naging_s: default\nmax_prefill_tokens: 2048\nadmission: default\n"
+        "policy: [fcfs, srpt]\nphase: [default, mixed]\nchunk_tokens: [256, 512]\nmax_running: [4, 8]\n"
+        "bucket: default\nbucket_order: default\naging_s: default\nmax_prefill_tokens: 2048\nadmission: default\n"
     )
     space = space_of(ranges=ranges, folder=tmp_path)
     found = space.settings(1000)
