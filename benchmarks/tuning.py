@@ -105,10 +105,9 @@ def grid(rest: list[str]) -> None:
         results = [future.result() for future in futures]
         truth = sorted((one.values[0] for one in results if not one.failed), reverse=True)
         near = sum(value >= 0.99 * truth[0] for value in truth)
-        print(
-            f"{len(settings)} settings on {full.stop:,} requests, all in full: "
-            f"{time.perf_counter() - started_s:.0f} s; best goodput {truth[0]:.4f}/s, {near} within 1 % of it, median {truth[len(truth) // 2]:.4f}"
-        )
+        took_s = time.perf_counter() - started_s
+        print(f"{len(settings)} settings on {full.stop:,} requests, all in full: {took_s:.0f} s")
+        print(f"best goodput {truth[0]:.4f}/s, {near} within 1 % of it, median {truth[len(truth) // 2]:.4f}")
         good = 0
         for seed in range(SEEDS):
             search, cost = searched(tuning, remembering, seed, ASKED)
