@@ -11,9 +11,9 @@ bench: .venv/installed
 test: lint gate
 	$(BIN)/python -m pytest
 
-# replicas that come and go on a Ray cluster of this machine; minutes
+# replicas that come and go on a Ray cluster of this machine, and a search spread over one; minutes
 test-ray: .venv/installed
-	RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest -m ray tests/deploy
+	RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest -m ray tests/deploy tests/tuning
 
 lint: .venv/installed
 	$(BIN)/ruff check .

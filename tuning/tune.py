@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from core.arguments import DEFAULT_MAX_RUNNING, DEFAULT_TUNING_BUDGET, Budget, parse_budget
+from core.cluster import cluster_setup
 from core.costs import cost_notes, read_costs, settle_block_tokens
 from core.provenance import git_commit, hardware, versions
 from core.runs import Case, Session
@@ -39,6 +41,8 @@ from tuning.world import Evaluation, Job, World, check_costs, load_workloads, va
 
 RESULT_FILE = "tuning.json"
 MARKDOWN_FILE = "report.md"
+#: the recommended setting on the whole workload
+RUN_FOLDER = "recommended"
 TRIALS_FILE = "trials.csv"
 #: settings that are run on what is held out
 FINALISTS = 3
@@ -157,9 +161,28 @@ def search(tuning: Tuning, folder: Path, say: Callable[[str], None]) -> dict[str
         ]
         result["seconds"] = {"wall": one.used_s, "simulating": store.seconds, "workers": workers.count}
     store.close()
+    result["beyond_recorded"] = _played_whole(tuning, folder, chosen.setting)
     result = dict(_finite(result))
     write(folder, tuning, found, result)
     return result
+
+
+def _played_whole(tuning: Tuning, folder: Path, setting: Setting) -> list[str]:
+    """The recommended setting on the whole workload, as a run folder of its own. Returns where costs were guessed."""
+    place = folder / RUN_FOLDER
+    shutil.rmtree(place, ignore_errors=True)
+    args = tuning.space.arguments(setting)
+    setup = cluster_setup(args, tuning.space.scaling(setting), tuning.costs.__getitem__)
+    session = Session(args, tuning.command, tuning.workload)
+    case, requests = Case(setting.policy, (args.layout or ["paged"])[0]), session.requests()
+    if setup is not None:
+        plan = session.cluster_plan(case, setup, requests)
+        run = session.simulate_cluster(case, setup, place, plan, requests)
+    else:
+        costs = tuning.first_costs
+        config = session.config(case, costs.kv_tokens, costs.context_tokens, costs)
+        run = session.simulate(case, costs, place, config, requests)
+    return list(run.summary.get("beyond_recorded") or ())
 
 
 def _finite(value: Any) -> Any:

@@ -69,6 +69,8 @@ def test_a_recommendation_comes_with_all_that_makes_it_sure(out: Path) -> None:
     for part in ("Settings beside each other", "How to use it", "What each knob does", found["commands"]["serve"]):
         assert part in text
     assert "What was searched" in page
+    whole = load_run(out / "recommended").summary
+    assert whole["requests"]["submitted"] == 630
     assert page.count("<svg") == 1
     rows = (out / "trials.csv").read_text().splitlines()
     assert len(rows) == 1 + 12 + 2
