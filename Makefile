@@ -1,7 +1,7 @@
 # Everything runs in .venv, which is made on first use. ARGS are handed on to bench.py.
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := api_server.py bench.py core deploy engine reports scheduler serving simulator workloads
+SOURCES := api_server.py bench.py core deploy engine reports scheduler serving simulator tuning workloads
 
 .PHONY: bench test test-ray test-clients lint gate soak clean
 
@@ -11,9 +11,9 @@ bench: .venv/installed
 test: lint gate
 	$(BIN)/python -m pytest
 
-# replicas that come and go on a Ray cluster of this machine; minutes
+# replicas that come and go on a Ray cluster of this machine, and a search spread over one; minutes
 test-ray: .venv/installed
-	RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest -m ray tests/deploy
+	RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest -m ray tests/deploy tests/tuning
 
 # a benchmark client of others, unmodified, in an environment of its own; minutes
 test-clients: .venv/installed .venv-clients/installed

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from core.arguments import DEFAULT_BUDGET_S, UsageError, parse_arguments
+from core.arguments import DEFAULT_BUDGET_S, UsageError, given_flags, parse_arguments
 from core.claims import experiment as claims
 from core.claims.runs import ROUNDS
 from core.cluster import ClusterSetup, cluster_setup
@@ -51,13 +51,15 @@ from simulator.costs import CostError, CostModel
 from simulator.gpus import GPUS
 from simulator.optimum import MissingSolverError
 from simulator.recorded import RecordedCosts, recorded_costs
+from tuning.errors import TuningError
+from tuning.run import run as tune_run
 from workloads.errors import WorkloadError
 from workloads.presets import PRESETS
 
 #: a mistake of the user's, in one line; all else is ours and shows a traceback
 USER_ERRORS: tuple[type[Exception], ...] = (
     UsageError, ConfigError, PolicyError, WorkloadError, CostError, RunFolderError, SloError, JournalError,
-    UnknownShapeError, ClusterError, gate.GateError, MissingSolverError,
+    UnknownShapeError, ClusterError, gate.GateError, MissingSolverError, TuningError,
 )  # fmt: skip
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -446,6 +448,13 @@ def _record_costs(session: Session, layout: Layout, cases: list[Case], folder: P
     return recorded_costs(*places)
 
 
+def tuned(args: argparse.Namespace, command: str) -> int:
+    """``--mode tune``: which settings serve a workload best; searched in the simulator, validated on the engine."""
+    args = _with_workload(args, "chat")
+    given = given_flags(shlex.split(command)[2:])
+    return tune_run(args, given, command)
+
+
 def report(args: argparse.Namespace, command: str) -> int:
     """``--mode report``: make a report again, or compare two runs. ``--out`` is then the HTML file."""
     if not args.runs:
@@ -641,7 +650,7 @@ def _case_of(run: Run) -> tuple[str, str]:
 
 
 MODES: dict[str, Callable[[argparse.Namespace, str], int]] = {
-    "tour": tour, "real": real, "sim": simulated, "validate": validate, "report": report, "gate": gated,
+    "tour": tour, "real": real, "sim": simulated, "validate": validate, "tune": tuned, "report": report, "gate": gated,
     "reproduce": reproduce,
 }  # fmt: skip
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -32,7 +33,7 @@ from scheduler.policies import POLICIES, policy_name
 from scheduler.user_policies import is_policy_file, open_user_policy
 from simulator.cluster.routers import ROUTERS
 
-MODES = ("tour", "real", "sim", "validate", "report", "gate", "reproduce")
+MODES = ("tour", "real", "sim", "validate", "tune", "report", "gate", "reproduce")
 LISTS = ("policies", "parts", "orders", "oracles", "buckets", "routers", "workloads", "models", "costs", "gpus")
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 POOLS: tuple[PoolKind, ...] = get_args(PoolKind)
@@ -45,6 +46,10 @@ DEFAULT_BLOCK_TOKENS = 16
 
 #: seconds of a recording of costs where nobody says
 DEFAULT_BUDGET_S = 60.0
+
+#: what ``--tune`` looks for
+TUNINGS = ("settings", "bucket", "capacity")
+DEFAULT_TUNING_BUDGET = "5m"
 
 #: flags that set fields of :class:`~scheduler.config.SchedulerConfig` and decide nothing about who goes when
 _COMMON_SETTINGS = ("max_prefill_tokens", "kv_pool", "block_tokens", "max_rows")
@@ -68,6 +73,8 @@ _CLUSTER = {"replicas", "replica_costs", "router", "autoscale", "faults", "disag
             "kv_latency_ms", "kv_token_bytes"}  # fmt: skip
 _COSTS = {"costs", "jitter", "force"}
 _OUTPUT = {"slo", "out", "name", "config", "dry_run", "quiet"}
+_TUNING = {"tune", "budget", "objective", "space", "confidence", "attainment", "gpu_hour_price", "workers", "ray",
+           "validate_top", "validate_requests", "validate_rounds", "rounds"}  # fmt: skip
 
 #: the flags that mean something in a mode; any other that is given is a mistake, since it would be ignored
 FLAGS_OF_MODE = {
@@ -80,6 +87,7 @@ FLAGS_OF_MODE = {
     | _OUTPUT
     | _COSTS
     | {"policy", "layout", "stop_on_eos", "tp", "matrix", *_CLAIMS},
+    "tune": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | _CLUSTER | _COSTS | _TUNING | {"policy", "layout", "tp"},
     "report": {"runs", "profile", "costs", "out", "config", "quiet"},
     "gate": {"baseline", "update_baseline", "config", "quiet"},
     "reproduce": {"experiments", "jobs", "seed", "out", "name", "config", "quiet"},
@@ -195,10 +203,51 @@ def _graphs(text: str) -> tuple[int, ...]:
 
 
 def _two_pools(text: str) -> tuple[int, int]:
+    return _two_counts(text, "P:D, such as 1:2: prefill replicas, then decode replicas")
+
+
+def _two_counts(text: str, form: str) -> tuple[int, int]:
     parts = text.split(":")
     if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is not P:D, such as 1:2: prefill replicas, then decode replicas")
+        raise argparse.ArgumentTypeError(f"{text!r} is not {form}")
     return int(parts[0]), int(parts[1])
+
+
+def _replicas(text: str) -> int | tuple[int, int]:
+    if ":" not in text:
+        return int(number(int, 1)(text))
+    least, most = _two_counts(text, "A:B, such as 1:16: the fewest replicas, then the most")
+    if least > most:
+        raise argparse.ArgumentTypeError(f"{text} has its ends the wrong way round; write {most}:{least}")
+    return least, most
+
+
+def _share(text: str) -> float:
+    value = float(number(float, 0, exclusive=True)(text))
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"{text} is out of range; must be a share below 1, such as 0.95")
+    return value
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a search may take: so many ``seconds``, or so many ``settings``."""
+
+    seconds: float | None = None
+    settings: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.seconds:g} s" if self.settings is None else f"{self.settings} settings"
+
+
+def parse_budget(text: str) -> Budget:
+    """``5m``, ``90s``, ``2h``: a time; ``200``: a number of settings. An argparse type."""
+    if text.isdecimal():
+        return Budget(settings=int(number(int, 1)(text)))
+    seconds = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
+    if seconds is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a time such as 5m nor a number of settings such as 200")
+    return Budget(seconds=float(number(float, 0, exclusive=True)(text[:-1])) * seconds)
 
 
 def _names(text: str) -> list[str]:
@@ -269,7 +318,8 @@ def build_parser() -> ArgumentParser:
                             "(--experiments for some of them, --budget-s for how long)")  # fmt: skip
 
     group = parser.add_argument_group("many replicas (--mode sim; docs/cluster.md)")
-    group.add_argument("--replicas", type=positive, metavar="N", help="replicas of --costs behind a router")
+    group.add_argument("--replicas", type=_replicas, metavar="N|A:B",
+                       help="replicas of --costs behind a router; from A to B are tried (tune)")  # fmt: skip
     group.add_argument("--replica-costs", type=_names, metavar="COSTS,COSTS,...", help="those of each replica")
     group.add_argument("--router", type=one_of("router", tuple(ROUTERS)), metavar="NAME",
                        help="; ".join(ROUTERS) + " (default round-robin; --list routers)")  # fmt: skip
@@ -281,6 +331,8 @@ def build_parser() -> ArgumentParser:
                        help="from prefill to decode replicas (default: the link of the roofline's GPU)")  # fmt: skip
     group.add_argument("--kv-latency-ms", type=number(float, 0), metavar="MS", help="of a transfer (default 0)")
     group.add_argument("--kv-token-bytes", type=positive, metavar="N", help="of KV (default: the model's shape)")
+
+    _add_tuning(parser)
 
     group = parser.add_argument_group("published results (--mode reproduce)")
     group.add_argument("--experiments", type=_names, metavar="NAME[,NAME]",
@@ -302,6 +354,35 @@ def build_parser() -> ArgumentParser:
     group.add_argument("--baseline", type=Path, metavar="FILE", help="of the gate (default: the repository's)")
     group.add_argument("--update-baseline", action="store_true", help="make what the gate finds the new baseline")
     return parser
+
+
+def _add_tuning(parser: argparse.ArgumentParser) -> None:
+    positive, share = number(int, 1), _share
+    group = parser.add_argument_group("tuning (--mode tune; docs/tuning.md)")
+    group.add_argument("--tune", type=one_of("tuning", TUNINGS), default="settings", metavar="WHAT",
+                       help=" | ".join(TUNINGS) + ": what is looked for (default settings)")  # fmt: skip
+    group.add_argument("--budget", type=parse_budget, metavar="TIME|N",
+                       help=f"5m, 90s, 2h, or a number of settings (default {DEFAULT_TUNING_BUDGET})")  # fmt: skip
+    group.add_argument("--objective", type=_names, metavar="NAME[,NAME]",
+                       help="goodput | throughput | latency[:FIGURE] | cost: several give the trade-off between them "
+                            "(default goodput, with a range of replicas cost)")  # fmt: skip
+    group.add_argument("--space", type=Path, metavar="FILE.yaml", help="knobs and their ranges, beside the usual ones")
+    group.add_argument("--confidence", type=share, default=0.95, metavar="SHARE",
+                       help="of what is said of the recommendation (default 0.95)")  # fmt: skip
+    group.add_argument("--attainment", type=share, default=0.9, metavar="SHARE",
+                       help="of requests that must meet --slo for a rate or a cost to count (default 0.9)")  # fmt: skip
+    group.add_argument("--gpu-hour-price", type=number(float, 0, exclusive=True), metavar="PRICE",
+                       help="for the cost; without it costs are in GPU-hours")  # fmt: skip
+    group.add_argument("--workers", type=positive, metavar="N", help="processes that simulate (default: all cores)")
+    group.add_argument("--ray", metavar="ADDRESS", help="simulate on a Ray cluster: HOST:PORT, auto, or local")
+    group.add_argument("--validate-top", type=positive, metavar="K",
+                       help="run the K best settings and the baseline on the engine")  # fmt: skip
+    group.add_argument("--validate-requests", type=positive, metavar="N",
+                       help="of the trace, on the engine (default: its busiest minute)")  # fmt: skip
+    group.add_argument("--validate-rounds", type=positive, default=2, metavar="N",
+                       help="times that each is run on the engine (default 2)")  # fmt: skip
+    group.add_argument("--rounds", type=positive, default=2, metavar="N",
+                       help="of search and validation, where a recommendation does not stand (default 2)")  # fmt: skip
 
 
 def _add_own_settings(group: argparse._ArgumentGroup) -> None:
@@ -407,6 +488,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
                 f"{flag_of(name)} has no effect with --claims, whose runs decide it; leave it out (it takes: "
                 f"{', '.join(sorted(map(flag_of, CLAIMS_FLAGS - {'claims'})))})"
             )
+    if isinstance(args.replicas, tuple) and args.mode != "tune":
+        raise UsageError(f"--replicas {args.replicas[0]}:{args.replicas[1]} is a range, for --mode tune; give a number")
     if args.block_tokens is None and not (args.costs or args.replica_costs):
         args.block_tokens = DEFAULT_BLOCK_TOKENS
     if args.force and not args.costs:
@@ -421,6 +504,16 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+def given_flags(argv: Sequence[str]) -> frozenset[str]:
+    """The settings that a command line names, those of its ``--config`` included, whatever values it gives them."""
+    parser = build_parser()
+    config = parser.parse(argv).config
+    unset = object()
+    bare = argparse.Namespace(**{action.dest: unset for action in parser._actions if action.dest != "help"})
+    found, _ = parser.parse_known_args([*([] if config is None else config_flags(config)), *argv], bare)
+    return frozenset(name for name, value in vars(found).items() if value is not unset and name != "runs")
+
+
 def flag_of(name: str) -> str:
     """How a setting is written on a command line."""
     return f"--{name.replace('_', '-')}"
@@ -433,10 +526,25 @@ def _without_effect(args: argparse.Namespace, name: str) -> str:
     return f"{flag_of(name)} has no effect on --mode {args.mode}; leave it out (it is for: {modes})"
 
 
+class PlainLoader(yaml.SafeLoader):
+    """YAML in which 1:16 is a text, a range, and not a number to the base of 60."""
+
+
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+PlainLoader.add_implicit_resolver(_NUMBERS[0], re.compile(r"[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
+PlainLoader.add_implicit_resolver(
+    _NUMBERS[1], re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.?[0-9]+)(?:[eE][-+]?[0-9]+)?$"), list("-+0123456789.")
+)
+
+
 def config_flags(path: Path) -> list[str]:
     """A YAML mapping of flag names to values, as arguments."""
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = yaml.load(path.read_text(encoding="utf-8"), PlainLoader)
     except OSError as error:
         raise UsageError(f"--config {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -76,13 +76,19 @@ class ClusterSetup:
         }
 
 
-def cluster_setup(args: argparse.Namespace) -> ClusterSetup | None:
+def cluster_setup(
+    args: argparse.Namespace,
+    scaling: AutoscaleSettings | None = None,
+    read: Callable[[str], CostModel] = read_costs,
+) -> ClusterSetup | None:
     """The cluster that the flags ask for; ``None`` for a single replica.
+
+    ``scaling``: an autoscaler's settings in the place of a file's. ``read`` finds the costs of a name.
 
     Raises :class:`UsageError`, :class:`~simulator.cluster.ClusterError` and :class:`~simulator.costs.CostError`.
     """
     given = [name for name in ASKING if getattr(args, name) is not None]
-    if not given:
+    if not given and scaling is None:
         for name in ("router", *TRANSFER):
             if getattr(args, name) is not None:
                 raise UsageError(
@@ -91,13 +97,14 @@ def cluster_setup(args: argparse.Namespace) -> ClusterSetup | None:
         return None
     if args.jitter:
         raise UsageError("--jitter has no effect on several replicas; leave it out")
-    scaling = None if args.autoscale is None else read_autoscale(args.autoscale)
+    if args.autoscale is not None:
+        scaling = read_autoscale(args.autoscale)
     prefill = _check_counts(args, scaling)
-    costs = _costs(args, scaling)
+    costs = _costs(args, scaling, read)
     if len(costs) == 1 and args.router is not None:
         raise UsageError(f"--router {args.router} has no effect on one replica; leave it out")
     if scaling is not None and scaling.metric == "slo" and not args.slo:
-        raise UsageError(f"{args.autoscale} scales by objectives, and there are none; give --slo")
+        raise UsageError(f"{args.autoscale or 'the autoscaler'} scales by objectives, and there are none; give --slo")
     faults = () if args.faults is None else read_faults(args.faults, len(costs))
     link = _link(args, costs[:prefill]) if prefill else None
     router = args.router or DEFAULT_ROUTER
@@ -122,7 +129,9 @@ def _check_counts(args: argparse.Namespace, scaling: AutoscaleSettings | None) -
     return int(args.disaggregate[0])
 
 
-def _costs(args: argparse.Namespace, scaling: AutoscaleSettings | None) -> tuple[CostModel, ...]:
+def _costs(
+    args: argparse.Namespace, scaling: AutoscaleSettings | None, read: Callable[[str], CostModel]
+) -> tuple[CostModel, ...]:
     """The cost model of each replica; the same object where it is the same."""
     wanted = args.replicas or (sum(args.disaggregate) if args.disaggregate else None)
     wanted = scaling.max_replicas if scaling is not None else wanted
@@ -131,13 +140,13 @@ def _costs(args: argparse.Namespace, scaling: AutoscaleSettings | None) -> tuple
             raise UsageError(
                 "a cluster needs --costs, or --replica-costs with those of each replica (see --list costs)"
             )
-        return (read_costs(args.costs),) * (wanted or 1)
+        return (read(args.costs),) * (wanted or 1)
     if args.costs:
         raise UsageError("--costs and --replica-costs say the same twice; leave one out")
     names = args.replica_costs
     if wanted is not None and len(names) != wanted:
         raise UsageError(f"--replica-costs names {len(names)} replicas, and there are {wanted}")
-    known = {name: read_costs(name) for name in dict.fromkeys(names)}
+    known = {name: read(name) for name in dict.fromkeys(names)}
     return tuple(known[name] for name in names)
 
 

@@ -238,13 +238,9 @@ class Session:
         forced = self.fitting(costs, config)
         if forced:
             notes["forced"] = f"recorded with {', '.join(forced)}"
-        jitter = None
-        costs = self._for_layout(costs, case.layout)
-        if isinstance(costs, (RecordedCosts, ProjectedCosts)):
-            costs.require(case.layout)
-        if isinstance(costs, RecordedCosts) and self.args.jitter:
-            jitter = Jitter(costs, self.args.seed)
-            notes["jitter"] = {"seed": self.args.seed}
+        costs, jitter = self.step_times(case, costs)
+        if jitter is not None:
+            notes["jitter"] = {"seed": jitter.seed}
         manifest = self._manifest("sim", case, config, notes | cost_notes(costs, config))
         started_s = time.monotonic()
         with (
@@ -257,6 +253,18 @@ class Session:
             return writer.close(
                 scheduler.counters, scheduler.digest.hexdigest(), slo=self.slo, costs=costs, wall=wall, report=report
             )
+
+    def step_times(self, case: Case, costs: CostModel) -> tuple[CostModel, Jitter | None]:
+        """What a simulation of ``case`` takes its step times from, and how they vary where ``--jitter`` asks for it.
+
+        Raises :class:`~simulator.costs.CostError` where ``costs`` know nothing of the layout.
+        """
+        costs = self._for_layout(costs, case.layout)
+        if isinstance(costs, (RecordedCosts, ProjectedCosts)):
+            costs.require(case.layout)
+        if isinstance(costs, RecordedCosts) and self.args.jitter:
+            return costs, Jitter(costs, self.args.seed)
+        return costs, None
 
     def cluster_plan(self, case: Case, setup: ClusterSetup, requests: list[Request]) -> ClusterPlan:
         """The cluster for ``case``, each replica with the memory that its costs have; ``requests`` are checked."""

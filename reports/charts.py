@@ -342,6 +342,52 @@ def curves_chart(
         return _svg(figure, name, f"{title}: {', '.join(label for label, *_ in curves)}")
 
 
+def trade_off_chart(
+    name: str, title: str, others: Sequence[tuple[float, float]], front: Sequence[tuple[float, float]],
+    marked: Sequence[tuple[str, float, float]], x: str, y: str,
+) -> str:  # fmt: skip
+    """Points by two figures: those that another one beats in both (dots), those that none does (joined by a line), and
+    some of them with their names."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(6.2, 3.4))
+        axes = figure.add_axes((0.105, 0.135, 0.875, 0.84))
+        if others:
+            axes.plot(*zip(*others, strict=True), "o", color=MUTED, markersize=2.6, alpha=0.6)
+        if front:
+            ordered = sorted(front)
+            axes.plot(*zip(*ordered, strict=True), "o-", color="#a10001", markersize=4.4, linewidth=1.2)
+        for label, at_x, at_y in marked:
+            axes.plot([at_x], [at_y], "o", markerfacecolor="none", markeredgecolor=INK, markersize=8)
+            axes.annotate(label, (at_x, at_y), xytext=(7, 5), textcoords="offset points", fontsize=8.5)
+        axes.margins(x=0.12, y=0.12)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        return _svg(figure, name, f"{title}: {len(front)} of {len(front) + len(others)} points that none beats")
+
+
+def moves_chart(name: str, title: str, moves: Sequence[tuple[str, Sequence[float]]], x: str) -> str:
+    """For each label the changes (shares) that moving it makes: dots left and right of 0, the furthest joined to it."""
+    height = 0.5 + 0.26 * len(moves)
+    places = np.arange(len(moves))[::-1]
+    left = min(0.42, 0.04 + 0.013 * max((len(label) for label, _ in moves), default=1))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(6.2, height))
+        axes = figure.add_axes((left, 0.42 / height, 0.975 - left, 1 - 0.5 / height))
+        for place, (_, changes) in zip(places, moves, strict=True):
+            values = [100 * change for change in changes]
+            axes.hlines([place], min(0.0, *values), max(0.0, *values), color=LINE, linewidth=5)
+            axes.plot(values, [place] * len(values), "o", color="#a10001", markersize=4)
+        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.set_yticks(places, labels=[label for label, _ in moves])
+        axes.set_ylim(-0.6, len(moves) - 0.4)
+        axes.grid(False, axis="y")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g} %"))
+        axes.set_xlabel(x)
+        return _svg(figure, name, title)
+
+
 def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:g}"
 

@@ -79,7 +79,7 @@ def terminal(quiet: bool = False, console: Console | None = None) -> Console:
 def print_run(run: Run, *, quiet: bool = False, console: Console | None = None) -> None:
     """The key figures of a run, then its verdict and where its folder is."""
     out = terminal(quiet, console)
-    latencies = _table(out, f"{run.label} ({run.world})", ["Latency", *_LATENCY_COLUMNS, "n"])
+    latencies = plain_table(out, f"{run.label} ({run.world})", ["Latency", *_LATENCY_COLUMNS, "n"])
     for key in _RUN_LATENCIES:
         paths = [f"{key}.{statistic}" for statistic in _LATENCY_COLUMNS]
         cells = [_value(run, path) for path in paths]
@@ -87,7 +87,7 @@ def print_run(run: Run, *, quiet: bool = False, console: Console | None = None) 
             figure_at(paths[0]).title.removesuffix(" mean"), *cells, f"{look_up(run.summary, key)['n']:,}"
         )
     out.print(latencies)
-    figures = _table(out, None, ["Figure", "value", "95 % interval"])
+    figures = plain_table(out, None, ["Figure", "value", "95 % interval"])
     for path in _RUN_FIGURES:
         figure = figure_at(path)
         if look_up(run.summary, path) is not None and occurs(figure, [run.summary]):
@@ -143,7 +143,7 @@ def print_costs(costs: CostModel, *, quiet: bool = False, console: Console | Non
 def print_runs(runs: Sequence[Run], *, quiet: bool = False, console: Console | None = None) -> None:
     """Several runs beside each other, a row each, then the verdicts that differ."""
     out = terminal(quiet, console)
-    table = _table(out, "Policies compared", ["Run", *_POLICY_FIGURES.values()])
+    table = plain_table(out, "Policies compared", ["Run", *_POLICY_FIGURES.values()])
     for label, run in zip(labels(list(runs)), runs, strict=True):
         cells = [_value(run, path).removesuffix(" tok/s") for path in _POLICY_FIGURES]
         table.add_row(label.replace("(simulated)", "(sim)"), *cells)
@@ -172,7 +172,7 @@ def print_comparison(comparison: Comparison, *, quiet: bool = False, console: Co
     """Every figure of run A and run B, with difference, ratio, and whether the intervals are apart."""
     out = terminal(quiet, console)
     a, b = labels([comparison.a, comparison.b])
-    table = _table(out, None, ["Figure", f"A: {a}", f"B: {b}", "B / A", "B is", "95 % intervals"])
+    table = plain_table(out, None, ["Figure", f"A: {a}", f"B: {b}", "B / A", "B is", "95 % intervals"])
     for row in comparison.rows:
         ratio = "–" if row.ratio is None else f"{row.ratio:.3f}"
         apart = {True: "apart", False: "overlap", None: ""}[row.distinct]
@@ -188,7 +188,9 @@ def print_gate(result: GateResult, baseline: Path, *, quiet: bool = False, conso
     """What the padding-waste gate found: every difference, and why a comparison could not be made."""
     out = terminal(quiet, console)
     if result.differences:
-        table = _table(out, "Counters that are not the baseline's", ["Case", "counter", "baseline", "now", "change"])
+        table = plain_table(
+            out, "Counters that are not the baseline's", ["Case", "counter", "baseline", "now", "change"]
+        )
         for row in result.differences:
             change = "" if row.baseline is None or row.now is None else f"{row.now - row.baseline:+,}"
             table.add_row(row.case, row.counter, _count(row.baseline), _count(row.now), change)
@@ -212,14 +214,14 @@ def print_reproduction(findings: Sequence[Findings], *, quiet: bool = False, con
         if found.not_run:
             out.print(Text(f"not run: {found.not_run}\n", style="yellow"))
             continue
-        table = _table(out, None, ["Quantity", "published", "ours", "difference", "allowed", "verdict"])
+        table = plain_table(out, None, ["Quantity", "published", "ours", "difference", "allowed", "verdict"])
         for row in found.rows:
             style = "green" if row.passed else "yellow" if row.explanation else "bold red"
             table.add_row(row.quantity, row.published_text(), row.ours_text(), row.difference_text(), row.allowed,
                           Text("within" if row.passed else "differs", style=style))  # fmt: skip
         out.print(table)
         if found.extra:
-            more = _table(out, None, found.extra[0])
+            more = plain_table(out, None, found.extra[0])
             for cells in found.extra[1:]:
                 more.add_row(*cells)
             out.print(more)
@@ -251,7 +253,7 @@ def _count(value: int | None) -> str:
     return "–" if value is None else f"{value:,}"
 
 
-def _table(out: Console, title: str | None, columns: Sequence[str]) -> Table:
+def plain_table(out: Console, title: str | None, columns: Sequence[str]) -> Table:
     """A table whose first column is text and whose others are numbers."""
     shape = box.SIMPLE_HEAD if out.is_terminal else box.ASCII2
     table = Table(title=title, title_justify="left", title_style="bold", box=shape, pad_edge=False)

@@ -223,6 +223,10 @@ class StepCost:
         found = {**PLAIN_TERMS[self.kind], **FILL_TERMS[self.kind]}
         return tuple((weight, found[name]) for name, weight in self.weights.items() if weight)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # terms are functions, which other processes find by their names
+        return {name: value for name, value in vars(self).items() if name != "_weighted"}
+
     def totals(self, table: Features) -> Floats:
         """Of every row of a table of steps."""
         rows = np.asarray(axis(self.kind, table), dtype=np.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -14,6 +15,7 @@ import pytest
 
 from scheduler.plan import Kind, Layout, StepColumns, StepFeatures
 from simulator.costs import CostError
+from simulator.profiles import profile_costs, profile_path
 from simulator.recorded import FEWEST_STEPS, recorded_costs
 from simulator.step_cost import Quality
 
@@ -361,3 +363,13 @@ def test_a_last_row_is_only_forgiven_where_it_was_cut(tmp_path: Path, rows: list
     for cut in (1, len(last) // 2, len(last) - 1):
         (folder / "steps.csv").write_text(text + last[:cut])
         assert set(recorded_costs(folder).device) == set(KNOWN)
+
+
+def test_costs_that_have_been_used_go_to_other_processes() -> None:
+    costs = profile_costs(profile_path("h100-qwen-7b"), "h100-qwen-7b")
+    columns = StepColumns(
+        layout="paged", kind="decode", repeat=1, rows=8, rows_computed=8, new_tokens=8, new_tokens_computed=8,
+        context_tokens=4096, kv_columns_computed=4096, kv_tokens_read=4096, longest_context=700, sampled_rows=8,
+    )  # fmt: skip
+    before = costs.device_ns(columns)
+    assert pickle.loads(pickle.dumps(costs)).device_ns(columns) == before

@@ -1,0 +1,151 @@
+"""How good and how fast the tuner is.
+
+    python benchmarks/tuning.py grid  --workload TRACE --requests 3000 --time-scale 0.6 --costs h100-qwen-7b
+    python benchmarks/tuning.py speed --workload TRACE --requests 10000 --time-scale 0.6 --costs h100-qwen-7b
+
+``grid`` simulates every setting of a space of 360 in full, which is what the tuner is to spare, and then searches it
+with ten seeds: how near each comes to the true best, and what it simulated for that, in full runs. ``speed`` times 200
+candidates, halved as ``--mode tune`` does it and each in full, on one worker and on two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import tempfile
+import time
+from concurrent.futures import Future
+from datetime import date
+from pathlib import Path
+
+# this folder's scheduler.py is not the package
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from core.arguments import Budget, given_flags, parse_arguments  # noqa: E402
+from core.provenance import git_commit, hardware  # noqa: E402
+from tuning.search import Search  # noqa: E402
+from tuning.store import Store  # noqa: E402
+from tuning.tune import Tuning  # noqa: E402
+from tuning.workers import Workers, workers_for  # noqa: E402
+from tuning.world import Evaluation, Job  # noqa: E402
+
+#: small enough to be enumerated: 360 settings that differ
+SPACE = """\
+policy: [fcfs, srpt, sjf-predicted, hrrn, las, bucket-serve]
+phase: [default, mixed]
+chunk_tokens: [512, 2048]
+max_prefill_tokens: 2048
+max_running: [32, 64, 128, 256]
+admission: [default, reserve-max, peak-future]
+aging_s: [default, 10]
+bucket: default
+bucket_order: default
+"""
+SEEDS = 10
+#: settings that a search of the grid may ask for
+ASKED = 200
+CANDIDATES = 200
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("grid", "speed"))
+    own, rest = parser.parse_known_args()
+    print(f"$ python {' '.join(sys.argv)}")
+    print(f"{hardware()}; Python {platform.python_version()}; {date.today()}; commit {git_commit()}")
+    {"grid": grid, "speed": speed}[own.what](rest)
+
+
+def tuning_of(rest: list[str], space: str | None) -> Tuning:
+    with tempfile.TemporaryDirectory() as folder:
+        argv = ["--mode", "tune", "--quiet", "--slo", "ttft_ms=500,tpot_ms=50", *rest]
+        if space is not None:
+            path = Path(folder) / "space.yaml"
+            path.write_text(space)
+            argv += ["--space", str(path)]
+        return Tuning(parse_arguments(argv), given_flags(argv), "")
+
+
+class Remembering:
+    """Workers that simulate a job once, whatever the seed of the search: a simulation is the same each time."""
+
+    def __init__(self, workers: Workers) -> None:
+        self.count = workers.count
+        self._workers = workers
+        self._known: dict[str, Future[Evaluation]] = {}
+
+    def submit(self, job: Job) -> Future[Evaluation]:
+        job = job._replace(seed=0)
+        if job.key not in self._known:
+            self._known[job.key] = self._workers.submit(job)
+        return self._known[job.key]
+
+
+def searched(tuning: Tuning, workers: Workers, seed: int, settings: int) -> tuple[Search, float]:
+    """A search of its own, and how many full runs it simulated."""
+    with tempfile.TemporaryDirectory() as folder:
+        search = Search(
+            tuning.space, tuning.objectives, tuning.parts, list(tuning.baselines().values()), seed, workers,
+            Store(Path(folder), {}), Budget(settings=settings),
+        )  # fmt: skip
+        return search, search.run().full
+
+
+def grid(rest: list[str]) -> None:
+    tuning = tuning_of(rest, SPACE)
+    values = tuning.space.settings(10_000)
+    assert values is not None
+    settings = [tuning.space.setting(one) for one in values]
+    full = tuning.parts.searched
+    with workers_for(tuning.world, None, None) as workers:
+        remembering = Remembering(workers)
+        started_s = time.perf_counter()
+        futures = [remembering.submit(Job(setting, full, 0)) for setting in settings]
+        results = [future.result() for future in futures]
+        truth = sorted((one.values[0] for one in results if not one.failed), reverse=True)
+        near = sum(value >= 0.99 * truth[0] for value in truth)
+        took_s = time.perf_counter() - started_s
+        print(f"{len(settings)} settings on {full.stop:,} requests, all in full: {took_s:.0f} s")
+        print(f"best goodput {truth[0]:.4f}/s, {near} within 1 % of it, median {truth[len(truth) // 2]:.4f}")
+        good = 0
+        for seed in range(SEEDS):
+            search, cost = searched(tuning, remembering, seed, ASKED)
+            best = search.best()
+            assert best is not None
+            share = best.results[-1].values[0] / truth[0]
+            good += share >= 0.99
+            print(
+                f"seed {seed}: {100 * share:.2f} % of the best, simulated as much as {cost:.1f} full runs "
+                f"({100 * cost / len(settings):.1f} % of {len(settings)}): {best.setting}"
+            )
+    print(f"within 1 % of the true best: {good} of {SEEDS}")
+
+
+def speed(rest: list[str]) -> None:
+    tuning = tuning_of(rest, None)
+    seconds: dict[tuple[str, int], float] = {}
+    for count in (1, 2):
+        with workers_for(tuning.world, count, None) as workers:
+            # the processes are there before the clock starts
+            first = [workers.submit(Job(tuning.space.start, tuning.parts.rungs[0], 0)) for _ in range(2 * count)]
+            for future in first:
+                future.result()
+            started_s = time.perf_counter()
+            search, cost = searched(tuning, workers, 0, CANDIDATES)
+            seconds["halved", count] = time.perf_counter() - started_s
+            halved_s = seconds["halved", count]
+            print(f"{count} workers, {CANDIDATES} candidates halved: {halved_s:.0f} s, {cost:.1f} full runs")
+            settings = [one.setting for one in search.candidates[:CANDIDATES]]
+            started_s = time.perf_counter()
+            for future in [workers.submit(Job(setting, tuning.parts.searched, 0)) for setting in settings]:
+                future.result()
+            seconds["full", count] = time.perf_counter() - started_s
+            print(f"{count} workers, {CANDIDATES} candidates in full ({tuning.parts.searched.stop:,} requests each): "
+                  f"{seconds['full', count]:.0f} s", flush=True)  # fmt: skip
+    for kind in ("halved", "full"):
+        print(f"{kind}: two workers are {seconds[kind, 1] / seconds[kind, 2]:.2f} times as fast as one")
+
+
+if __name__ == "__main__":
+    main()

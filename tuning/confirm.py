@@ -1,0 +1,121 @@
+"""How sure a recommendation is: on parts that the search has not seen, over seeds, and knob by knob."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import stdtrit
+
+from tuning.objectives import Objective
+from tuning.parts import Parts
+from tuning.setting import Setting, Value
+from tuning.space import Space
+from tuning.world import Evaluation, Job, Part
+
+Simulate = Callable[[Sequence[Job]], list[Evaluation]]
+
+#: runs whose step times vary, beside the one whose do not
+SEEDS = 2
+#: of a knob, beside the recommended one
+LEVELS = 4
+#: requests that knobs are moved on
+MOST_MOVED = 3000
+#: a knob that changes the objective by less does not matter
+MATTERS = 0.01
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How much better a setting is than another, as a share: the mean over parts, its interval, and each part's."""
+
+    mean: float
+    low: float
+    high: float
+    parts: tuple[float, ...]
+
+    @property
+    def verdict(self) -> str:
+        """What can be said of the sign."""
+        return "better" if self.low > 0 else "worse" if self.high < 0 else "not told apart"
+
+
+def gain_over(gains: Sequence[float], confidence: float) -> Gain:
+    """The mean gain of independent parts with its interval by Student's t.
+
+    Parts of which nothing can be said (the other setting served nobody) are left out.
+    """
+    finite = [gain for gain in gains if math.isfinite(gain)]
+    if len(finite) < 2:
+        value = finite[0] if finite else math.nan
+        return Gain(value, -math.inf, math.inf, tuple(finite))
+    mean = float(np.mean(finite))
+    error = float(np.std(finite, ddof=1)) / math.sqrt(len(finite))
+    spread = float(stdtrit(len(finite) - 1, (1 + confidence) / 2)) * error
+    return Gain(mean, mean - spread, mean + spread, tuple(finite))
+
+
+def held_out_jobs(setting: Setting, parts: Parts, seeds: Sequence[tuple[int, bool]]) -> list[Job]:
+    """A setting on everything that is held out, with each seed."""
+    return [Job(setting, part, seed, varied) for part in parts.held_out for seed, varied in seeds]
+
+
+def compared(
+    results: Sequence[Evaluation], others: Sequence[Evaluation], objective: Objective, axis: int, seeds: int
+) -> list[float]:
+    """The gain of each part, the mean over its ``seeds``; ``results`` and ``others`` are of the same jobs."""
+    gains = [
+        -math.inf if one.failed else objective.gain(one.values[axis], other.values[axis])
+        for one, other in zip(results, others, strict=True)
+    ]
+    return [float(np.mean(gains[start : start + seeds])) for start in range(0, len(gains), seeds)]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What the first objective does as one knob alone is moved away from the recommended setting: the change at each
+    value, as a share; below 0 is worse."""
+
+    knob: str
+    value: Value | None
+    changes: tuple[tuple[Value | None, float], ...]
+
+    @property
+    def worst(self) -> float:
+        return min((change for _, change in self.changes), default=0.0)
+
+    @property
+    def largest(self) -> float:
+        """The size of the largest change."""
+        return max((abs(change) for _, change in self.changes), default=0.0)
+
+    @property
+    def matters(self) -> bool:
+        return self.largest > MATTERS
+
+
+def sensitivity(
+    space: Space, setting: Setting, values: dict[str, Value | None], objective: Objective, parts: Parts, seed: int,
+    simulate: Simulate,
+) -> list[Sensitivity]:  # fmt: skip
+    """Each free knob of ``setting`` moved alone, on all that is searched or the first part of it; those that matter
+    most come first. Knobs that the setting's policy does not take are left out."""
+    part = Part(0, min(MOST_MOVED, parts.searched.stop), whole=True)
+    moved: list[tuple[str, Value | None, Setting]] = []
+    for knob in space.free:
+        for value in knob.levels(LEVELS + 1):
+            other = space.setting({**values, knob.name: value})
+            if other.key != setting.key and other.values.get(knob.name) != setting.values.get(knob.name):
+                moved.append((knob.name, value, other))
+    jobs = [Job(setting, part, seed), *(Job(other, part, seed) for _, _, other in moved)]
+    base, *results = simulate(jobs)
+    if base.failed:
+        return []
+    changes: dict[str, list[tuple[Value | None, float]]] = {}
+    for (name, value, _), result in zip(moved, results, strict=True):
+        change = -1.0 if result.failed else objective.gain(result.values[0], base.values[0])
+        changes.setdefault(name, []).append((value, max(-1.0, change) if not math.isnan(change) else 0.0))
+    found = [Sensitivity(name, setting.values.get(name), tuple(moves)) for name, moves in changes.items()]
+    return sorted(found, key=lambda one: -one.largest)
