@@ -216,64 +216,68 @@ class _EnoughError(Exception):
 
 
 class _Watcher:
-    """Keeps the stories of some requests; an :class:`~scheduler.observer.Observer` of a :class:`_WatchedScheduler`."""
+    """Keeps the stories of some requests; an :class:`~scheduler.observer.Observer` of a :class:`_WatchedScheduler`.
+
+    A story goes on when its sequence is served again: what lies between is a wait, for its cohort, for the prompts of
+    others, or without its memory.
+    """
 
     def __init__(self, numbers: set[int], edges_ns: list[int]) -> None:
         self._numbers = numbers
         self._edges_ns = edges_ns
         self._last_end_ns = edges_ns[0]
-        self._members: dict[int, dict[int, tuple[Sequence, bool]]] = {}
-        #: admitted and not ended
-        self._inside: dict[int, Sequence] = {}
+        #: of the plans in flight, by index: the sequences that are told of, and whether a prompt of theirs is computed
+        self._members: dict[int, list[tuple[Sequence, bool]]] = {}
         self._stories: dict[int, Story] = {}
-        self._sums: list[tuple[int, int, int, int, int]] = [(edges_ns[0], 0, 0, 0, 0)]
+        self._marks: dict[int, tuple[int, int]] = {}
+        self._prefill_ns = 0
+        self._last = (edges_ns[0], 0, 0, 0, 0)
+        self._sums = [self._last]
         self.plans = 0
 
     def planned(self, plan: StepPlan) -> None:
         if self.plans >= MOST_PLANS:
             raise _EnoughError
         self.plans += 1
-        decode = plan.kind == "decode"
-        members = {}
-        for chunk in plan.chunks:
-            sequence = chunk.sequence
-            if sequence.number in self._numbers:
-                # a chunk that samples and takes one token further decodes
-                prompt = not decode and (chunk.tokens > 1 or chunk.start < sequence.prompt_tokens)
-                members[sequence.number] = (sequence, prompt)
-        self._members[plan.index] = members
+        decode, numbers = plan.kind == "decode", self._numbers
+        self._members[plan.index] = [
+            (sequence, not decode and (tokens > 1 or start < sequence.prompt_tokens))
+            for sequence, start, tokens, _ in plan.chunks
+            if sequence.number in numbers
+        ]
 
     def completed(self, plan: StepPlan, outcome: StepOutcome, counters: RunCounters) -> None:
         start_ns, end_ns = max(plan.now_ns, self._last_end_ns), int(outcome.ends_ns[-1])
-        self._last_end_ns = max(self._last_end_ns, end_ns)
-        members = self._members.pop(plan.index)
-        for number, (sequence, _) in members.items():
-            if number not in self._stories:
+        self._last_end_ns = end_ns
+        steps = len(outcome.ends_ns)
+        before_ns = self._prefill_ns
+        if plan.kind == "prefill":
+            self._prefill_ns += end_ns - start_ns
+        for sequence, prompt in self._members.pop(plan.index):
+            number = sequence.number
+            story = self._stories.get(number)
+            known = sequence.known
+            if story is None:
                 story = self._stories[number] = Story(number, sequence.arrival_ns)
                 story.add(QUEUED, start_ns, sequence.prompt_tokens)
-            self._inside[number] = sequence
-        waiting = OTHERS if plan.kind == "prefill" else COHORT
-        gone = []
-        for number, sequence in self._inside.items():
-            story = self._stories[number]
-            if number in members:
-                prompt = members[number][1]
-                # what stands between the step before and this one is a wait
-                story.steps += 0 if prompt else len(outcome.ends_ns)
-                story.add(PREFILL if prompt else DECODE, end_ns, sequence.known)
-            elif sequence.state == "waiting":
-                story.add(PREEMPTED, end_ns, sequence.known)
-            else:
-                story.add(waiting, end_ns, sequence.known)
-            if sequence.ended:
-                gone.append(number)
-        for number in gone:
-            del self._inside[number]
-        sums = (counters.kv_held_token_ns, counters.kv_reserved_token_ns, counters.kv_free_token_ns,
-                counters.kv_unusable_token_ns)  # fmt: skip
+            elif start_ns > story.end_ns:
+                self._waited(story, sequence, start_ns, before_ns, known - steps)
+            story.steps += 0 if prompt else steps
+            story.add(PREFILL if prompt else DECODE, end_ns, known)
+            self._marks[number] = (self._prefill_ns, sequence.preemptions)
+        self._last = (end_ns, counters.kv_held_token_ns, counters.kv_reserved_token_ns, counters.kv_free_token_ns,
+                      counters.kv_unusable_token_ns)  # fmt: skip
         if bisect_right(self._edges_ns, end_ns) > bisect_right(self._edges_ns, self._sums[-1][0]):
-            self._sums.append((end_ns, *sums))
-        self._last = (end_ns, *sums)
+            self._sums.append(self._last)
+
+    def _waited(self, story: Story, sequence: Sequence, until_ns: int, prefill_ns: int, known: int) -> None:
+        """Since it was last served it has waited; ``prefill_ns``: time of the prefill steps of the run so far."""
+        prefill_before_ns, preemptions = self._marks[story.number]
+        if sequence.preemptions > preemptions:
+            story.add(PREEMPTED, until_ns, known)
+            return
+        story.add(OTHERS, min(until_ns, story.end_ns + prefill_ns - prefill_before_ns), known)
+        story.add(COHORT, until_ns, known)
 
     def stepped(self, plan: StepPlan, steps: int, outcome: StepOutcome) -> None:
         """Told by :meth:`completed`."""
@@ -282,11 +286,10 @@ class _Watcher:
         """In the run's own files."""
 
     def ended(self, sequence: Sequence) -> None:
-        """Seen in :meth:`completed`; one that ends in no step has its story until then."""
+        """Seen in :meth:`completed`; one that ends in no step waited until then."""
         story = self._stories.get(sequence.number)
         if story is not None and sequence.state == "aborted":
-            story.add(PREEMPTED if sequence.preemptions else COHORT, sequence.finish_ns, sequence.known)
-            self._inside.pop(sequence.number, None)
+            self._waited(story, sequence, sequence.finish_ns, self._prefill_ns, sequence.known)
 
     def told(self) -> dict[int, Story]:
         """The stories, each with no more pieces than a page shows."""

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reports.agreement import Agreement, summary_line
-from reports.cluster_page import cluster_line
+from reports.page.cluster import cluster_line
 from reports.comparison import Compared, Comparison, labels
 from reports.figures import figure_at, interval_text, occurs, quantity, why_missing
 from reports.gate import GateResult
