@@ -26,15 +26,19 @@ FloatArray = npt.NDArray[np.float64]
 
 #: series colours that the style sheet defines; further series use them again with other dashes
 SERIES_COLOURS = 8
+#: colours of what a request is at; see :data:`reports.chronicle.STATES`
+STATE_COLOURS = 7
 _PLACEHOLDERS = {
     **{f"#a1000{i}": f"var(--series-{i})" for i in range(1, SERIES_COLOURS + 1)},
+    **{f"#a3000{i}": f"var(--state-{i})" for i in range(STATE_COLOURS)},
     "#a20001": "var(--ink)",
     "#a20002": "var(--muted)",
     "#a20003": "var(--line)",
 }
+STATE_STROKES = tuple(f"#a3000{i}" for i in range(STATE_COLOURS))
 INK, MUTED, LINE = "#a20001", "#a20002", "#a20003"
 
-_STYLE: Any = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "font.size": 8.5,
     "text.color": INK,
@@ -100,7 +104,7 @@ def cdf_chart(name: str, title: str, key: str, series: Sequence[Series]) -> str 
     curves = [curve for curve in curves if len(curve[1])]
     if not curves:
         return None
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.3, 2.85))
         axes = figure.add_axes((0.115, 0.165, 0.865, 0.81))
         for one, values, share in curves:
@@ -115,11 +119,13 @@ def cdf_chart(name: str, title: str, key: str, series: Sequence[Series]) -> str 
             axes.set_xlim(left=0)
             axes.xaxis.set_major_locator(MaxNLocator(6))
         in_seconds = largest >= 10_000
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value / (1000 if in_seconds else 1))))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value / (1000 if in_seconds else 1))))
         axes.set_xlabel("s" if in_seconds else "ms")
         axes.set_ylim(0, 1.02)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 0.9, 1], labels=["0", "25 %", "50 %", "75 %", "90 %", "100 %"])
-        return _svg(figure, name, f"Cumulative distribution of {title}: {', '.join(one.label for one, _, _ in curves)}")
+        return svg_of(
+            figure, name, f"Cumulative distribution of {title}: {', '.join(one.label for one, _, _ in curves)}"
+        )
 
 
 def _curve(run: Run, key: str) -> tuple[FloatArray, FloatArray]:
@@ -226,7 +232,7 @@ def timeline_chart(
     panel_inches, gap_inches, foot_inches = (1.0, 0.3, 0.45) if stacked else (2.1, 0.1, 0.45)
     height = foot_inches + len(panels) * (panel_inches + gap_inches)
     left, right = 0.47 / width_inches, 0.09 / width_inches
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width_inches, height))
         for index, panel in enumerate(panels):
             bottom = foot_inches + (len(panels) - 1 - index) * (panel_inches + gap_inches)
@@ -239,13 +245,13 @@ def timeline_chart(
             axes.set_ylim(0, 1.08 * max(_top(panel, line) for line in scale))
             axes.xaxis.set_major_locator(MaxNLocator(6))
             axes.yaxis.set_major_locator(MaxNLocator(4, integer=panel != "padding"))
-            unit = (lambda value, _: f"{100 * value:.0f} %") if panel == "padding" else (lambda value, _: _short(value))
+            unit = (lambda value, _: f"{100 * value:.0f} %") if panel == "padding" else (lambda value, _: short(value))
             axes.yaxis.set_major_formatter(FuncFormatter(unit))
             if index < len(panels) - 1:
                 axes.tick_params(labelbottom=False)
             else:
                 axes.set_xlabel("seconds since the first arrival")
-        return _svg(figure, name, f"Over time: {', '.join(one.label for one, _ in drawn)}")
+        return svg_of(figure, name, f"Over time: {', '.join(one.label for one, _ in drawn)}")
 
 
 def _top(panel: str, line: Timeline) -> float:
@@ -287,7 +293,7 @@ def beside_chart(
     height = 0.5 + 0.24 * len(labels)
     places = np.arange(len(labels))[::-1]
     left = min(0.5, 0.03 + 0.0155 * max(map(len, labels)))
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.3, height))
         axes = figure.add_axes((left, 0.4 / height, 0.96 - left, 1 - 0.48 / height))
         axes.hlines(places, np.minimum(published, ours), np.maximum(published, ours), color=LINE, linewidth=2)
@@ -299,12 +305,12 @@ def beside_chart(
             axes.set_xscale("log")
         else:
             axes.set_xlim(left=0)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         axes.set_yticks(places, labels=list(labels))
         axes.set_ylim(-0.6, len(labels) - 0.4)
         axes.grid(False, axis="y")
         axes.set_xlabel("ring: published, dot: here")
-        return _svg(figure, name, f"{title}: published values beside ours")
+        return svg_of(figure, name, f"{title}: published values beside ours")
 
 
 def curves_chart(
@@ -320,7 +326,7 @@ def curves_chart(
     ``counts``: of whole numbers, from 0 on, in a chart as wide as the page.
     """
     width, height = (13.2, 2.2) if counts else (4.3, 2.85)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height))
         left, right, foot, top = 0.4946 / width, 0.3655 / width, 0.47025 / height, 0.12825 / height
         axes = figure.add_axes((left, foot, 1 - left - right, 1 - foot - top))
@@ -339,14 +345,15 @@ def curves_chart(
         axes.set_xlim(left=0)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
-        return _svg(figure, name, f"{title}: {', '.join(label for label, *_ in curves)}")
+        return svg_of(figure, name, f"{title}: {', '.join(label for label, *_ in curves)}")
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """A number at a tick."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:g}"
 
 
-def _svg(figure: Figure, name: str, label: str) -> str:
+def svg_of(figure: Figure, name: str, label: str) -> str:
     """The figure as an ``<svg>`` element: no prolog, no metadata, ids that no other chart of the page has."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name}):

@@ -43,6 +43,7 @@ STATES = (
 MOST_PLANS = 100_000
 #: pieces of a story; shorter ones are merged into their neighbours, their time stays in the totals
 MOST_PIECES = 40
+_PIECES_MEANWHILE = 160
 #: pieces that memory is looked at in
 MEMORY_PIECES = 160
 
@@ -81,8 +82,8 @@ class Story:
             self.pieces[-1] = Piece(state, end_ns, tokens)
         else:
             self.pieces.append(Piece(state, end_ns, tokens))
-            if len(self.pieces) > 8 * MOST_PIECES:
-                self.pieces = merged(self.pieces, self.start_ns, 4 * MOST_PIECES)
+            if len(self.pieces) > 2 * _PIECES_MEANWHILE:
+                self.pieces = merged(self.pieces, self.start_ns, _PIECES_MEANWHILE)
 
 
 def merged(pieces: list[Piece], start_ns: int, most: int) -> list[Piece]:
@@ -131,7 +132,7 @@ class Chronicle:
         return self.source != ""
 
 
-def tell(run: Run, numbers: Iterable[int]) -> Chronicle:
+def tell(run: Run, numbers: Iterable[int], most_pieces: int = MOST_PIECES) -> Chronicle:
     """The stories of the requests with these numbers, and the run's memory; as far as they can be told.
 
     A request whose steps are not known has a story of what its row says: queued, prefilled, served.
@@ -147,9 +148,9 @@ def tell(run: Run, numbers: Iterable[int]) -> Chronicle:
             source, note = "the journal", _by_journal(watcher, journal)
         else:
             source, note = "the rows", _by_rows(watcher, run, config)
-    except (_CannotTell, JournalError, ConfigError, PolicyError, OSError) as error:
+    except (_CannotTellError, JournalError, ConfigError, PolicyError, OSError) as error:
         note = str(error)
-    told = {} if watcher is None or not watcher.plans else watcher.told()
+    told = {} if watcher is None or not watcher.plans else watcher.told(most_pieces)
     if not told:
         source = ""
     stories = _from_rows(run.requests, wanted)
@@ -160,23 +161,23 @@ def tell(run: Run, numbers: Iterable[int]) -> Chronicle:
     return Chronicle(stories, memory, source, note)
 
 
-class _CannotTell(Exception):
+class _CannotTellError(Exception):
     """Why a run cannot be replayed, for the reader."""
 
 
 def _config_of(run: Run) -> SchedulerConfig:
     if run.summary.get("cluster") is not None or "replica" in run.steps:
-        raise _CannotTell("the run was on several replicas")
+        raise _CannotTellError("the run was on several replicas")
     try:
         return SchedulerConfig.from_dict(run.manifest["config"])
     except (KeyError, TypeError) as error:
-        raise _CannotTell("the manifest does not hold the scheduler's settings") from error
+        raise _CannotTellError("the manifest does not hold the scheduler's settings") from error
 
 
 def _edges(run: Run) -> list[int]:
     """The edges of equal pieces of the run's time."""
     if not len(run.steps):
-        raise _CannotTell("no step was run")
+        raise _CannotTellError("no step was run")
     start = int(column(run.steps, "start_ns").min())
     if len(run.requests):
         start = min(start, int(column(run.requests, "arrival_ns").min()))
@@ -291,10 +292,10 @@ class _Watcher:
         if story is not None and sequence.state == "aborted":
             self._waited(story, sequence, sequence.finish_ns, self._prefill_ns, sequence.known)
 
-    def told(self) -> dict[int, Story]:
-        """The stories, each with no more pieces than a page shows."""
+    def told(self, most_pieces: int) -> dict[int, Story]:
+        """The stories, each of at most so many pieces."""
         for story in self._stories.values():
-            story.pieces = merged(story.pieces, story.start_ns, MOST_PIECES)
+            story.pieces = merged(story.pieces, story.start_ns, most_pieces)
         return self._stories
 
     def memory(self) -> MemoryOverTime | None:
@@ -322,9 +323,9 @@ def _by_journal(watcher: _Watcher, path: Path) -> str:
 def _by_rows(watcher: _Watcher, run: Run, config: SchedulerConfig) -> str:
     """Ask a scheduler for every recorded plan, in turn; where one comes out otherwise, that is as far as it goes."""
     if config.overlap:
-        raise _CannotTell("the run overlapped steps, and its folder has no journal that says when each was planned")
+        raise _CannotTellError("the run overlapped steps, and no journal says when each was planned")
     if config.prefix_cache:
-        raise _CannotTell("the run had a prefix cache, and its folder has no journal that says what prompts share")
+        raise _CannotTellError("the run had a prefix cache, and no journal says what prompts share")
     scheduler = _WatchedScheduler(config, watcher)
     requests = _requests(run.requests)
     steps = run.steps

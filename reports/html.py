@@ -14,12 +14,15 @@ from reports.markup import page
 from reports.page.agreement import agreement_section
 from reports.page.cluster import cluster_section
 from reports.page.figures import figures_section
+from reports.page.inside import insides_of
+from reports.page.lanes import clusters_section, lanes_section
 from reports.page.latency import latencies_section, latency_section
 from reports.page.opening import header, verdicts
 from reports.page.origin import footer, reproduce_section, settings_section
 from reports.page.over_time import over_time_section
 from reports.page.policies import policies_section, two_runs_section
 from reports.page.series import series_of
+from reports.page.strips import strips_section
 from reports.page.tiles import tiles
 from reports.run import Run
 
@@ -52,6 +55,7 @@ def render_report(
     if not series:
         raise ValueError("a report needs at least one run")
     title = title or (series[0].label if len(series) == 1 else f"{len(series)} runs compared")
+    insides = insides_of(series)
     sections = [
         header(title, series),
         verdicts(series, agreements),
@@ -60,6 +64,9 @@ def render_report(
         two_runs_section(comparison) if comparison is not None else "",
         latency_section(series),
         over_time_section(series),
+        strips_section(series),
+        lanes_section(insides),
+        clusters_section(insides),
         cluster_section([(one.label, one.run) for one in series]),
         agreement_section(agreements, series),
         latencies_section(series),
@@ -68,4 +75,4 @@ def render_report(
         reproduce_section(series, command),
         footer(),
     ]
-    return page(title, sections)
+    return page(title, sections, ["lanes"])

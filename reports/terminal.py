@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from reports.agreement import Agreement, summary_line
-from reports.page.cluster import cluster_line
 from reports.comparison import Compared, Comparison, labels
 from reports.figures import figure_at, interval_text, occurs, quantity, why_missing
 from reports.gate import GateResult
+from reports.page.cluster import cluster_line
 from reports.reproduction import Findings
 from reports.run import Run, look_up
 from reports.settings import asked

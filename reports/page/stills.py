@@ -1,0 +1,127 @@
+"""Still charts of what happened inside a run: requests as lanes, lengths, and KV memory, over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from reports.charts import MUTED, STATE_STROKES, STYLE, Series, short, svg_of
+from reports.chronicle import COHORT, OTHERS, PREEMPTED, QUEUED, MemoryOverTime, Story
+
+#: lanes and lines that a still chart has room for
+MOST_LANES, MOST_LINES = 40, 70
+_WAITS = (COHORT, OTHERS, PREEMPTED)
+
+
+def evenly(stories: Sequence[Story], most: int) -> list[Story]:
+    """At most ``most`` of them, at even distances."""
+    if len(stories) <= most:
+        return list(stories)
+    return [stories[index] for index in np.unique(np.linspace(0, len(stories) - 1, most).astype(np.int64))]
+
+
+def lanes_chart(name: str, label: str, stories: Sequence[Story], origin_ns: int) -> str:
+    """A lane for each request, from its arrival on, in the colour of what it is at."""
+    shown = evenly(stories, MOST_LANES)
+    height = 0.55 + 0.135 * len(shown)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(13.2, height))
+        axes = figure.add_axes((0.035, 0.42 / height, 0.955, 1 - 0.5 / height))
+        for lane, story in enumerate(shown):
+            start = story.start_ns
+            for piece in story.pieces:
+                if piece.end_ns > start:
+                    thin = piece.state == QUEUED
+                    axes.barh(
+                        lane, (piece.end_ns - start) / 1e9, 0.3 if thin else 0.8, (start - origin_ns) / 1e9,
+                        color=STATE_STROKES[piece.state], linewidth=0,
+                    )  # fmt: skip
+                start = piece.end_ns
+        axes.set_ylim(len(shown) - 0.4, -0.6)
+        axes.set_yticks([])
+        axes.set_xlim(left=0)
+        axes.grid(False, axis="y")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        axes.set_xlabel("seconds since the first arrival")
+        return svg_of(figure, name, f"Requests of {label} from arrival to end")
+
+
+def lengths_chart(name: str, label: str, stories: Sequence[Story], origin_ns: int, wide: bool) -> str:
+    """The length of each sequence over time: it rises while it is served, and is level while it waits."""
+    shown = evenly([story for story in stories if len(story.pieces) > 1], MOST_LINES)
+    width, height = (13.2, 3.4) if wide else (6.5, 3.0)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, height))
+        left, foot = 0.52 / width, 0.45 / height
+        axes = figure.add_axes((left, foot, 1 - left - 0.1 / width, 1 - foot - 0.1 / height))
+        rising, level = [], []
+        for story in shown:
+            points = _points(story, origin_ns)
+            for (piece, first), second in zip(points, (point for _, point in points[1:]), strict=False):
+                (level if piece in _WAITS else rising).append([first, second])
+        axes.add_collection(LineCollection(level, colors=STATE_STROKES[COHORT], linewidths=1.0))
+        axes.add_collection(LineCollection(rising, colors=STATE_STROKES[2], linewidths=1.1))
+        axes.autoscale_view()
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        _tidy(axes)
+        axes.set_ylabel("tokens")
+        return svg_of(figure, name, f"Lengths of sequences of {label} over time")
+
+
+def _points(story: Story, origin_ns: int) -> list[tuple[int, tuple[float, float]]]:
+    """(what comes next, (seconds, tokens)) at each turn, from the end of the queue on."""
+    points: list[tuple[int, tuple[float, float]]] = []
+    tokens, time_ns = story.pieces[0].tokens, story.start_ns
+    for piece in story.pieces:
+        if piece.state != QUEUED:
+            points.append((piece.state, ((time_ns - origin_ns) / 1e9, tokens)))
+        tokens, time_ns = piece.tokens, piece.end_ns
+    points.append((-1, ((time_ns - origin_ns) / 1e9, tokens)))
+    return points
+
+
+def memory_chart(name: str, one: Series, memory: MemoryOverTime, origin_ns: int) -> str:
+    """KV slots reserved and held above, fragmentation below."""
+    edges = (memory.edges_ns - origin_ns) / 1e9
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.5, 3.2))
+        above = figure.add_axes((0.085, 0.48, 0.9, 0.47))
+        capacity = float(np.max(memory.reserved + memory.free))
+        above.axhline(capacity, color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
+        above.stairs(memory.reserved, edges, color=one.stroke, alpha=0.22, fill=True)
+        above.stairs(memory.held, edges, color=one.stroke, alpha=0.5, fill=True)
+        above.stairs(memory.held, edges, color=one.stroke, linewidth=1.2, baseline=None)
+        above.set_ylim(0, 1.12 * capacity)
+        above.annotate("all", (edges[-1], capacity), xytext=(-2, 3), textcoords="offset points", ha="right",
+                       color=MUTED)  # fmt: skip
+        _tidy(above)
+        above.tick_params(labelbottom=False)
+        above.set_ylabel("token slots")
+        below = figure.add_axes((0.085, 0.15, 0.9, 0.26))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            internal = np.where(memory.reserved > 0, 1 - memory.held / memory.reserved, np.nan)
+            external = np.where(memory.free > 0, memory.unusable / memory.free, np.nan)
+        below.stairs(internal, edges, color=one.stroke, linewidth=1.3, baseline=None)
+        below.stairs(external, edges, color=one.stroke, linewidth=1.3, linestyle=(0, (2, 1.5)), baseline=None)
+        top = float(np.nanmax([np.nanmax(internal, initial=0), np.nanmax(external, initial=0)]))
+        below.set_ylim(0, 1.1 * max(0.05, min(1.0, top)))
+        _tidy(below)
+        below.yaxis.set_major_locator(MaxNLocator(3))
+        below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+        return svg_of(figure, name, f"KV memory of {one.label} over time: reserved, held, and fragmentation")
+
+
+def _tidy(axes: Axes) -> None:
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    axes.set_xlabel("seconds since the first arrival" if axes.get_subplotspec() is None else "")
