@@ -72,6 +72,12 @@ class Story:
     def end_ns(self) -> int:
         return self.pieces[-1].end_ns if self.pieces else self.start_ns
 
+    @property
+    def admitted_ns(self) -> int:
+        """When it was first served; its arrival if it did not wait."""
+        queued = bool(self.pieces) and self.pieces[0].state == QUEUED
+        return self.pieces[0].end_ns if queued else self.start_ns
+
     def add(self, state: int, end_ns: int, tokens: int) -> None:
         """Until ``end_ns`` it was at ``state``; nothing if that is no later than what is told already."""
         took = end_ns - self.end_ns

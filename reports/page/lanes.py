@@ -21,8 +21,9 @@ _LEAD = (
     "the wheel, or by a double click; point at a request for its story."
 )
 _CLUSTERS_LEAD = (
-    "A sequence grows by a token in each step that it is in, and is level while it waits. Lines that run together are a "
-    "cluster of equal lengths, which needs no padding; a new request has to catch up before it can join one."
+    "A sequence grows by a token in each step that it is in, and is level while it waits. Lines that run "
+    "together are a cluster of equal lengths, which needs no padding; a new request has to catch up before it can join "
+    "one. Shown: requests that were admitted one after the other, in the middle of the run."
 )
 
 

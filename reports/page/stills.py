@@ -54,13 +54,14 @@ def lanes_chart(name: str, label: str, stories: Sequence[Story], origin_ns: int)
 
 def lengths_chart(name: str, label: str, stories: Sequence[Story], origin_ns: int, wide: bool) -> str:
     """The length of each sequence over time: it rises while it is served, and is level while it waits."""
-    shown = evenly([story for story in stories if len(story.pieces) > 1], MOST_LINES)
+    shown = _neighbours(stories)
     width, height = (13.2, 3.4) if wide else (6.5, 3.0)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height))
         left, foot = 0.52 / width, 0.45 / height
         axes = figure.add_axes((left, foot, 1 - left - 0.1 / width, 1 - foot - 0.1 / height))
-        rising, level = [], []
+        rising: list[list[tuple[float, float]]] = []
+        level: list[list[tuple[float, float]]] = []
         for story in shown:
             points = _points(story, origin_ns)
             for (piece, first), second in zip(points, (point for _, point in points[1:]), strict=False):
@@ -68,11 +69,18 @@ def lengths_chart(name: str, label: str, stories: Sequence[Story], origin_ns: in
         axes.add_collection(LineCollection(level, colors=STATE_STROKES[COHORT], linewidths=1.0))
         axes.add_collection(LineCollection(rising, colors=STATE_STROKES[2], linewidths=1.1))
         axes.autoscale_view()
-        axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         _tidy(axes)
         axes.set_ylabel("tokens")
         return svg_of(figure, name, f"Lengths of sequences of {label} over time")
+
+
+def _neighbours(stories: Sequence[Story]) -> list[Story]:
+    """Some that were admitted one after the other, in the middle of the run."""
+    served = [story for story in stories if len(story.pieces) > 1]
+    served.sort(key=lambda story: (story.admitted_ns, story.number))
+    first = max(0, len(served) - MOST_LINES) // 2
+    return served[first : first + MOST_LINES]
 
 
 def _points(story: Story, origin_ns: int) -> list[tuple[int, tuple[float, float]]]:
@@ -119,7 +127,6 @@ def memory_chart(name: str, one: Series, memory: MemoryOverTime, origin_ns: int)
 
 
 def _tidy(axes: Axes) -> None:
-    axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.yaxis.set_major_locator(MaxNLocator(4))
     for axis in (axes.xaxis, axes.yaxis):

@@ -36,17 +36,19 @@ def strips_section(series: Sequence[Series]) -> str:
             strips[kind].append(f'<div class="strip"><span>{name}</span>{strip}</div>')
     end = escape(quantity(float(longest), "s"))
     axis = f'<div class="strip axis"><span></span><p><i>0 s</i><i>{end}</i></p></div>'
-    parts = [
-        f"<h3>Rows of a decode step</h3>{_scale(series[0], '0', number(most))}{''.join(strips['rows'])}{axis}",
-        f"<h3>Padding</h3>{_scale(series[0], '0 %', '100 %')}{''.join(strips['padding'])}{axis}",
+    scales = {
+        "rows": ("Rows of a decode step", _scale(series[0], "0", number(most))),
+        "padding": ("Padding", _scale(series[0], "0 %", "100 %")),
+    }
+    cards = [
+        f'<div class="card strips"><h3>{title}</h3>{scale}{"".join(strips[kind])}{axis}</div>'
+        for kind, (title, scale) in scales.items()
     ]
     lead = (
         "The darker, the more: rows as a share of the fullest step of all runs, padding as a share of a step's slots. "
         "White: no such step was run. Point at a piece for its figures."
     )
-    return section(
-        "Batch occupancy and padding", lead, "".join(f'<div class="card strips">{part}</div>' for part in parts)
-    )
+    return section("Batch occupancy and padding", lead, "".join(cards))
 
 
 def _most_rows(one: Series) -> float:
