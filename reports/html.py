@@ -12,11 +12,14 @@ from reports.agreement import Agreement
 from reports.comparison import Comparison
 from reports.markup import page
 from reports.page.agreement import agreement_section
+from reports.page.changes import Changes, changes_section
 from reports.page.cluster import cluster_section
+from reports.page.fairness import fairness_section
 from reports.page.figures import figures_section
 from reports.page.inside import insides_of
 from reports.page.lanes import clusters_section, lanes_section
 from reports.page.latency import latencies_section, latency_section
+from reports.page.memory import memory_section
 from reports.page.opening import header, verdicts
 from reports.page.origin import footer, reproduce_section, settings_section
 from reports.page.over_time import over_time_section
@@ -24,6 +27,7 @@ from reports.page.policies import policies_section, two_runs_section
 from reports.page.series import series_of
 from reports.page.strips import strips_section
 from reports.page.tiles import tiles
+from reports.page.trade_off import trade_off_section
 from reports.run import Run
 
 
@@ -56,17 +60,22 @@ def render_report(
         raise ValueError("a report needs at least one run")
     title = title or (series[0].label if len(series) == 1 else f"{len(series)} runs compared")
     insides = insides_of(series)
+    changes = Changes(series) if len(series) > 1 else None
     sections = [
         header(title, series),
-        verdicts(series, agreements),
+        verdicts(series, agreements, [] if changes is None else changes.sentences()),
         tiles(series, agreements),
         policies_section(series) if len(series) > 1 and comparison is None else "",
         two_runs_section(comparison) if comparison is not None else "",
+        changes_section(changes) if changes is not None else "",
         latency_section(series),
+        trade_off_section(series),
         over_time_section(series),
         strips_section(series),
         lanes_section(insides),
         clusters_section(insides),
+        memory_section(insides),
+        fairness_section(series),
         cluster_section([(one.label, one.run) for one in series]),
         agreement_section(agreements, series),
         latencies_section(series),

@@ -7,10 +7,17 @@ from html import escape
 
 from reports.agreement import Agreement, CounterCheck
 from reports.charts import Series
-from reports.figures import change_text, figure_at, quantity
+from reports.figures import change_text, figure_at, interval_at, quantity
 from reports.markup import chip, number_cell, row, section, table
 from reports.page.cells import chips_cell, percent, yes_no
+from reports.page.dots import Dot, dots_chart
 
+#: predictions that are drawn, unless they are off by more than a chart of the others has room for
+_DRAWN = (
+    "output_tokens_per_s", "ttft_ms.mean", "ttft_ms.p50", "ttft_ms.p99", "tpot_ms.p50", "tpot_ms.p99", "itl_ms.p50",
+    "itl_ms.p99", "e2e_ms.mean", "e2e_ms.p50", "e2e_ms.p99",
+)  # fmt: skip
+_MOST_DRAWN = 2.0
 #: errors of a prediction up to which it is called good, and up to which it is not called bad
 GOOD_ERROR, FAIR_ERROR = 0.05, 0.15
 
@@ -31,8 +38,10 @@ def agreement_section(agreements: Sequence[Agreement], series: Sequence[Series])
     head = [("", "first"), *((one.run.label, "number") for one in pairs)]
     lead = (
         "Both worlds drive the same scheduler. Counters and plans must be equal; times are predicted, with error = "
-        "(simulated − measured) / measured. Beside each error: measured → simulated."
+        "(simulated − measured) / measured. Beside each error: measured → simulated. Bars: what the 95 % interval "
+        "of the measured figure leaves open."
     )
+    chart = _errors_chart(agreements, pairs)
     rows = [
         row("Plans", [chips_cell(yes_no(a.same_plans, "same", "differ", "")) for a in agreements]),
         row("Replay", [chips_cell(yes_no(a.replayed, "same plans", "differs", "not replayed")) for a in agreements]),
@@ -41,7 +50,24 @@ def agreement_section(agreements: Sequence[Agreement], series: Sequence[Series])
         f'<tr class="group"><th class="first" colspan="{len(agreements) + 1}">Counters</th></tr>',
         *_counter_rows(agreements),
     ]
-    return section("Real and simulated", lead, table(head, rows))
+    return section("Real and simulated", lead, chart + table(head, rows))
+
+
+def _errors_chart(agreements: Sequence[Agreement], pairs: Sequence[Series]) -> str:
+    """The error of each prediction, with what the measured figure's 95 % interval leaves open."""
+    dots = []
+    for agreement, one in zip(agreements, pairs, strict=True):
+        for path in _DRAWN:
+            found = agreement.prediction(path)
+            if found is None or found.error is None or found.simulated is None or abs(found.error) > _MOST_DRAWN:
+                continue
+            low, high = interval_at(agreement.measured.summary, path) or (None, None)
+            ends = (found.simulated / high - 1, found.simulated / low - 1) if low and high else (None, None)
+            dots.append(Dot(figure_at(path).title, one, found.error, *ends))
+    if not dots:
+        return ""
+    drawn = dots_chart("errors", "Simulated less measured, by figure", dots, "(simulated − measured) / measured", 13.2)
+    return f'<div class="card" style="padding:12px 14px;margin-bottom:14px">{drawn}</div>'
 
 
 def _prediction_rows(agreements: Sequence[Agreement]) -> list[str]:

@@ -36,9 +36,13 @@ def paragraph(word: str, text: str) -> str:
     return f'<p><span class="word">{escape(word)}</span> {escape(text)}</p>'
 
 
-def verdicts(series: Sequence[Series], agreements: Sequence[Agreement]) -> str:
-    """The run's own verdict; of several runs: agreement first, then every run that is not simply fine."""
+def verdicts(series: Sequence[Series], agreements: Sequence[Agreement], changes: Sequence[str] = ()) -> str:
+    """The run's own verdict; of several runs: agreement first, then every run that is not simply fine.
+
+    ``changes``: sentences on how the runs compare. What a run's folder lacks is said last.
+    """
     boxes: dict[str, list[str]] = {"bad": [], "note": [], "good": [], "plain": []}
+    boxes["plain"] += [paragraph("Compared.", text) for text in changes]
     if agreements:
         kind = "good" if all(a.same_plans and a.counters_equal for a in agreements) else "note"
         boxes[kind].append(paragraph("Simulation.", _agreement_verdict(agreements)))
@@ -56,8 +60,18 @@ def verdicts(series: Sequence[Series], agreements: Sequence[Agreement]) -> str:
         for text in one.run.summary.get("beyond_recorded") or ():
             guesses.setdefault(text, []).append(one.label)
     boxes["note"] += _beyond_recorded(guesses, len(series))
+    boxes["note"] += _problems(series)
     parts = [f'<div class="verdict {kind}">{"".join(texts)}</div>' for kind, texts in boxes.items() if texts]
     return "\n".join(parts)
+
+
+def _problems(series: Sequence[Series]) -> list[str]:
+    """What is not there, or cannot be read, of the runs' folders."""
+    return [
+        paragraph("Incomplete.", f"{one.label + ': ' if len(series) > 1 else ''}{text}.")
+        for one in series
+        for text in one.run.problems
+    ]
 
 
 def _projections(series: Sequence[Series]) -> list[str]:

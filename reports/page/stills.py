@@ -16,6 +16,7 @@ from reports.chronicle import COHORT, OTHERS, PREEMPTED, QUEUED, MemoryOverTime,
 
 #: lanes and lines that a still chart has room for
 MOST_LANES, MOST_LINES = 40, 70
+_TIME = "seconds since the first arrival"
 _WAITS = (COHORT, OTHERS, PREEMPTED)
 
 
@@ -48,7 +49,7 @@ def lanes_chart(name: str, label: str, stories: Sequence[Story], origin_ns: int)
         axes.set_xlim(left=0)
         axes.grid(False, axis="y")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-        axes.set_xlabel("seconds since the first arrival")
+        axes.set_xlabel(_TIME)
         return svg_of(figure, name, f"Requests of {label} from arrival to end")
 
 
@@ -71,6 +72,7 @@ def lengths_chart(name: str, label: str, stories: Sequence[Story], origin_ns: in
         axes.autoscale_view()
         axes.set_ylim(bottom=0)
         _tidy(axes)
+        axes.set_xlabel(_TIME)
         axes.set_ylabel("tokens")
         return svg_of(figure, name, f"Lengths of sequences of {label} over time")
 
@@ -106,6 +108,7 @@ def memory_chart(name: str, one: Series, memory: MemoryOverTime, origin_ns: int)
         above.stairs(memory.reserved, edges, color=one.stroke, alpha=0.22, fill=True)
         above.stairs(memory.held, edges, color=one.stroke, alpha=0.5, fill=True)
         above.stairs(memory.held, edges, color=one.stroke, linewidth=1.2, baseline=None)
+        above.set_xlim(0, edges[-1])
         above.set_ylim(0, 1.12 * capacity)
         above.annotate("all", (edges[-1], capacity), xytext=(-2, 3), textcoords="offset points", ha="right",
                        color=MUTED)  # fmt: skip
@@ -119,8 +122,10 @@ def memory_chart(name: str, one: Series, memory: MemoryOverTime, origin_ns: int)
         below.stairs(internal, edges, color=one.stroke, linewidth=1.3, baseline=None)
         below.stairs(external, edges, color=one.stroke, linewidth=1.3, linestyle=(0, (2, 1.5)), baseline=None)
         top = float(np.nanmax([np.nanmax(internal, initial=0), np.nanmax(external, initial=0)]))
+        below.set_xlim(0, edges[-1])
         below.set_ylim(0, 1.1 * max(0.05, min(1.0, top)))
         _tidy(below)
+        below.set_xlabel(_TIME)
         below.yaxis.set_major_locator(MaxNLocator(3))
         below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
         return svg_of(figure, name, f"KV memory of {one.label} over time: reserved, held, and fragmentation")
@@ -131,4 +136,3 @@ def _tidy(axes: Axes) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(4))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-    axes.set_xlabel("seconds since the first arrival" if axes.get_subplotspec() is None else "")

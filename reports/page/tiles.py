@@ -8,23 +8,27 @@ from html import escape
 
 from reports.agreement import Agreement
 from reports.charts import Series
-from reports.figures import figure_at, quantity
+from reports.figures import figure_at, interval_at, interval_text, number, quantity
 from reports.page.series import best_of, judged, tail_of
 from reports.run import look_up
 
 
 @dataclass(frozen=True)
 class Tile:
+    """A figure; ``sure``: its interval and what it is of."""
+
     name: str
     value: str
     detail: str
+    sure: str = ""
 
     def markup(self) -> str:
+        sure = f'<div class="detail">{escape(self.sure)}</div>' if self.sure else ""
         amount, _, unit = self.value.partition(" ")
         return (
             f'<div class="tile"><div class="name">{escape(self.name)}</div>'
             f'<div class="value">{escape(amount)} <small>{escape(unit)}</small></div>'
-            f'<div class="detail">{escape(self.detail)}</div></div>'
+            f'<div class="detail">{escape(self.detail)}</div>{sure}</div>'
         )
 
 
@@ -42,19 +46,43 @@ def _tiles_of_one(one: Series) -> list[Tile]:
     def latency(key: str, title: str) -> Tile:
         tail = tail_of([one], key)
         name = tail.upper() if tail != "max" else "max"
-        return Tile(f"{title} P50", value(f"{key}.p50"), f"{name} {value(f'{key}.{tail}')}")
+        return Tile(f"{title} P50", value(f"{key}.p50"), f"{name} {value(f'{key}.{tail}')}", _sure(one, f"{key}.p50"))
 
     tiles = [
-        Tile("Output throughput", value("output_tokens_per_s"), f"{value('requests_per_s')} requests"),
+        Tile(
+            "Output throughput",
+            value("output_tokens_per_s"),
+            f"{value('requests_per_s')} requests",
+            f"n = {number(look_up(summary, 'requests.finished'))}",
+        ),
         latency("ttft_ms", "TTFT"),
         latency("tpot_ms", "TPOT"),
         latency("e2e_ms", "E2E"),
-        Tile("Decode waste", value("padding_waste.decode"), f"prefill {value('padding_waste.prefill')}"),
+        Tile(
+            "Decode waste",
+            value("padding_waste.decode"),
+            f"prefill {value('padding_waste.prefill')}",
+            f"exact, of {number(look_up(summary, 'steps.total'))} steps",
+        ),
         Tile("Decode batch", value("mean_decode_batch"), f"{value('batch_occupancy')} occupied"),
     ]
     if look_up(summary, "slo_attainment.share") is not None:
-        tiles.append(Tile("Goodput", value("goodput_per_s"), f"{value('slo_attainment.share')} meet all objectives"))
+        tiles.append(
+            Tile(
+                "Goodput",
+                value("goodput_per_s"),
+                f"{value('slo_attainment.share')} meet all objectives",
+                _sure(one, "slo_attainment.share"),
+            )
+        )
     return tiles
+
+
+def _sure(one: Series, path: str) -> str:
+    """``31.2 – 33.8 ms, n = 499``: the 95 % interval of a figure, and how many requests it is of."""
+    interval = interval_text(interval_at(one.run.summary, path), figure_at(path).unit)
+    n = look_up(one.run.summary, f"{path.partition('.')[0]}.n")
+    return ", ".join(part for part in (interval, f"n = {number(n)}" if n is not None else "") if part)
 
 
 def _tiles_of_many(series: Sequence[Series], agreements: Sequence[Agreement]) -> list[Tile]:
@@ -67,7 +95,12 @@ def _tiles_of_many(series: Sequence[Series], agreements: Sequence[Agreement]) ->
             word = "Highest" if figure.better == "higher" else "Lowest"
             title = figure.title if figure.title.split()[0].isupper() else figure.title.lower()
             tiles.append(
-                Tile(f"{word} {title}", quantity(look_up(best.run.summary, path), figure.unit), best.run.label)
+                Tile(
+                    f"{word} {title}",
+                    quantity(look_up(best.run.summary, path), figure.unit),
+                    best.run.label,
+                    _sure(best, path),
+                )
             )
     if agreements:
         same = sum(agreement.same_plans for agreement in agreements)
