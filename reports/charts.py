@@ -68,7 +68,7 @@ STYLE: Any = {
 _CURVE_POINTS = 300
 _TIME_PIECES = 160
 #: widest ratio of largest to smallest value that a linear axis still shows well
-_LINEAR_RATIO = 40
+LINEAR_RATIO = 40
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def latency_values(run: Run, key: str) -> FloatArray:
 
 def cdf_chart(name: str, title: str, key: str, series: Sequence[Series]) -> str | None:
     """The cumulative distribution of a latency for each run; ``None`` if no run has a value."""
-    curves = [(one, *_curve(one.run, key)) for one in series]
+    curves = [(one, *curve_of(one.run, key)) for one in series]
     curves = [curve for curve in curves if len(curve[1])]
     if not curves:
         return None
@@ -111,7 +111,7 @@ def cdf_chart(name: str, title: str, key: str, series: Sequence[Series]) -> str 
             axes.step(values, share, where="post", color=one.stroke, linestyle=one.dashes)
         least = min(values[values > 0].min(initial=np.inf) for _, values, _ in curves)
         largest = max(values.max() for _, values, _ in curves)
-        if np.isfinite(least) and largest / least > _LINEAR_RATIO:
+        if np.isfinite(least) and largest / least > LINEAR_RATIO:
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if largest / least > 1000 else (1.0, 2.0, 5.0)))
             axes.xaxis.set_minor_formatter(NullFormatter())
@@ -128,7 +128,7 @@ def cdf_chart(name: str, title: str, key: str, series: Sequence[Series]) -> str 
         )
 
 
-def _curve(run: Run, key: str) -> tuple[FloatArray, FloatArray]:
+def curve_of(run: Run, key: str) -> tuple[FloatArray, FloatArray]:
     """Values (ms) and the share of requests up to each, at most :data:`_CURVE_POINTS` of them, from (first, 0) on."""
     if key == "itl_ms":
         if run.gaps is None or not run.gaps.count:
@@ -301,7 +301,7 @@ def beside_chart(
         axes.plot(published, places, "o", markerfacecolor="none", markeredgecolor=INK, markersize=6.5)
         axes.plot(ours, places, "o", color="#a10001", markersize=3.8)
         values = [value for value in (*published, *ours) if value > 0]
-        if values and max(values) / min(values) > _LINEAR_RATIO:
+        if values and max(values) / min(values) > LINEAR_RATIO:
             axes.set_xscale("log")
         else:
             axes.set_xlim(left=0)
@@ -364,6 +364,8 @@ def svg_of(figure: Figure, name: str, label: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'\b(id=")', rf"\g<1>{name}-", text)
     text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
+    # finer than a screen shows, and the last digits may differ between machines
+    text = re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), text)
     text = re.sub(r"(font-family|font-weight|font-style): [^;\"]*;? ?", "", text)
     text = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", text)
     for placeholder, colour in _PLACEHOLDERS.items():

@@ -31,6 +31,9 @@ PATHS = (
     "padding_waste.decode", "makespan_s",
 )  # fmt: skip
 
+#: a change beyond which it is told as a factor
+_TIMES = 1.5
+
 Over = Literal["pairs of runs", "runs", "pairs of requests", ""]
 
 
@@ -75,10 +78,12 @@ class Effect:
 
     def text(self) -> str:
         """``better by 12 % ± 2 (n = 5 pairs of runs)``."""
-        unit = "points" if self.absolute else "%"
-        size = f"{100 * abs(self.change):.3g} {unit}"
         if self.verdict == "equal":
             return "equal"
+        if not self.absolute and self.change > _TIMES:
+            more = "" if self.half_width is None else f" ± {self.half_width:.2g} (n = {self.n:,} {self.over})"
+            return f"{self.verdict}: {1 + self.change:.3g} times as much{more}"
+        size = f"{100 * abs(self.change):.3g} {'points' if self.absolute else '%'}"
         if self.half_width is None:
             return f"{self.verdict} by {size} (n = 1, no interval)"
         of = f"(n = {self.n:,} {self.over})"

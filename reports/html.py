@@ -17,6 +17,7 @@ from reports.page.cluster import cluster_section
 from reports.page.fairness import fairness_section
 from reports.page.figures import figures_section
 from reports.page.inside import insides_of
+from reports.page.interactive import vega_runtime
 from reports.page.lanes import clusters_section, lanes_section
 from reports.page.latency import latencies_section, latency_section
 from reports.page.memory import memory_section
@@ -84,4 +85,4 @@ def render_report(
         reproduce_section(series, command),
         footer(),
     ]
-    return page(title, sections, ["lanes"])
+    return page(title, [*sections, vega_runtime()], ["lanes", "charts"])

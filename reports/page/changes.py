@@ -49,7 +49,10 @@ def changes_section(changes: Changes) -> str:
     if not any(found for _, _, found in changes.others):
         return ""
     dots = [
-        Dot(_row_of(effect), one, effect.change, *_ends(effect)) for one, _, found in changes.others for effect in found
+        Dot(effect.figure.title, one, effect.change, *_ends(effect))
+        for one, _, found in changes.others
+        for effect in found
+        if not effect.absolute
     ]
     rows = []
     for one, name, found in changes.others:
@@ -68,10 +71,12 @@ def changes_section(changes: Changes) -> str:
     lead = (
         f"Against {changes.baseline_name}. Runs that differ only in their seeds are repeats: intervals (95 %, by "
         "Student's t) are over pairs with the same seeds, or else over the means. One run each: means of "
-        "latencies over pairs of the same requests, which allows for these requests but not for another run; all else has no interval."
+        "latencies over pairs of the same requests, which allows for these requests but not for another run; all else "
+        "has no interval."
     )
-    chart = dots_chart("changes", f"Change against {changes.baseline_name}", _readable(dots), "change", 13.2)
-    drawn = f'<div class="card" style="padding:12px 14px">{chart}</div>'
+    chart = dots_chart("changes", f"Change against {changes.baseline_name}", dots, "change", 13.2)
+    keys = "".join(f"<li>{dot(one)}{escape(name)}</li>" for one, name, _ in changes.others)
+    drawn = f'<ul class="legend">{keys}</ul><div class="card" style="padding:12px 14px">{chart}</div>'
     details = f"<details><summary>All changes in a table</summary>{table(head, rows)}</details>"
     return section("Against the baseline", lead, f'{drawn}<div class="card">{details}</div>')
 
@@ -88,20 +93,10 @@ def _lower(title: str) -> str:
     return title if title.split()[0].isupper() else title[0].lower() + title[1:]
 
 
-def _row_of(effect: Effect) -> str:
-    return f"{effect.figure.title}{' (points)' if effect.absolute else ''}"
-
-
 def _ends(effect: Effect) -> tuple[float | None, float | None]:
     if effect.half_width is None:
         return None, None
     return effect.change - effect.half_width, effect.change + effect.half_width
-
-
-def _readable(dots: Sequence[Dot]) -> list[Dot]:
-    """Those that a linear axis can show together; changes of more than ten times as much are in the table."""
-    near = [dot for dot in dots if abs(dot.value) <= 10]
-    return near or list(dots)
 
 
 def _rest(effect: Effect) -> str:

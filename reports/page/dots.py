@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from reports.charts import INK, LINE, STYLE, Series, short, svg_of
+from reports.charts import INK, LINE, LINEAR_RATIO, STYLE, Series, short, svg_of
 
 #: width of a row's text, in inches a character
 _CHARACTER = 0.066
+#: changes beyond which factors are shown
+_LARGEST_SHARE = 2.0
 
 
 @dataclass(frozen=True)
@@ -28,32 +31,53 @@ class Dot:
 
 
 def dots_chart(name: str, label: str, dots: Sequence[Dot], x: str, width: float = 6.5) -> str:
-    """Shares (shown in %) beside 0, a row for each figure, one dot for each run."""
+    """Relative changes beside none, a row for each figure, one dot for each run.
+
+    In per cent, or as factors on a logarithmic axis where some are several times as much.
+    """
     rows = list(dict.fromkeys(dot.row for dot in dots))
     colours = list(dict.fromkeys(dot.one.colour for dot in dots))
     height = 0.5 + len(rows) * max(0.24, 0.1 * len(colours) + 0.1)
     left = (0.15 + _CHARACTER * max(map(len, rows))) / width
+    factors = max(dot.value for dot in dots) > _LARGEST_SHARE
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height))
         axes = figure.add_axes((left, 0.42 / height, 0.98 - left, 1 - 0.5 / height))
-        axes.axvline(0, color=INK, linewidth=0.9)
+        axes.axvline(1, color=INK, linewidth=0.9)
         step = 0.7 / len(colours)
         for dot in dots:
             place = rows.index(dot.row) + step * (colours.index(dot.one.colour) - (len(colours) - 1) / 2)
-            if dot.low is not None and dot.high is not None:
-                axes.plot(
-                    [100 * dot.low, 100 * dot.high], [place, place], color=dot.one.stroke, linewidth=2, alpha=0.55
-                )
-            axes.plot([100 * dot.value], [place], "o", color=dot.one.stroke, markersize=4.6)
+            if dot.low is not None and dot.high is not None and 1 + dot.low > 0:
+                axes.plot([1 + dot.low, 1 + dot.high], [place] * 2, color=dot.one.stroke, linewidth=2.4, alpha=0.5)
+            axes.plot([1 + dot.value], [place], "o", color=dot.one.stroke, markersize=4.6)
         axes.set_yticks(range(len(rows)), labels=rows)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(False, axis="y")
-        axes.xaxis.set_major_locator(MaxNLocator(7))
-        axes.xaxis.set_major_formatter(
-            FuncFormatter(lambda value, _: f"{value:+g} %".replace("-", "−") if value else "0")
-        )
+        if factors:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.xaxis.set_major_locator(_PerCent(7))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _factor(value) if factors else _percent(value)))
         axes.set_xlabel(x)
         return svg_of(figure, name, label)
+
+
+class _PerCent(MaxNLocator):
+    """Round places less one: those of changes."""
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        return np.asarray(super().tick_values(vmin - 1, vmax - 1)) + 1
+
+
+def _percent(factor: float) -> str:
+    share = round(100 * (factor - 1), 6)
+    return f"{share:+g} %".replace("-", "−") if share else "0"
+
+
+def _factor(factor: float) -> str:
+    return f"× {factor:.4g}" if factor > 1 else f"÷ {1 / factor:.4g}" if factor < 1 else "1"
 
 
 @dataclass(frozen=True)
@@ -85,12 +109,16 @@ def spots_chart(name: str, label: str, spots: Sequence[Spot], y: str, joined: bo
                 [spot.tokens_per_s], [spot.latency_ms / scale], "o", color=spot.one.stroke, markersize=6.5,
                 markerfacecolor="none" if spot.one.dashed else spot.one.stroke,
             )  # fmt: skip
-        axes.set_ylim(bottom=0)
+        least, most = (extreme(spot.latency_ms for spot in spots) for extreme in (min, max))
+        if least > 0 and most / least > LINEAR_RATIO:
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.margins(x=0.08)
         if not joined:
             axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(7))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         axes.set_xlabel("output tokens/s")

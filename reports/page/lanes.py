@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from reports.chronicle import STATES, Story
 from reports.markup import section
 from reports.page.inside import Inside
+from reports.page.interactive import json_in_page
 from reports.page.stills import lanes_chart, lengths_chart
 
 #: of a time in the page's data, at least: finer than a screen shows
@@ -32,7 +32,7 @@ def lanes_section(insides: Sequence[Inside]) -> str:
     if not insides:
         return ""
     first = insides[0]
-    data = json.dumps([_data(inside) for inside in insides], separators=(",", ":"), ensure_ascii=False)
+    data = json_in_page([_data(inside) for inside in insides])
     still = lanes_chart("lanes", first.one.label, first.stories, first.origin_ns)
     choices = "".join(f'<option value="{i}">{escape(inside.one.label)}</option>' for i, inside in enumerate(insides))
     run = f"<label>Run <select data-control=run>{choices}</select></label>" if len(insides) > 1 else ""
@@ -60,7 +60,7 @@ def lanes_section(insides: Sequence[Inside]) -> str:
     content = (
         f'<div class="card lanes" id="lanes">{_legend(insides)}{controls}{canvas}'
         f'<div class="still">{still}</div>'
-        f'<script type="application/json">{_safe(data)}</script></div>{_notes(insides)}'
+        f'<script type="application/json">{data}</script></div>{_notes(insides)}'
     )
     return section("Requests one by one", _LEAD, content)
 
@@ -107,11 +107,6 @@ def _notes(insides: Sequence[Inside]) -> str:
         if inside.chronicle.note:
             notes.append(f"{who}who was in which step is not known in all: {inside.chronicle.note}.")
     return "".join(f'<p class="muted note">{escape(note)}</p>' for note in dict.fromkeys(notes))
-
-
-def _safe(data: str) -> str:
-    """JSON that cannot end the element that it is in."""
-    return data.replace("<", "\\u003c")
 
 
 def _data(inside: Inside) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from reports.charts import Series, cdf_chart
 from reports.figures import LATENCIES, STATISTICS, figure_at, number, statistic_title, why_missing
 from reports.markup import number_cell, row, section, table
 from reports.page.cells import chart_card, figure_cell
+from reports.page.interactive import cdf_data, interactive
 from reports.page.series import dot, legend, name_in_table
 from reports.run import look_up
 
@@ -24,7 +25,8 @@ def latency_section(series: Sequence[Series]) -> str:
         chart = cdf_chart(f"cdf-{key.removesuffix('_ms')}", latency.title, key, series)
         reasons = {why_missing(one.run.summary, key) for one in series}
         absent = f'<p class="absent">{escape("; ".join(sorted(reasons)))}</p>'
-        cards.append(chart_card(latency.title, latency.formula, chart or absent))
+        drawn = absent if chart is None else interactive("cdf", chart, cdf_data(key, series))
+        cards.append(chart_card(latency.title, latency.formula, drawn))
     lead = "Share of the finished requests (vertical) whose latency is at most that (horizontal)."
     return section("Latency", lead, legend(series) + f'<div class="charts">{"".join(cards)}</div>')
 

@@ -23,7 +23,7 @@ def over_time_section(series: Sequence[Series]) -> str:
             if drawn
         ]
     else:
-        width = 3.2 if len(leading) % 4 == 0 else 4.3
+        width = 3.2 if len(leading) % 4 == 0 else 6.5 if len(leading) <= 2 else 4.3
         cards = []
         for one in leading:
             group = [(other, line) for other, line in drawn if other.colour == one.colour]

@@ -40,8 +40,9 @@ def strips_section(series: Sequence[Series]) -> str:
         "rows": ("Rows of a decode step", _scale(series[0], "0", number(most))),
         "padding": ("Padding", _scale(series[0], "0 %", "100 %")),
     }
+    kind_of_card = "card strips alone" if len(series) == 1 else "card strips"
     cards = [
-        f'<div class="card strips"><h3>{title}</h3>{scale}{"".join(strips[kind])}{axis}</div>'
+        f'<div class="{kind_of_card}"><h3>{title}</h3>{scale}{"".join(strips[kind])}{axis}</div>'
         for kind, (title, scale) in scales.items()
     ]
     lead = (
