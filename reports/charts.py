@@ -373,4 +373,5 @@ def svg_of(figure: Figure, name: str, label: str) -> str:
     opening = re.compile(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', re.DOTALL)
     escaped = label.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
     head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-    return opening.sub(lambda match: f'{head}viewBox="{match[1]}" role="img" aria-label="{escaped}">', text, count=1)
+    marks = f'data-name="{name}" role="img" aria-label="{escaped}"'
+    return opening.sub(lambda match: f'{head}viewBox="{match[1]}" {marks}>', text, count=1)

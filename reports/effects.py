@@ -44,6 +44,11 @@ class Group:
     label: str
     runs: tuple[Run, ...]
 
+    @property
+    def workload(self) -> str:
+        """What was asked, in words; the same whatever the seed."""
+        return str(self.runs[0].manifest.get("workload") or "")
+
 
 @dataclass(frozen=True)
 class Effect:
@@ -80,16 +85,19 @@ class Effect:
         """``better by 12 % ± 2 (n = 5 pairs of runs)``."""
         if self.verdict == "equal":
             return "equal"
-        if not self.absolute and self.change > _TIMES:
-            more = "" if self.half_width is None else f" ± {self.half_width:.2g} (n = {self.n:,} {self.over})"
-            return f"{self.verdict}: {1 + self.change:.3g} times as much{more}"
-        size = f"{100 * abs(self.change):.3g} {'points' if self.absolute else '%'}"
+        factor = not self.absolute and self.change > _TIMES
+        if self.absolute:
+            size = f"{100 * abs(self.change):.2f} points"
+        else:
+            size = f"{1 + self.change:.3g} times as much" if factor else f"{100 * abs(self.change):.3g} %"
+        said = f"{self.verdict}{':' if factor else ' by'} {size}"
         if self.half_width is None:
-            return f"{self.verdict} by {size} (n = 1, no interval)"
+            return f"{said} (n = {self.n}, no interval)"
         of = f"(n = {self.n:,} {self.over})"
+        half = f"{self.half_width if factor else 100 * self.half_width:.2g}"
         if self.verdict == "not told apart":
-            return f"not told apart: {'+' if self.change > 0 else '−'}{size} ± {100 * self.half_width:.2g} {of}"
-        return f"{self.verdict} by {size} ± {100 * self.half_width:.2g} {of}"
+            return f"not told apart: {'+' if self.change > 0 else '−'}{size} ± {half} {of}"
+        return f"{said} ± {half} {of}"
 
 
 def groups_of(runs: Sequence[Run]) -> list[Group]:
@@ -125,8 +133,6 @@ def _effect(figure: Figure, baseline: Group, other: Group, a: FloatArray, b: Flo
     scale = 1.0 if absolute else float(a.mean())
     if not scale:
         return None
-    half_width: float | None = None
-    n, over = 1, ""
     order = _paired(baseline, other)
     if order is not None and len(a) > 1:
         differences = (b[order] - a) / (1.0 if absolute else a)
@@ -136,7 +142,8 @@ def _effect(figure: Figure, baseline: Group, other: Group, a: FloatArray, b: Flo
     if len(a) > 1 and len(b) > 1:
         half_width, n = _welch(a / scale, b / scale), len(a) + len(b)
         return Effect(figure, float(a.mean()), float(b.mean()), change, half_width, n, "runs", absolute)
-    if len(a) == len(b) == 1 and figure.path.endswith("_ms.mean"):
+    same = baseline.workload == other.workload
+    if same and len(a) == len(b) == 1 and figure.path.endswith("_ms.mean"):
         both = _requests_of_both(figure.path.removesuffix(".mean"), baseline.runs[0], other.runs[0])
         if both is not None:
             first, second = both
@@ -145,7 +152,7 @@ def _effect(figure: Figure, baseline: Group, other: Group, a: FloatArray, b: Flo
                 figure, float(a[0]), float(b[0]), float(differences.mean()), _half_width(differences), len(first),
                 "pairs of requests", absolute,
             )  # fmt: skip
-    return Effect(figure, float(a.mean()), float(b.mean()), change, half_width, n, over, absolute)  # type: ignore[arg-type]
+    return Effect(figure, float(a.mean()), float(b.mean()), change, None, min(len(a), len(b)), "", absolute)
 
 
 def _paired(a: Group, b: Group) -> list[int] | None:

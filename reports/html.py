@@ -39,13 +39,15 @@ def write_report(
     title: str | None = None,
     command: str | None = None,
     comparison: Comparison | None = None,
-) -> None:
-    """Write the report of one or more runs; ``OSError`` is the caller's.
+) -> str:
+    """Write the report of one or more runs and return it; ``OSError`` is the caller's.
 
     ``agreements`` pair real runs with their simulations, which are added to ``runs`` where they are not among them.
     ``command`` is what made all of it (default: the first run's); ``comparison`` adds the table of run A and run B.
     """
-    Path(path).write_text(render_report(runs, agreements, title, command, comparison), encoding="utf-8")
+    text = render_report(runs, agreements, title, command, comparison)
+    Path(path).write_text(text, encoding="utf-8")
+    return text
 
 
 def render_report(

@@ -57,7 +57,7 @@ for (const card of document.querySelectorAll(".card.lanes")) {
     state.from = 0;
     state.to = Math.max(1, run.end);
     state.chosen = null;
-    storyLine.textContent = "";
+    storyLine.textContent = "Choose a request to keep its story here.";
     filter();
   }
 

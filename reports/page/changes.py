@@ -26,12 +26,17 @@ class Changes:
         of_run = {id(one.run): one for one in runs}
         groups = groups_of([one.run for one in runs])
         names = _names(groups)
+        self._groups = groups
         self.baseline = groups[0]
         self.baseline_name = names[0]
         self.others: list[tuple[Series, str, tuple[Effect, ...]]] = [
             (of_run[id(group.runs[0])], name, effects(self.baseline, group))
             for group, name in zip(groups[1:], names[1:], strict=True)
         ]
+
+    @property
+    def workloads_differ(self) -> bool:
+        return len({group.workload for group in self._groups}) > 1
 
     def sentences(self) -> list[str]:
         """For each other group a sentence: throughput and latency, with their intervals."""
@@ -40,6 +45,8 @@ class Changes:
             parts = [f"{_lower(e.figure.title)} {e.text()}" for e in found if e.figure.path in _SAID]
             if parts:
                 said.append(f"{name} against {self.baseline_name}: {', '.join(parts)}.")
+        if self.workloads_differ:
+            said.append("They were not asked the same: their workloads differ, so a change is not the policy's alone.")
         more = len(self.others) - _MOST_SAID
         return [*said, f"And {more} more, below."] if more > 0 else said
 

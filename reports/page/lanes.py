@@ -55,7 +55,8 @@ def lanes_section(insides: Sequence[Inside]) -> str:
         '<div class="plot scripted"><canvas tabindex=0 role=img aria-describedby=lanes-story '
         'aria-label="Requests over time. Arrow up and down choose a request, left and right move, plus and minus zoom, '
         'Home shows all."></canvas><div class=tip hidden></div></div>'
-        '<p class="story scripted" id=lanes-story aria-live=polite></p><p class="shown scripted muted"></p>'
+        '<p class="story scripted" id=lanes-story aria-live=polite>'
+        'Choose a request to keep its story here.</p><p class="shown scripted muted"></p>'
     )
     content = (
         f'<div class="card lanes" id="lanes">{_legend(insides)}{controls}{canvas}'
@@ -95,18 +96,24 @@ def _legend(insides: Sequence[Inside]) -> str:
 
 def _notes(insides: Sequence[Inside]) -> str:
     """What is left out, and of which runs it is not known who was in which step."""
-    notes = []
+    notes: dict[str, list[str]] = {}
     for inside in insides:
-        who = f"{inside.one.label}: " if len(insides) > 1 else ""
+        who = inside.one.label
         served = int((inside.one.run.requests["outcome"] != "rejected").sum())
         if len(inside.stories) < served:
-            notes.append(
-                f"{who}{len(inside.stories):,} of {served:,} requests are shown: the slowest, those that waited "
-                "longest or were preempted most, and others at even distances."
+            text = (
+                f"{len(inside.stories):,} of {served:,} requests are shown: the slowest, those that waited longest or "
+                "were preempted most, and others at even distances"
             )
+            notes.setdefault(text, []).append(who)
         if inside.chronicle.note:
-            notes.append(f"{who}who was in which step is not known in all: {inside.chronicle.note}.")
-    return "".join(f'<p class="muted note">{escape(note)}</p>' for note in dict.fromkeys(notes))
+            text = f"it is not known in all who was in which step: {inside.chronicle.note}"
+            notes.setdefault(text, []).append(who)
+    texts = [
+        f"{text[0].upper()}{text[1:]}." if len(names) == len(insides) else f"{', '.join(names)}: {text}."
+        for text, names in notes.items()
+    ]
+    return "".join(f'<p class="muted note">{escape(text)}</p>' for text in texts)
 
 
 def _data(inside: Inside) -> dict[str, Any]:

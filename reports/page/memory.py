@@ -21,7 +21,7 @@ def memory_section(insides: Sequence[Inside]) -> str:
         if memory is None:
             continue
         heading = f"<h3>{dot(inside.one)}{escape(inside.one.label)}</h3>" if len(insides) > 1 else ""
-        chart = memory_chart(f"memory-{inside.one.colour}", inside.one, memory, inside.origin_ns)
+        chart = memory_chart(f"memory-{inside.one.colour}", inside.one, memory, inside.origin_ns, len(insides) == 1)
         cards.append(f'<div class="card">{heading}{chart}</div>')
     if not cards:
         return ""

@@ -42,7 +42,7 @@ def verdicts(series: Sequence[Series], agreements: Sequence[Agreement], changes:
     ``changes``: sentences on how the runs compare. What a run's folder lacks is said last.
     """
     boxes: dict[str, list[str]] = {"said": [], "bad": [], "note": [], "good": [], "plain": []}
-    boxes["said"] += [paragraph("Compared.", text) for text in changes]
+    boxes["said"] += [paragraph("" if place else "Compared.", text) for place, text in enumerate(changes)]
     if agreements:
         kind = "good" if all(a.same_plans and a.counters_equal for a in agreements) else "note"
         boxes[kind].append(paragraph("Simulation.", _agreement_verdict(agreements)))

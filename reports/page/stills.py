@@ -16,6 +16,8 @@ from reports.chronicle import COHORT, OTHERS, PREEMPTED, QUEUED, MemoryOverTime,
 
 #: lanes and lines that a still chart has room for
 MOST_LANES, MOST_LINES = 40, 70
+#: of the sequences in a chart of lengths, so many are shown to their end
+_MOST_ENDED = 0.85
 _TIME = "seconds since the first arrival"
 _WAITS = (COHORT, OTHERS, PREEMPTED)
 
@@ -70,6 +72,11 @@ def lengths_chart(name: str, label: str, stories: Sequence[Story], origin_ns: in
         axes.add_collection(LineCollection(level, colors=STATE_STROKES[COHORT], linewidths=1.0))
         axes.add_collection(LineCollection(rising, colors=STATE_STROKES[2], linewidths=1.1))
         axes.autoscale_view()
+        # where most of them have ended
+        ends = sorted((story.end_ns - origin_ns) / 1e9 for story in shown)
+        if ends:
+            starts = min((story.admitted_ns - origin_ns) / 1e9 for story in shown)
+            axes.set_xlim(starts, max(ends[int(_MOST_ENDED * (len(ends) - 1))], starts + 1e-9))
         axes.set_ylim(bottom=0)
         _tidy(axes)
         axes.set_xlabel(_TIME)
@@ -97,12 +104,14 @@ def _points(story: Story, origin_ns: int) -> list[tuple[int, tuple[float, float]
     return points
 
 
-def memory_chart(name: str, one: Series, memory: MemoryOverTime, origin_ns: int) -> str:
+def memory_chart(name: str, one: Series, memory: MemoryOverTime, origin_ns: int, wide: bool) -> str:
     """KV slots reserved and held above, fragmentation below."""
     edges = (memory.edges_ns - origin_ns) / 1e9
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.5, 3.2))
-        above = figure.add_axes((0.085, 0.48, 0.9, 0.47))
+        width = 13.2 if wide else 6.5
+        figure = Figure(figsize=(width, 3.2))
+        left, across = 0.62 / width, 1 - 0.72 / width
+        above = figure.add_axes((left, 0.48, across, 0.47))
         capacity = float(np.max(memory.reserved + memory.free))
         above.axhline(capacity, color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
         above.stairs(memory.reserved, edges, color=one.stroke, alpha=0.22, fill=True)
@@ -115,7 +124,7 @@ def memory_chart(name: str, one: Series, memory: MemoryOverTime, origin_ns: int)
         _tidy(above)
         above.tick_params(labelbottom=False)
         above.set_ylabel("token slots")
-        below = figure.add_axes((0.085, 0.15, 0.9, 0.26))
+        below = figure.add_axes((left, 0.15, across, 0.26))
         with np.errstate(divide="ignore", invalid="ignore"):
             internal = np.where(memory.reserved > 0, 1 - memory.held / memory.reserved, np.nan)
             external = np.where(memory.free > 0, memory.unusable / memory.free, np.nan)

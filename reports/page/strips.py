@@ -14,6 +14,8 @@ from reports.page.series import class_of, dot
 
 #: pieces of time of the longest run
 _PIECES = 96
+#: padding whose shade is the darkest, at least
+_LEAST_PADDING = 0.1
 _WIDTH, _HEIGHT = 960, 20
 
 
@@ -23,6 +25,7 @@ def strips_section(series: Sequence[Series]) -> str:
     if not longest:
         return ""
     most = max((_most_rows(one) for one in series), default=0.0)
+    padded = max(_LEAST_PADDING, *(_most_padding(one) for one in series))
     strips: dict[str, list[str]] = {"rows": [], "padding": []}
     for one in series:
         whole = timeline_of(one.run, 1)
@@ -31,14 +34,14 @@ def strips_section(series: Sequence[Series]) -> str:
         line = timeline_of(one.run, max(1, round(_PIECES * float(whole.edges_s[-1] / longest))))
         assert line is not None
         name = f"{dot(one)}{escape(one.label)}" if len(series) > 1 else ""
-        for kind, values in (("rows", line.rows / max(1.0, most)), ("padding", line.padding)):
+        for kind, values in (("rows", line.rows / max(1.0, most)), ("padding", line.padding / padded)):
             strip = _strip(one, line, kind, values, float(longest))
             strips[kind].append(f'<div class="strip"><span>{name}</span>{strip}</div>')
     end = escape(quantity(float(longest), "s"))
     axis = f'<div class="strip axis"><span></span><p><i>0 s</i><i>{end}</i></p></div>'
     scales = {
         "rows": ("Rows of a decode step", _scale(series[0], "0", number(most))),
-        "padding": ("Padding", _scale(series[0], "0 %", "100 %")),
+        "padding": ("Padding", _scale(series[0], "0 %", quantity(padded, "share"))),
     }
     kind_of_card = "card strips alone" if len(series) == 1 else "card strips"
     cards = [
@@ -46,8 +49,8 @@ def strips_section(series: Sequence[Series]) -> str:
         for kind, (title, scale) in scales.items()
     ]
     lead = (
-        "The darker, the more: rows as a share of the fullest step of all runs, padding as a share of a step's slots. "
-        "White: no such step was run. Point at a piece for its figures."
+        "The darker, the more: rows as a share of the fullest step of all runs, padding as a share of the most of all "
+        "runs (10 % at least). White: no such step was run. Point at a piece for its figures."
     )
     return section("Batch occupancy and padding", lead, "".join(cards))
 
@@ -55,6 +58,11 @@ def strips_section(series: Sequence[Series]) -> str:
 def _most_rows(one: Series) -> float:
     line = timeline_of(one.run, _PIECES)
     return 0.0 if line is None else float(np.nanmax(line.rows, initial=0))
+
+
+def _most_padding(one: Series) -> float:
+    line = timeline_of(one.run, _PIECES)
+    return 0.0 if line is None else float(np.nanmax(line.padding, initial=0))
 
 
 def _scale(one: Series, low: str, high: str) -> str:
@@ -69,7 +77,11 @@ def _strip(one: Series, line: Timeline, kind: str, values: FloatArray, longest_s
         if np.isnan(value):
             continue
         first, last = (float(edge) / longest_s * _WIDTH for edge in line.edges_s[index : index + 2])
-        amount = number(float(line.rows[index])) + " rows" if kind == "rows" else quantity(float(value), "share")
+        amount = (
+            number(float(line.rows[index])) + " rows"
+            if kind == "rows"
+            else quantity(float(line.padding[index]), "share")
+        )
         when = f"{number(float(line.edges_s[index]))} – {quantity(float(line.edges_s[index + 1]), 's')}"
         cells.append(
             f'<rect x="{first:.1f}" width="{last - first + 0.4:.1f}" height="{_HEIGHT}" '
