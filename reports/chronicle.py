@@ -151,9 +151,11 @@ def tell(run: Run, numbers: Iterable[int], most_pieces: int = MOST_PIECES) -> Ch
         watcher = _Watcher(wanted, _edges(run))
         journal = None if run.folder is None else run.folder / JOURNAL_FILE
         if journal is not None and journal.is_file():
-            source, note = "the journal", _by_journal(watcher, journal)
+            source = "the journal"
+            note = _by_journal(watcher, journal)
         else:
-            source, note = "the rows", _by_rows(watcher, run, config)
+            source = "the rows"
+            note = _by_rows(watcher, run, config)
     except (_CannotTellError, JournalError, ConfigError, PolicyError, OSError) as error:
         note = str(error)
     told = {} if watcher is None or not watcher.plans else watcher.told(most_pieces)
@@ -327,7 +329,10 @@ def _by_journal(watcher: _Watcher, path: Path) -> str:
 
 
 def _by_rows(watcher: _Watcher, run: Run, config: SchedulerConfig) -> str:
-    """Ask a scheduler for every recorded plan, in turn; where one comes out otherwise, that is as far as it goes."""
+    """Ask a scheduler for every recorded plan, in turn; where one comes out otherwise, that is as far as it goes.
+
+    Of a stretch the rows know only the end: its steps are taken as equally long.
+    """
     if config.overlap:
         raise _CannotTellError("the run overlapped steps, and no journal says when each was planned")
     if config.prefix_cache:
