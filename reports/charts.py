@@ -38,7 +38,9 @@ _PLACEHOLDERS = {
 STATE_STROKES = tuple(f"#a3000{i}" for i in range(STATE_COLOURS))
 INK, MUTED, LINE = "#a20001", "#a20002", "#a20003"
 
+#: of matplotlib: its own defaults, whatever a user's matplotlibrc says, and what is ours
 STYLE: Any = {
+    **{name: value for name, value in mpl.rcParamsDefault.items() if not name.startswith(("backend", "interactive"))},
     "svg.fonttype": "none",
     "font.size": 8.5,
     "text.color": INK,
