@@ -111,9 +111,8 @@ def merged(pieces: list[Piece], start_ns: int, most: int) -> list[Piece]:
 
 @dataclass(frozen=True)
 class MemoryOverTime:
-    """KV slots at the edges of pieces of time: sums up to each edge, in token nanoseconds (see
-    :class:`~scheduler.counters.RunCounters`); ``edges_ns[n + 1]``, ``held`` and the others ``[n]`` are means of a
-    piece in tokens, NaN where no step ran."""
+    """KV memory in token slots: ``edges_ns[n + 1]`` cut the time where steps ended, ``held`` and the others ``[n]`` are
+    means of the pieces between."""
 
     edges_ns: npt.NDArray[np.int64]
     held: npt.NDArray[np.float64]

@@ -107,7 +107,8 @@ def _notes(insides: Sequence[Inside]) -> str:
             )
             notes.setdefault(text, []).append(who)
         if inside.chronicle.note:
-            text = f"it is not known in all who was in which step: {inside.chronicle.note}"
+            known = "known in part" if inside.chronicle.detailed else "not known"
+            text = f"who was in which step is {known}: {inside.chronicle.note}"
             notes.setdefault(text, []).append(who)
     texts = [
         f"{text[0].upper()}{text[1:]}." if len(names) == len(insides) else f"{', '.join(names)}: {text}."

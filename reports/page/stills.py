@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from reports.charts import MUTED, STATE_STROKES, STYLE, Series, short, svg_of
-from reports.chronicle import COHORT, OTHERS, PREEMPTED, QUEUED, MemoryOverTime, Story
+from reports.chronicle import COHORT, DECODE, OTHERS, PREEMPTED, QUEUED, MemoryOverTime, Story
 
 #: lanes and lines that a still chart has room for
 MOST_LANES, MOST_LINES = 40, 70
@@ -36,16 +38,20 @@ def lanes_chart(name: str, label: str, stories: Sequence[Story], origin_ns: int)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(13.2, height))
         axes = figure.add_axes((0.035, 0.42 / height, 0.955, 1 - 0.5 / height))
+        boxes: dict[int, list[Path]] = {}
         for lane, story in enumerate(shown):
-            start = story.start_ns
+            start_ns = story.start_ns
             for piece in story.pieces:
-                if piece.end_ns > start:
-                    thin = piece.state == QUEUED
-                    axes.barh(
-                        lane, (piece.end_ns - start) / 1e9, 0.3 if thin else 0.8, (start - origin_ns) / 1e9,
-                        color=STATE_STROKES[piece.state], linewidth=0,
-                    )  # fmt: skip
-                start = piece.end_ns
+                half = 0.15 if piece.state == QUEUED else 0.4
+                left, right = ((time - origin_ns) / 1e9 for time in (start_ns, piece.end_ns))
+                corners = [(left, lane - half), (right, lane - half), (right, lane + half), (left, lane + half)]
+                boxes.setdefault(piece.state, []).append(Path([*corners, corners[0]], closed=True))
+                start_ns = piece.end_ns
+        # a path for each state, however many lanes there are
+        for state, paths in sorted(boxes.items()):
+            whole = Path.make_compound_path(*paths)
+            axes.add_patch(PathPatch(whole, facecolor=STATE_STROKES[state], linewidth=0))
+        axes.autoscale_view()
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.set_yticks([])
         axes.set_xlim(left=0)
@@ -63,14 +69,14 @@ def lengths_chart(name: str, label: str, stories: Sequence[Story], origin_ns: in
         figure = Figure(figsize=(width, height))
         left, foot = 0.52 / width, 0.45 / height
         axes = figure.add_axes((left, foot, 1 - left - 0.1 / width, 1 - foot - 0.1 / height))
-        rising: list[list[tuple[float, float]]] = []
-        level: list[list[tuple[float, float]]] = []
+        lines: dict[int, list[Path]] = {}
         for story in shown:
             points = _points(story, origin_ns)
-            for (piece, first), second in zip(points, (point for _, point in points[1:]), strict=False):
-                (level if piece in _WAITS else rising).append([first, second])
-        axes.add_collection(LineCollection(level, colors=STATE_STROKES[COHORT], linewidths=1.0))
-        axes.add_collection(LineCollection(rising, colors=STATE_STROKES[2], linewidths=1.1))
+            for (state, first), (_, second) in pairwise(points):
+                lines.setdefault(COHORT if state in _WAITS else DECODE, []).append(Path([first, second]))
+        for state, paths in sorted(lines.items(), reverse=True):
+            whole = Path.make_compound_path(*paths)
+            axes.add_patch(PathPatch(whole, fill=False, edgecolor=STATE_STROKES[state], linewidth=1.1))
         axes.autoscale_view()
         # where most of them have ended
         ends = sorted((story.end_ns - origin_ns) / 1e9 for story in shown)
