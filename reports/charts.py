@@ -352,7 +352,7 @@ def curves_chart(
 
 def short(value: float) -> str:
     """A number at a tick."""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:g}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.6g}"
 
 
 def svg_of(figure: Figure, name: str, label: str) -> str:

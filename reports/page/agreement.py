@@ -67,7 +67,7 @@ def _errors_chart(agreements: Sequence[Agreement], pairs: Sequence[Series]) -> s
     if not dots:
         return ""
     drawn = dots_chart("errors", "Simulated less measured, by figure", dots, "(simulated − measured) / measured", 13.2)
-    return f'<div class="card" style="padding:12px 14px;margin-bottom:14px">{drawn}</div>'
+    return f'<div class="card wide">{drawn}</div>'
 
 
 def _prediction_rows(agreements: Sequence[Agreement]) -> list[str]:

@@ -83,7 +83,7 @@ def changes_section(changes: Changes) -> str:
     )
     chart = dots_chart("changes", f"Change against {changes.baseline_name}", dots, "change", 13.2)
     keys = "".join(f"<li>{dot(one)}{escape(name)}</li>" for one, name, _ in changes.others)
-    drawn = f'<ul class="legend">{keys}</ul><div class="card" style="padding:12px 14px">{chart}</div>'
+    drawn = f'<ul class="legend">{keys}</ul><div class="card wide">{chart}</div>'
     details = f"<details><summary>All changes in a table</summary>{table(head, rows)}</details>"
     return section("Against the baseline", lead, f'{drawn}<div class="card">{details}</div>')
 

@@ -77,7 +77,7 @@ def _percent(factor: float) -> str:
 
 
 def _factor(factor: float) -> str:
-    return f"× {factor:.4g}" if factor > 1 else f"÷ {1 / factor:.4g}" if factor < 1 else "1"
+    return f"× {short(factor)}" if factor > 1 else f"÷ {short(1 / factor)}" if factor < 1 else "1"
 
 
 @dataclass(frozen=True)
