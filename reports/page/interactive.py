@@ -12,6 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 from reports.charts import Series, curve_of
+from reports.markup import asset
 from reports.page.series import class_of
 
 #: digits of a number in a chart: finer than a screen shows
@@ -40,7 +41,7 @@ def vega_runtime() -> str:
     """Vega, packed; once in a page that has interactive charts."""
     source = files("reports").joinpath("assets", "vega.min.js").read_bytes()
     packed = base64.b64encode(gzip.compress(source, 9, mtime=0)).decode()
-    return f'<script type="text/plain" id="vega">{packed}</script>'
+    return f'<!--\n{asset("vega.LICENSE")}-->\n<script type="text/plain" id="vega">{packed}</script>'
 
 
 def cdf_data(key: str, series: Sequence[Series]) -> dict[str, Any]:
