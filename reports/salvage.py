@@ -44,8 +44,8 @@ def salvage_run(folder: str | Path) -> Run:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        what = "is a file, not a run folder" if folder.exists() else "does not exist"
-        raise RunFolderError(f"{folder} {what}")
+        what = "is a file" if folder.exists() else "does not exist"
+        raise RunFolderError(f"{folder} is not a run folder: it {what}")
     problems: list[str] = []
 
     def attempt(name: str, read: Callable[[], Found], otherwise: Found) -> Found:

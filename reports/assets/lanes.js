@@ -49,6 +49,8 @@ for (const card of document.querySelectorAll(".card.lanes")) {
       (one) => one.input >= inputLeast && one.input <= inputMost && one.output >= outputLeast && one.output <= outputMost,
     );
     state.list.sort(orders[control("order").value]);
+    const lanes = control("view").value === "lanes" ? state.list.length : Infinity;
+    canvas.style.height = `${Math.max(140, Math.min(window.innerWidth > 640 ? 440 : 360, TOP + FOOT + 19 * lanes))}px`;
     draw();
   }
 

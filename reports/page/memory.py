@@ -26,7 +26,7 @@ def memory_section(insides: Sequence[Inside]) -> str:
     if not cards:
         return ""
     lead = (
-        "Above: token slots reserved (light) and those that hold a token (dark), of all there are (dots). Below: "
+        "Above: token slots reserved (light) and those that hold a token (dark), of all there are. Below: "
         "internal fragmentation, (reserved − held) / reserved, and dashed external fragmentation, free slots that "
         "cannot serve the waiting head / free slots. Means over time."
     )

@@ -33,7 +33,9 @@ def _hardware_name(hardware: Any) -> str:
 
 
 def paragraph(word: str, text: str) -> str:
-    return f'<p><span class="word">{escape(word)}</span> {escape(text)}</p>'
+    """A sentence behind a word in bold; no word, no space for it."""
+    said = f'<span class="word">{escape(word)}</span> ' if word else ""
+    return f"<p>{said}{escape(text)}</p>"
 
 
 def verdicts(series: Sequence[Series], agreements: Sequence[Agreement], changes: Sequence[str] = ()) -> str:

@@ -20,6 +20,8 @@ from reports.chronicle import COHORT, DECODE, OTHERS, PREEMPTED, QUEUED, MemoryO
 MOST_LANES, MOST_LINES = 40, 70
 #: of the sequences in a chart of lengths, so many are shown to their end
 _MOST_ENDED = 0.85
+#: from this share of the memory on, a chart shows all of it
+_FULL = 0.3
 _TIME = "seconds since the first arrival"
 _WAITS = (COHORT, OTHERS, PREEMPTED)
 
@@ -83,7 +85,6 @@ def lengths_chart(name: str, label: str, stories: Sequence[Story], origin_ns: in
         if ends:
             starts = min((story.admitted_ns - origin_ns) / 1e9 for story in shown)
             axes.set_xlim(starts, max(ends[int(_MOST_ENDED * (len(ends) - 1))], starts + 1e-9))
-        axes.set_ylim(bottom=0)
         _tidy(axes)
         axes.set_xlabel(_TIME)
         axes.set_ylabel("tokens")
@@ -118,15 +119,18 @@ def memory_chart(name: str, one: Series, memory: MemoryOverTime, origin_ns: int,
         figure = Figure(figsize=(width, 3.2))
         left, across = 0.62 / width, 1 - 0.72 / width
         above = figure.add_axes((left, 0.48, across, 0.47))
-        capacity = float(np.max(memory.reserved + memory.free))
-        above.axhline(capacity, color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
+        capacity, most = float(np.max(memory.reserved + memory.free)), float(np.max(memory.reserved))
+        full = most > _FULL * capacity
+        if full:
+            above.axhline(capacity, color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
         above.stairs(memory.reserved, edges, color=one.stroke, alpha=0.22, fill=True)
         above.stairs(memory.held, edges, color=one.stroke, alpha=0.5, fill=True)
         above.stairs(memory.held, edges, color=one.stroke, linewidth=1.2, baseline=None)
         above.set_xlim(0, edges[-1])
-        above.set_ylim(0, 1.12 * capacity)
-        above.annotate("all", (edges[-1], capacity), xytext=(-2, 3), textcoords="offset points", ha="right",
-                       color=MUTED)  # fmt: skip
+        above.set_ylim(0, 1.12 * capacity if full else 1.25 * max(1.0, most))
+        above.set_title(
+            f"{'dots: all' if full else 'of'} {capacity:,.0f}", loc="right", fontsize=8.5, color=MUTED, pad=2
+        )
         _tidy(above)
         above.tick_params(labelbottom=False)
         above.set_ylabel("token slots")

@@ -107,8 +107,8 @@ def test_what_is_no_run_folder_at_all_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "requests.csv").write_text("name,age\nx,1\n")
     for name, why in (
-        ("none", "does not exist"),
-        ("file", "is a file, not a run folder"),
+        ("none", "is not a run folder: it does not exist"),
+        ("file", "is not a run folder: it is a file"),
         ("empty", "is not a run folder: manifest.json is missing"),
         ("other", "is not a run folder"),
     ):
