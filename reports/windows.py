@@ -27,12 +27,14 @@ class Window(NamedTuple):
 
 
 def windows_of(run: Run) -> list[Window]:
-    """Equal windows of the run's time, those left out in which fewer than five requests finished."""
+    """Equal windows of the run's time, but those in which fewer than five requests finished; of a short run none."""
     done = finished(run.requests)
     if len(done) < 4 * _LEAST:
         return []
     finish = column(done, "finish_ns")
     start, end = int(column(run.requests, "arrival_ns").min()), int(finish.max())
+    if end <= start:
+        return []
     count = min(_MOST_WINDOWS, len(done) // 10)
     edges = np.linspace(start, end, count + 1)
     place = np.clip(np.searchsorted(edges, finish, side="left") - 1, 0, count - 1)

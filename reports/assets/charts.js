@@ -55,7 +55,7 @@ const SPECS = {
     const [least, most] = [Math.min(...positive), Math.max(...values)];
     const log = most / least > 40;
     const unit = most >= 10000 ? 1000 : 1;
-    const full = log ? [least * 0.9, most * 1.05] : [0, most * 1.02];
+    const full = log ? [least * 0.9, most * 1.05] : [0, most * 1.02 || 1];
     const shown = log ? points.filter((point) => point.x > 0) : points;
     return {
       full,
@@ -120,7 +120,7 @@ const SPECS = {
         data: [{ name: "points", values: points }],
         scales: [
           { name: "x", type: "linear", domain: { signal: "domain" }, range: "width", zero: false },
-          { name: "y", type: log ? "log" : "linear", domain: log ? [lowest / 1.5, 1.5 * most] : [0, 1.06 * most],
+          { name: "y", type: log ? "log" : "linear", domain: log ? [lowest / 1.5, 1.5 * most] : [0, 1.06 * most || 1],
             range: "height" },
         ],
         axes: axes("output tokens/s", `${chosen}, ${unit === 1 ? "ms" : "s"}`, `format(datum.value / ${unit}, ',~r')`),

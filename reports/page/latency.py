@@ -10,7 +10,7 @@ from reports.figures import LATENCIES, STATISTICS, figure_at, number, statistic_
 from reports.markup import number_cell, row, section, table
 from reports.page.cells import chart_card, figure_cell
 from reports.page.interactive import cdf_data, interactive
-from reports.page.series import dot, legend, name_in_table
+from reports.page.series import charted, dot, legend, name_in_table
 from reports.run import look_up
 
 #: latencies that get a chart, in this order
@@ -18,6 +18,7 @@ _CHARTED = ("ttft_ms", "e2e_ms", "tpot_ms")
 
 
 def latency_section(series: Sequence[Series]) -> str:
+    series, fewer = charted(series)
     by_key = {latency.key: latency for latency in LATENCIES}
     cards = []
     for key in _CHARTED:
@@ -27,7 +28,7 @@ def latency_section(series: Sequence[Series]) -> str:
         absent = f'<p class="absent">{escape("; ".join(sorted(reasons)))}</p>'
         drawn = absent if chart is None else interactive("cdf", chart, cdf_data(key, series))
         cards.append(chart_card(latency.title, latency.formula, drawn))
-    lead = "Share of the finished requests (vertical) whose latency is at most that (horizontal)."
+    lead = "Share of the finished requests (vertical) whose latency is at most that (horizontal)." + fewer
     return section("Latency", lead, legend(series) + f'<div class="charts">{"".join(cards)}</div>')
 
 

@@ -8,11 +8,12 @@ from html import escape
 from reports.charts import PANELS, Series, timeline_chart, timeline_of
 from reports.markup import section
 from reports.page.cells import chart_card
-from reports.page.series import dot
+from reports.page.series import charted, dot
 
 
 def over_time_section(series: Sequence[Series]) -> str:
     """One run: a card a panel. Several: a card a run, with its twin as dashes, all to one scale."""
+    series, fewer = charted(series)
     drawn = [(one, line) for one in series if (line := timeline_of(one.run)) is not None]
     scale = [line for _, line in drawn]
     leading = [one for one, _ in drawn if not one.dashed]
@@ -36,6 +37,7 @@ def over_time_section(series: Sequence[Series]) -> str:
     )
     if any(one.dashed for one in series):
         lead += " Dashes: simulated."
+    lead += fewer
     kind = "charts four" if len(leading) % 4 == 0 else "charts"
     content = f'<div class="{kind}">{"".join(cards)}</div>' if cards else '<p class="absent">no step was run</p>'
     return section("Batch and padding over time", lead, content)

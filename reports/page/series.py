@@ -8,8 +8,12 @@ from html import escape
 from reports.agreement import Agreement
 from reports.charts import SERIES_COLOURS, Series
 from reports.comparison import labels
+from reports.effects import groups_of
 from reports.figures import Figure
 from reports.run import Run, look_up
+
+#: runs that charts with a curve or a card for each have room for
+MOST_CHARTED = 8
 
 
 def series_of(runs: Sequence[Run], agreements: Sequence[Agreement]) -> list[Series]:
@@ -25,6 +29,22 @@ def series_of(runs: Sequence[Run], agreements: Sequence[Agreement]) -> list[Seri
             ordered.append((twin_of[id(run)], colour, True))
     names = labels([run for run, _, _ in ordered])
     return [Series(run, name, colour, twin) for (run, colour, twin), name in zip(ordered, names, strict=True)]
+
+
+def charted(series: Sequence[Series]) -> tuple[list[Series], str]:
+    """The runs that charts with a curve or a card for each have room for, and a sentence where they are not all.
+
+    Of repeats the first; twins stay with their runs.
+    """
+    leading = [one for one in series if not one.dashed]
+    if len(leading) <= MOST_CHARTED:
+        return list(series), ""
+    of_run = {id(one.run): one for one in leading}
+    firsts = [of_run[id(group.runs[0])] for group in groups_of([one.run for one in leading])]
+    colours = {one.colour for one in firsts[:MOST_CHARTED]}
+    repeats = "one run of each group of repeats, " if len(firsts) < len(leading) else ""
+    said = f" Drawn: {repeats}{len(colours)} of {len(leading)} runs."
+    return [one for one in series if one.colour in colours], said
 
 
 def class_of(one: Series) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from reports.charts import FloatArray, Series, Timeline, timeline_of
 from reports.figures import number, quantity
 from reports.markup import section
-from reports.page.series import class_of, dot
+from reports.page.series import charted, class_of, dot
 
 #: pieces of time of the longest run
 _PIECES = 96
@@ -21,6 +21,7 @@ _WIDTH, _HEIGHT = 960, 20
 
 def strips_section(series: Sequence[Series]) -> str:
     """Nothing where no step was run."""
+    series, fewer = charted(series)
     longest = max((line.edges_s[-1] for one in series if (line := timeline_of(one.run, 1)) is not None), default=0.0)
     if not longest:
         return ""
@@ -50,7 +51,7 @@ def strips_section(series: Sequence[Series]) -> str:
     ]
     lead = (
         "The darker, the more: rows as a share of the fullest step of all runs, padding as a share of the most of all "
-        "runs (10 % at least). White: no such step was run. Point at a piece for its figures."
+        "runs (10 % at least). White: no such step was run. Point at a piece for its figures." + fewer
     )
     return section("Batch occupancy and padding", lead, "".join(cards))
 
