@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from itertools import pairwise
@@ -185,6 +186,29 @@ def test_another_run_and_another_view_can_be_chosen(tab: Tab, pages: dict[str, P
     tab.wait("document.querySelector('[data-vega=spots] .drawn svg') && "
              "document.querySelector('[data-vega=spots] .drawn').textContent.includes('TPOT')")  # fmt: skip
     assert tab.value("document.querySelector('[data-vega=spots] .drawn').innerHTML") != before
+    assert tab.problems == []
+
+
+def test_a_drag_zooms_into_a_chart_and_a_double_click_shows_all(tab: Tab, pages: dict[str, Path]) -> None:
+    opened(tab, pages["pairs"])
+    tab.value("document.querySelector('[data-vega=cdf]').scrollIntoView({block: 'center'})")
+    box = tab.value("document.querySelector('[data-vega=cdf] .drawn svg').getBoundingClientRect().toJSON()")
+    line = "document.querySelector('[data-vega=cdf] .drawn .mark-line path').getAttribute('d')"
+    whole = tab.value(line)
+    y = box["y"] + box["height"] / 2
+    for kind, share in (("mousePressed", 0.4), ("mouseMoved", 0.5), ("mouseMoved", 0.7), ("mouseReleased", 0.7)):
+        x = box["x"] + share * box["width"]
+        tab.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+    tab.wait(f"{line} !== {json.dumps(whole)}")
+    for clicks in (1, 2):
+        for kind in ("mousePressed", "mouseReleased"):
+            tab.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=clicks)
+    tab.wait(f"{line} === {json.dumps(whole)}")
+    # the pointer is told what it is at
+    tab.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    tab.call("Input.dispatchMouseEvent", type="mouseMoved", x=x - 9, y=y)
+    tab.wait("[...document.querySelectorAll('.drawn .tip')].some(tip => !tip.hidden && "
+             "tip.textContent.includes('% of requests: at most'))")  # fmt: skip
     assert tab.problems == []
 
 
