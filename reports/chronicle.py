@@ -337,23 +337,25 @@ def _by_rows(watcher: _Watcher, run: Run, config: SchedulerConfig) -> str:
     if config.prefix_cache:
         raise _CannotTellError("the run had a prefix cache, and no journal says what prompts share")
     scheduler = _WatchedScheduler(config, watcher)
-    requests = _requests(run.requests)
-    steps = run.steps
+    # one more than are told: the watcher says when it is enough
+    steps = run.steps[: MOST_PLANS + 1]
     starts, ends, repeats, device, host = (
         column(steps, name).tolist() for name in ("start_ns", "end_ns", "repeat", "device_ns", "host_ns")
     )
     digests = steps["digest"].tolist()
+    requests = _requests(run.requests[run.requests["arrival_ns"] <= starts[-1]])
     sent = 0
     for row, (start, end, repeat) in enumerate(zip(starts, ends, repeats, strict=True)):
         while sent < len(requests) and requests[sent].arrival_ns <= start:
             scheduler.submit(requests[sent], requests[sent].arrival_ns)
             sent += 1
+        so_far = f"told for the first {row:,} of {len(run.steps):,} rows of steps"
         try:
             plan = scheduler.next_step(start, repeat)
         except _EnoughError:
-            return f"told for the first {row:,} of {len(steps):,} rows of steps"
+            return so_far
         if plan is None or plan.repeat != repeat or digest_text(plan.digest_entry, repeat) != digests[row]:
-            return f"told for the first {row:,} of {len(steps):,} rows of steps, which say no more of who was in a step"
+            return f"{so_far}, which say no more of who was in a step"
         each = [start + (end - start) * (step + 1) // repeat for step in range(repeat)]
         scheduler.complete(plan, StepOutcome(each, device[row], host[row]), end)
     return ""

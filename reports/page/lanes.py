@@ -52,7 +52,7 @@ def lanes_section(insides: Sequence[Inside]) -> str:
         "<button type=button data-zoom=reset>all</button></span></div>"
     )
     canvas = (
-        '<div class="plot scripted"><canvas tabindex=0 role=img aria-describedby=lanes-story '
+        '<div class="plot scripted"><canvas tabindex=0 role=application aria-describedby=lanes-story '
         'aria-label="Requests over time. Arrow up and down choose a request, left and right move, plus and minus zoom, '
         'Home shows all."></canvas><div class=tip hidden></div></div>'
         '<p class="story scripted" id=lanes-story aria-live=polite>'

@@ -52,8 +52,11 @@ def policies_section(series: Sequence[Series]) -> str:
         for one in series
     ]
     head = [("Run", "first"), *((figure.title, "number") for figure in shown)]
-    lead = "One workload, one scheduler. A star marks the best" + (
-        " of the real runs; below each is its simulated twin." if any(one.dashed for one in series) else "."
+    workloads = {str(one.run.manifest.get("workload")) for one in series}
+    lead = (
+        ("One workload, one scheduler." if len(workloads) == 1 else "Workloads differ.")
+        + " A star marks the best"
+        + (" of the real runs; below each is its simulated twin." if any(one.dashed for one in series) else ".")
     )
     return section("Policies compared", lead, table(head, rows))
 
