@@ -342,6 +342,6 @@ for (const card of document.querySelectorAll(".card.lanes")) {
     else field.addEventListener("input", filter);
   }
   new ResizeObserver(draw).observe(canvas);
-  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  for (const query of ["(prefers-color-scheme: dark)", "print"]) window.matchMedia(query).addEventListener("change", draw);
   choose(runs[0]);
 }

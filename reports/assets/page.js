@@ -67,3 +67,12 @@ for (const block of document.querySelectorAll("pre")) {
   });
   block.append(button);
 }
+
+// What is folded is printed unfolded.
+const folded = () => [...document.querySelectorAll("details:not([open])")];
+let unfolded = [];
+window.addEventListener("beforeprint", () => {
+  unfolded = folded();
+  unfolded.forEach((part) => { part.open = true; });
+});
+window.addEventListener("afterprint", () => unfolded.forEach((part) => { part.open = false; }));

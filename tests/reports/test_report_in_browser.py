@@ -287,6 +287,17 @@ def test_it_prints_without_its_controls(tab: Tab, pages: dict[str, Path]) -> Non
         )
         assert shown
         assert set(shown) == {"none"}
+        # what a dark screen shows in light ink is printed in dark ink, on white
+        tab.call(
+            "Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}]
+        )
+        ink = tab.value("getComputedStyle(document.body).color.match(/\\d+/g).map(Number)")
+        assert max(ink) < 80
+        assert tab.value(GROUND) == 1
+        tab.value("window.dispatchEvent(new Event('beforeprint'))")
+        assert tab.value("document.querySelectorAll('details:not([open])').length") == 0
+        tab.value("window.dispatchEvent(new Event('afterprint'))")
+        assert tab.value("document.querySelectorAll('details:not([open])').length") > 0
         assert len(tab.call("Page.printToPDF", printBackground=True)["data"]) > 50_000
     finally:
         tab.call("Emulation.setEmulatedMedia", media="")
