@@ -157,6 +157,9 @@ def tell(run: Run, numbers: Iterable[int], most_pieces: int = MOST_PIECES) -> Ch
             note = _by_rows(watcher, run, config)
     except (_CannotTellError, JournalError, ConfigError, PolicyError, OSError) as error:
         note = str(error)
+    except (ValueError, RuntimeError) as error:
+        # rows that no scheduler could have written
+        note = f"{source} cannot be replayed: {error}"
     told = {} if watcher is None or not watcher.plans else watcher.told(most_pieces)
     if not told:
         source = ""

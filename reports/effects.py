@@ -94,10 +94,14 @@ class Effect:
         if self.half_width is None:
             return f"{said} (n = {self.n}, no interval)"
         of = f"(n = {self.n:,} {self.over})"
-        half = f"{self.half_width if factor else 100 * self.half_width:.2g}"
+        half = _two_digits(self.half_width if factor else 100 * self.half_width)
         if self.verdict == "not told apart":
             return f"not told apart: {'+' if self.change > 0 else '−'}{size} ± {half} {of}"
         return f"{said} ± {half} {of}"
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.2g}" if value < 100 else f"{value:,.0f}"
 
 
 def groups_of(runs: Sequence[Run]) -> list[Group]:

@@ -30,6 +30,7 @@ def requests_of(count: int, seed: int = 0, gap_ns: int = 3_000_000) -> list[Requ
 
 def simulated_run(
     folder: Path, count: int = 40, journal: bool = False, seed: int = 0, report: bool = False, slower: int = 1,
+    gap_ns: int = 3_000_000,
     **settings: Any,
 ) -> Run:  # fmt: skip
     """``slower``: device times of all steps by so much."""
@@ -41,7 +42,7 @@ def simulated_run(
     costs = IntegerCosts(slower * 1_000_000, slower * 50_000, slower * 2_000, slower * 100)
     with RunWriter(folder, manifest) as writer, (folder / JOURNAL_FILE).open("w") as stream:
         scheduler = JournaledScheduler(config, stream, writer) if journal else Scheduler(config, writer)
-        simulate(requests_of(count, seed), scheduler, costs)
+        simulate(requests_of(count, seed, gap_ns), scheduler, costs)
         stream.flush()
         if not journal:
             (folder / JOURNAL_FILE).unlink()

@@ -125,6 +125,15 @@ def test_what_cannot_be_replayed_is_told_from_the_rows_with_the_reason(tmp_path:
     assert story.pieces == [Piece(PREFILL, 100 * ms, 11), Piece(SERVED, 300 * ms, 13)]
 
 
+def test_rows_that_no_scheduler_wrote_are_told_as_they_are(tmp_path: Path) -> None:
+    run = simulated_run(tmp_path / "run", gap_ns=0)
+    run.requests["id"] = "the same"
+    told = tell(run, range(40))
+    assert told.note.startswith("the rows cannot be replayed: request id 'the same' is in use")
+    assert not told.detailed
+    assert {story.end_ns for story in told.stories.values()} == set(run.requests["finish_ns"])
+
+
 def test_a_spoilt_journal_is_named(tmp_path: Path) -> None:
     run = simulated_run(tmp_path / "run", journal=True)
     journal = tmp_path / "run" / chronicle.JOURNAL_FILE
