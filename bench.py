@@ -78,17 +78,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("bench.py: interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        if not isinstance(error, (*USER_ERRORS, *_engine_errors())):
+        engine_errors = _engine_errors()
+        if not isinstance(error, (*USER_ERRORS, *engine_errors)):
             raise
         print(f"bench.py: error: {error}", file=sys.stderr)
-        return FAILED if isinstance(error, _engine_errors()[0]) else USAGE
+        return FAILED if isinstance(error, engine_errors[:1]) else USAGE
 
 
 def _engine_errors() -> tuple[type[Exception], ...]:
-    """The engine's own errors, which need no torch to be told from others."""
-    from engine.errors import DeviceError, EngineError, MissingExtraError
-
-    return DeviceError, EngineError, MissingExtraError
+    """The engine's own errors; none where nothing of it was loaded, as without torch nothing can be."""
+    errors = sys.modules.get("engine.errors")
+    return () if errors is None else (errors.DeviceError, errors.EngineError, errors.MissingExtraError)
 
 
 def show_list(what: str) -> int:
