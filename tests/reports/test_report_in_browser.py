@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tarfile
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -15,9 +16,12 @@ from simulated_runs import simulated_run
 
 from reports.agreement import agree
 from reports.html import write_report
+from reports.run_folder import load_run
+from reports.salvage import salvage_run
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
+H100 = Path(__file__).parents[2] / "benchmarks" / "validation" / "h100-2026-11-26.tar.xz"
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 DRAWN = "document.documentElement.dataset.charts === 'drawn'"
 #: light grounds are near 1, dark ones near 0
@@ -39,7 +43,8 @@ def tab() -> Iterator[Tab]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A page of one run, one of two policies each beside a slower run that stands for the real one."""
+    """A page of one run, of two policies each beside a slower run that stands for the real one, of a simulation of
+    20,000 requests, and of the runs of an H100 that are kept in the repository."""
     top = tmp_path_factory.mktemp("pages")
     short = {"layout": "paged", "max_running": 16, "kv_tokens": 320}
     one = simulated_run(top / "one", 60, journal=True, policy="fcfs", **short)
@@ -49,7 +54,12 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         pairs.append(agree(real, simulated_run(top / f"sim-{policy}", 40, policy=policy, layout="padded")))
     write_report(top / "one.html", [one])
     write_report(top / "pairs.html", [], pairs)
-    return {"one": top / "one.html", "pairs": top / "pairs.html"}
+    large = simulated_run(top / "large", 20_000, gap_ns=2_000_000, policy="sjf-bucket", layout="paged", max_running=64)
+    write_report(top / "large.html", [large])
+    with tarfile.open(H100) as archive:
+        archive.extractall(top / "h100", filter="data")
+    write_report(top / "h100.html", [salvage_run(folder) for folder in sorted((top / "h100").glob("*/*/*/real-1"))])
+    return {name: top / f"{name}.html" for name in ("one", "pairs", "large", "h100")}
 
 
 def opened(tab: Tab, page: Path, width: int = 1280, dark: bool = False) -> None:
@@ -62,7 +72,7 @@ def opened(tab: Tab, page: Path, width: int = 1280, dark: bool = False) -> None:
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280], ids=["phone", "desk"])
-@pytest.mark.parametrize("name", ["one", "pairs"])
+@pytest.mark.parametrize("name", ["one", "pairs", "large", "h100"])
 def test_the_page_is_drawn_without_a_word_to_anybody(
     name: str, width: int, dark: bool, tab: Tab, pages: dict[str, Path]
 ) -> None:
@@ -79,6 +89,20 @@ def test_the_page_is_drawn_without_a_word_to_anybody(
     # the axes and the states of requests, blended at most with their neighbours
     assert tab.value(INK_ON_CANVAS) > 4
     assert tab.value("[...document.querySelectorAll('.still svg, .card > svg')].length") > 3
+
+
+def test_of_many_requests_a_sample_is_shown(tab: Tab, pages: dict[str, Path]) -> None:
+    assert pages["large"].stat().st_size < 2_000_000
+    opened(tab, pages["large"])
+    assert tab.value("document.querySelector('.lanes').dataset.shown") == "2000"
+    assert tab.value("document.body.textContent.includes('2,000 of 20,000 requests are shown')")
+    # the longest of all are among them
+    run = "JSON.parse(document.querySelector('.lanes script').textContent)[0]"
+    longest = tab.value(f"Math.max(...{run}.requests.map(one => one[9].reduce((a, b) => a + b)))")
+    unit_s = tab.value(f"{run}.unit_s")
+    slowest_ms = load_run(pages["large"].with_suffix("")).summary["e2e_ms"]["max"]
+    # each of seven times is cut to whole units
+    assert longest * unit_s == pytest.approx(slowest_ms / 1000, abs=7 * unit_s)
 
 
 def test_every_colour_of_an_interactive_chart_is_one_of_the_page(tab: Tab, pages: dict[str, Path]) -> None:
