@@ -23,7 +23,8 @@ for (const card of document.querySelectorAll(".card.lanes")) {
           pieces.push({ state: flat[i], end: start + flat[i + 1], tokens });
         }
         const end = pieces.length ? pieces[pieces.length - 1].end : start;
-        return { id, input, output, start, end, steps, preemptions, recomputed, outcome, ttft, spent, pieces };
+        const admitted = pieces.length && pieces[0].state === QUEUED ? pieces[0].end : start;
+        return { id, admitted, input, output, start, end, steps, preemptions, recomputed, outcome, ttft, spent, pieces };
       },
     );
   }
@@ -120,7 +121,8 @@ for (const card of document.querySelectorAll(".card.lanes")) {
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, width, height);
     readColours();
-    state.visible = state.list.filter((one) => one.end >= state.from && one.start <= state.to);
+    const queued = !control("admitted").checked;
+    state.visible = state.list.filter((one) => one.end >= state.from && (queued ? one.start : one.admitted) <= state.to);
     state.scale = (width - LEFT - RIGHT) / (state.to - state.from);
     drawTimes(width, height);
     context.save();

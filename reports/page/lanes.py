@@ -47,6 +47,7 @@ def lanes_section(insides: Sequence[Inside]) -> str:
         "<input data-control=input-most type=number min=0 placeholder=most aria-label='most input tokens'></label>"
         "<label>Output tokens <input data-control=output-least type=number min=0 placeholder=least> – "
         "<input data-control=output-most type=number min=0 placeholder=most aria-label='most output tokens'></label>"
+        "<label><input data-control=admitted type=checkbox> without the queue</label>"
         "<span class=buttons><button type=button data-zoom=in aria-label='zoom in'>+</button>"
         "<button type=button data-zoom=out aria-label='zoom out'>−</button>"
         "<button type=button data-zoom=reset>all</button></span></div>"

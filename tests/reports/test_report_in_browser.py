@@ -164,6 +164,11 @@ def test_lanes_zoom_and_tell_the_story_of_a_request(tab: Tab, pages: dict[str, P
         key(tab, "+")
     zoomed = tab.value("Number(document.querySelector('.lanes').dataset.shown)")
     assert 0 < zoomed < whole
+    # those that were only queued all the while can be left out
+    tab.value("document.querySelector('[data-control=admitted]').click()")
+    assert 0 < tab.value("Number(document.querySelector('.lanes').dataset.shown)") < zoomed
+    tab.value("document.querySelector('[data-control=admitted]').click()")
+    tab.value("document.querySelector('.lanes canvas').focus()")
     key(tab, "Home")
     assert tab.value("Number(document.querySelector('.lanes').dataset.shown)") == whole
     # some request lost its memory, and its story says so
