@@ -27,11 +27,14 @@ from reports import gate, terminal
 from reports.agreement import Agreement, agree
 from reports.claims import Results
 from reports.comparison import compare
+from reports.export import export
 from reports.html import write_report as write_html
 from reports.rows import RunFolderError
 from reports.run import Run
 from reports.run_folder import REPORT_FILE, load_run
+from reports.salvage import salvage_run
 from reports.slo import SloError
+from reports.tables import has_parquet
 from reports.validation import verdict_lines
 from scheduler.buckets import BUCKETS
 from scheduler.errors import ConfigError, PolicyError
@@ -80,17 +83,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("bench.py: interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        if not isinstance(error, (*USER_ERRORS, *_engine_errors())):
+        engine_errors = _engine_errors()
+        if not isinstance(error, (*USER_ERRORS, *engine_errors)):
             raise
         print(f"bench.py: error: {error}", file=sys.stderr)
-        return FAILED if isinstance(error, _engine_errors()[0]) else USAGE
+        return FAILED if isinstance(error, engine_errors[:1]) else USAGE
 
 
 def _engine_errors() -> tuple[type[Exception], ...]:
-    """The engine's own errors, which need no torch to be told from others."""
-    from engine.errors import DeviceError, EngineError, MissingExtraError
-
-    return DeviceError, EngineError, MissingExtraError
+    """The engine's own errors; none where nothing of it was loaded, as without torch nothing can be."""
+    errors = sys.modules.get("engine.errors")
+    return () if errors is None else (errors.DeviceError, errors.EngineError, errors.MissingExtraError)
 
 
 def show_list(what: str) -> int:
@@ -470,18 +473,48 @@ def report(args: argparse.Namespace, command: str) -> int:
         profiles.write_profile(args.profile, folders)
         terminal.print_costs(profiles.profile_costs(args.profile, str(args.profile)), quiet=args.quiet)
         print(f"profile: {args.profile}, {args.profile.stat().st_size / 1024:.0f} KiB")
-    runs = [load_run(folder) for folder in folders]
+    runs = _readable(folders)
     out = args.out or args.runs[0] / REPORT_FILE
     if len(args.runs) == 2 and len(runs) == 2:
         comparison = compare(*runs)
-        write_report(out, runs, comparison=comparison, title="Two runs compared", command=command)
+        page = write_report(out, runs, comparison=comparison, title="Two runs compared", command=command)
         terminal.print_comparison(comparison, quiet=args.quiet)
     else:
         agreements = _agreements(runs)
-        write_report(out, runs, agreements, command=command)
+        page = write_report(out, runs, agreements, command=command)
         _show(args, runs, agreements)
+    if args.tables is not None:
+        _export(args.tables, page, runs, _agreements(runs), command)
     print(f"report: {out}")
     return OK
+
+
+def _readable(folders: Sequence[Path]) -> list[Run]:
+    """What can be read of the folders, and a line on each of which nothing can, or not all."""
+    runs: list[Run] = []
+    lost: list[str] = []
+    for folder in folders:
+        try:
+            runs.append(salvage_run(folder))
+        except RunFolderError as error:
+            lost.append(str(error))
+            continue
+        for problem in runs[-1].problems:
+            print(f"bench.py: {folder}: {problem}", file=sys.stderr)
+    if not runs:
+        raise RunFolderError(lost[0])
+    for why in lost:
+        print(f"bench.py: left out: {why}", file=sys.stderr)
+    return runs
+
+
+def _export(folder: Path, page: str, runs: list[Run], agreements: list[Agreement], command: str) -> None:
+    try:
+        paths = export(folder, page, runs, agreements, command)
+    except OSError as error:
+        raise RunFolderError(f"cannot write {folder}: {error.strerror or error}") from error
+    without = "" if has_parquet() else "; for Parquet beside CSV: pip install 'lockstep[parquet]'"
+    print(f"tables: {folder}, {len(paths)} files{without}")
 
 
 def gated(args: argparse.Namespace, command: str) -> int:
@@ -583,10 +616,10 @@ def _show(args: argparse.Namespace, runs: list[Run], agreements: list[Agreement]
     terminal.print_beyond(runs, quiet=args.quiet)
 
 
-def write_report(path: Path, runs: list[Run], agreements: Sequence[Agreement] = (), **options: Any) -> None:
-    """Write the HTML; a disk that does not take it is the user's to know, in a line."""
+def write_report(path: Path, runs: list[Run], agreements: Sequence[Agreement] = (), **options: Any) -> str:
+    """Write the HTML and return it; a disk that does not take it is the user's to know, in a line."""
     try:
-        write_html(path, runs, agreements, **options)
+        return write_html(path, runs, agreements, **options)
     except OSError as error:
         raise RunFolderError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -637,10 +670,10 @@ def _agreements(runs: list[Run]) -> list[Agreement]:
 
 
 def _replayed(folder: Path) -> bool | None:
-    """Whether a run's journal replays; ``None``, and a line that says why, if the policy's file is not what it was."""
+    """Whether a run's journal replays; ``None``, and a line that says why, if it or the policy's file is spoilt."""
     try:
         return replay_folder(folder)
-    except (ConfigError, PolicyError) as error:
+    except (ConfigError, PolicyError, JournalError) as error:
         print(f"bench.py: {folder} is not replayed: {error}", file=sys.stderr)
         return None
 

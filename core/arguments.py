@@ -88,7 +88,7 @@ FLAGS_OF_MODE = {
     | _COSTS
     | {"policy", "layout", "stop_on_eos", "tp", "matrix", *_CLAIMS},
     "tune": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | _CLUSTER | _COSTS | _TUNING | {"policy", "layout", "tp"},
-    "report": {"runs", "profile", "costs", "out", "config", "quiet"},
+    "report": {"runs", "profile", "costs", "tables", "out", "config", "quiet"},
     "gate": {"baseline", "update_baseline", "config", "quiet"},
     "reproduce": {"experiments", "jobs", "seed", "out", "name", "config", "quiet"},
 }
@@ -347,6 +347,8 @@ def build_parser() -> ArgumentParser:
     group = parser.add_argument_group("what counts, and where it goes")
     group.add_argument("--slo", metavar="NAME=MS,...", help="what counts as good, e.g. ttft_ms=500,tpot_ms=50")
     group.add_argument("--out", type=Path, metavar="FOLDER", help="exactly there (default: runs/<time>-<name>)")
+    group.add_argument("--tables", type=Path, metavar="FOLDER",
+                       help="CSV, Parquet, SVG and summary.md of a report, there (report)")  # fmt: skip
     group.add_argument("--name", metavar="TEXT", help="the run's name")
     group.add_argument("--config", type=Path, metavar="FILE", help="YAML of flags; those on the command line win")
     group.add_argument("--dry-run", action="store_true", help="check everything, print what would be run")

@@ -8,12 +8,11 @@ from datetime import datetime
 from pathlib import Path
 
 from core.arguments import UsageError
+from reports.chronicle import JOURNAL_FILE
 from reports.rows import RunFolderError
 from reports.run import Run
 from reports.run_folder import MANIFEST_FILE
 from scheduler.journal import replay
-
-JOURNAL_FILE = "replay.jsonl"
 
 
 def open_folder(args: argparse.Namespace, name: str) -> Path:

@@ -21,9 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from core.arguments import DEFAULT_MAX_RUNNING, PLAIN, UsageError, scheduler_config, takes
 from core.cluster import ClusterSetup, CountingListener, meets
 from core.costs import cost_notes, differences, graphs_of_costs, own_costs, refuse, settle_block_tokens
-from core.folders import JOURNAL_FILE
 from core.provenance import git_commit, hardware, versions
 from core.recording import Recording, recording_config, run_pilot, scale_of
+from reports.chronicle import JOURNAL_FILE
 from reports.cluster import ClusterWriter, cluster_block, cluster_digest, common_costs
 from reports.overhead import TimedJournaledScheduler, TimedScheduler
 from reports.rows import RunFolderError

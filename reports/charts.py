@@ -26,15 +26,21 @@ FloatArray = npt.NDArray[np.float64]
 
 #: series colours that the style sheet defines; further series use them again with other dashes
 SERIES_COLOURS = 8
+#: colours of what a request is at; see :data:`reports.chronicle.STATES`
+STATE_COLOURS = 7
 _PLACEHOLDERS = {
     **{f"#a1000{i}": f"var(--series-{i})" for i in range(1, SERIES_COLOURS + 1)},
+    **{f"#a3000{i}": f"var(--state-{i})" for i in range(STATE_COLOURS)},
     "#a20001": "var(--ink)",
     "#a20002": "var(--muted)",
     "#a20003": "var(--line)",
 }
+STATE_STROKES = tuple(f"#a3000{i}" for i in range(STATE_COLOURS))
 INK, MUTED, LINE = "#a20001", "#a20002", "#a20003"
 
-_STYLE: Any = {
+#: of matplotlib: its own defaults, whatever a user's matplotlibrc says, and what is ours
+STYLE: Any = {
+    **{name: value for name, value in mpl.rcParamsDefault.items() if not name.startswith(("backend", "interactive"))},
     "svg.fonttype": "none",
     "font.size": 8.5,
     "text.color": INK,
@@ -64,7 +70,7 @@ _STYLE: Any = {
 _CURVE_POINTS = 300
 _TIME_PIECES = 160
 #: widest ratio of largest to smallest value that a linear axis still shows well
-_LINEAR_RATIO = 40
+LINEAR_RATIO = 40
 
 
 @dataclass(frozen=True)
@@ -96,18 +102,18 @@ def latency_values(run: Run, key: str) -> FloatArray:
 
 def cdf_chart(name: str, title: str, key: str, series: Sequence[Series]) -> str | None:
     """The cumulative distribution of a latency for each run; ``None`` if no run has a value."""
-    curves = [(one, *_curve(one.run, key)) for one in series]
+    curves = [(one, *curve_of(one.run, key)) for one in series]
     curves = [curve for curve in curves if len(curve[1])]
     if not curves:
         return None
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.3, 2.85))
         axes = figure.add_axes((0.115, 0.165, 0.865, 0.81))
         for one, values, share in curves:
             axes.step(values, share, where="post", color=one.stroke, linestyle=one.dashes)
         least = min(values[values > 0].min(initial=np.inf) for _, values, _ in curves)
         largest = max(values.max() for _, values, _ in curves)
-        if np.isfinite(least) and largest / least > _LINEAR_RATIO:
+        if np.isfinite(least) and largest / least > LINEAR_RATIO:
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if largest / least > 1000 else (1.0, 2.0, 5.0)))
             axes.xaxis.set_minor_formatter(NullFormatter())
@@ -115,14 +121,16 @@ def cdf_chart(name: str, title: str, key: str, series: Sequence[Series]) -> str 
             axes.set_xlim(left=0)
             axes.xaxis.set_major_locator(MaxNLocator(6))
         in_seconds = largest >= 10_000
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value / (1000 if in_seconds else 1))))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value / (1000 if in_seconds else 1))))
         axes.set_xlabel("s" if in_seconds else "ms")
         axes.set_ylim(0, 1.02)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 0.9, 1], labels=["0", "25 %", "50 %", "75 %", "90 %", "100 %"])
-        return _svg(figure, name, f"Cumulative distribution of {title}: {', '.join(one.label for one, _, _ in curves)}")
+        return svg_of(
+            figure, name, f"Cumulative distribution of {title}: {', '.join(one.label for one, _, _ in curves)}"
+        )
 
 
-def _curve(run: Run, key: str) -> tuple[FloatArray, FloatArray]:
+def curve_of(run: Run, key: str) -> tuple[FloatArray, FloatArray]:
     """Values (ms) and the share of requests up to each, at most :data:`_CURVE_POINTS` of them, from (first, 0) on."""
     if key == "itl_ms":
         if run.gaps is None or not run.gaps.count:
@@ -226,7 +234,7 @@ def timeline_chart(
     panel_inches, gap_inches, foot_inches = (1.0, 0.3, 0.45) if stacked else (2.1, 0.1, 0.45)
     height = foot_inches + len(panels) * (panel_inches + gap_inches)
     left, right = 0.47 / width_inches, 0.09 / width_inches
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width_inches, height))
         for index, panel in enumerate(panels):
             bottom = foot_inches + (len(panels) - 1 - index) * (panel_inches + gap_inches)
@@ -239,13 +247,13 @@ def timeline_chart(
             axes.set_ylim(0, 1.08 * max(_top(panel, line) for line in scale))
             axes.xaxis.set_major_locator(MaxNLocator(6))
             axes.yaxis.set_major_locator(MaxNLocator(4, integer=panel != "padding"))
-            unit = (lambda value, _: f"{100 * value:.0f} %") if panel == "padding" else (lambda value, _: _short(value))
+            unit = (lambda value, _: f"{100 * value:.0f} %") if panel == "padding" else (lambda value, _: short(value))
             axes.yaxis.set_major_formatter(FuncFormatter(unit))
             if index < len(panels) - 1:
                 axes.tick_params(labelbottom=False)
             else:
                 axes.set_xlabel("seconds since the first arrival")
-        return _svg(figure, name, f"Over time: {', '.join(one.label for one, _ in drawn)}")
+        return svg_of(figure, name, f"Over time: {', '.join(one.label for one, _ in drawn)}")
 
 
 def _top(panel: str, line: Timeline) -> float:
@@ -287,7 +295,7 @@ def beside_chart(
     height = 0.5 + 0.24 * len(labels)
     places = np.arange(len(labels))[::-1]
     left = min(0.5, 0.03 + 0.0155 * max(map(len, labels)))
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.3, height))
         axes = figure.add_axes((left, 0.4 / height, 0.96 - left, 1 - 0.48 / height))
         axes.hlines(places, np.minimum(published, ours), np.maximum(published, ours), color=LINE, linewidth=2)
@@ -295,16 +303,16 @@ def beside_chart(
         axes.plot(published, places, "o", markerfacecolor="none", markeredgecolor=INK, markersize=6.5)
         axes.plot(ours, places, "o", color="#a10001", markersize=3.8)
         values = [value for value in (*published, *ours) if value > 0]
-        if values and max(values) / min(values) > _LINEAR_RATIO:
+        if values and max(values) / min(values) > LINEAR_RATIO:
             axes.set_xscale("log")
         else:
             axes.set_xlim(left=0)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         axes.set_yticks(places, labels=list(labels))
         axes.set_ylim(-0.6, len(labels) - 0.4)
         axes.grid(False, axis="y")
         axes.set_xlabel("ring: published, dot: here")
-        return _svg(figure, name, f"{title}: published values beside ours")
+        return svg_of(figure, name, f"{title}: published values beside ours")
 
 
 def curves_chart(
@@ -320,7 +328,7 @@ def curves_chart(
     ``counts``: of whole numbers, from 0 on, in a chart as wide as the page.
     """
     width, height = (13.2, 2.2) if counts else (4.3, 2.85)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height))
         left, right, foot, top = 0.4946 / width, 0.3655 / width, 0.47025 / height, 0.12825 / height
         axes = figure.add_axes((left, foot, 1 - left - right, 1 - foot - top))
@@ -339,7 +347,7 @@ def curves_chart(
         axes.set_xlim(left=0)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
-        return _svg(figure, name, f"{title}: {', '.join(label for label, *_ in curves)}")
+        return svg_of(figure, name, f"{title}: {', '.join(label for label, *_ in curves)}")
 
 
 def trade_off_chart(
@@ -348,7 +356,7 @@ def trade_off_chart(
 ) -> str:  # fmt: skip
     """Points by two figures: those that another one beats in both (dots), those that none does (joined by a line), and
     some of them with their names."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.2, 3.4))
         axes = figure.add_axes((0.105, 0.135, 0.875, 0.84))
         if others:
@@ -360,11 +368,11 @@ def trade_off_chart(
             axes.plot([at_x], [at_y], "o", markerfacecolor="none", markeredgecolor=INK, markersize=8)
             axes.annotate(label, (at_x, at_y), xytext=(7, 5), textcoords="offset points", fontsize=8.5)
         axes.margins(x=0.12, y=0.12)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         axes.set_xlabel(x)
         axes.set_ylabel(y)
-        return _svg(figure, name, f"{title}: {len(front)} of {len(front) + len(others)} points that none beats")
+        return svg_of(figure, name, f"{title}: {len(front)} of {len(front) + len(others)} points that none beats")
 
 
 def moves_chart(name: str, title: str, moves: Sequence[tuple[str, Sequence[float]]], x: str) -> str:
@@ -372,7 +380,7 @@ def moves_chart(name: str, title: str, moves: Sequence[tuple[str, Sequence[float
     height = 0.5 + 0.26 * len(moves)
     places = np.arange(len(moves))[::-1]
     left = min(0.42, 0.04 + 0.013 * max((len(label) for label, _ in moves), default=1))
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.2, height))
         axes = figure.add_axes((left, 0.42 / height, 0.975 - left, 1 - 0.5 / height))
         for place, (_, changes) in zip(places, moves, strict=True):
@@ -385,14 +393,15 @@ def moves_chart(name: str, title: str, moves: Sequence[tuple[str, Sequence[float
         axes.grid(False, axis="y")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g} %"))
         axes.set_xlabel(x)
-        return _svg(figure, name, title)
+        return svg_of(figure, name, title)
 
 
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:g}"
+def short(value: float) -> str:
+    """A number at a tick."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.6g}"
 
 
-def _svg(figure: Figure, name: str, label: str) -> str:
+def svg_of(figure: Figure, name: str, label: str) -> str:
     """The figure as an ``<svg>`` element: no prolog, no metadata, ids that no other chart of the page has."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name}):
@@ -403,6 +412,8 @@ def _svg(figure: Figure, name: str, label: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'\b(id=")', rf"\g<1>{name}-", text)
     text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
+    # finer than a screen shows, and the last digits may differ between machines
+    text = re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), text)
     text = re.sub(r"(font-family|font-weight|font-style): [^;\"]*;? ?", "", text)
     text = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", text)
     for placeholder, colour in _PLACEHOLDERS.items():
@@ -410,4 +421,5 @@ def _svg(figure: Figure, name: str, label: str) -> str:
     opening = re.compile(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', re.DOTALL)
     escaped = label.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
     head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-    return opening.sub(lambda match: f'{head}viewBox="{match[1]}" role="img" aria-label="{escaped}">', text, count=1)
+    marks = f'data-name="{name}" role="img" aria-label="{escaped}"'
+    return opening.sub(lambda match: f'{head}viewBox="{match[1]}" {marks}>', text, count=1)

@@ -78,8 +78,8 @@ def compare(a: Run, b: Run) -> Comparison:
 
 
 def labels(runs: list[Run]) -> list[str]:
-    """A label for each run, no two the same: where labels repeat the settings that differ are added, then the world,
-    then the run's name, then a number."""
+    """A label for each run, no two the same: where labels repeat what tells the runs apart is added, of the settings,
+    the world, the seed, the run's name, and at last a number."""
     texts = [run.label for run in runs]
     settings = [asked(run.summary.get("scheduler")) for run in runs]
     shared = [
@@ -89,14 +89,18 @@ def labels(runs: list[Run]) -> list[str]:
     additions: list[list[str]] = [
         [", ".join(word for word in words if word not in same) for words, same in zip(settings, shared, strict=True)],
         [run.world for run in runs],
+        [f"seed {run.manifest['seed']}" if "seed" in run.manifest else "" for run in runs],
         [run.name for run in runs],
         [str(number) for number in range(1, len(runs) + 1)],
     ]
     for addition in additions:
         if len(set(texts)) == len(texts):
             break
+        alike: dict[str, set[str]] = {}
+        for text, more in zip(texts, addition, strict=True):
+            alike.setdefault(text, set()).add(more)
         texts = [
-            f"{text} ({more})" if more and texts.count(text) > 1 else text
+            f"{text} ({more})" if more and len(alike[text]) > 1 else text
             for text, more in zip(texts, addition, strict=True)
         ]
     return texts

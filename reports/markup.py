@@ -38,10 +38,20 @@ def number_cell(text: str, detail: str = "", kind: str = "") -> str:
     return f'<td class="number {kind}">{escape(text)}{below}</td>'
 
 
-def page(title: str, sections: Sequence[str]) -> str:
-    """The whole self-contained page; empty sections are left out."""
+def page(title: str, sections: Sequence[str], scripts: Sequence[str] = ()) -> str:
+    """The whole self-contained page; empty sections are left out.
+
+    Every page has the script that sorts its tables; ``scripts`` names others of ``reports/assets``, without ``.js``.
+    """
     folder = files("reports")
     template = Template(folder.joinpath("template.html").read_text(encoding="utf-8"))
     style = folder.joinpath("report.css").read_text(encoding="utf-8")
-    body = "<main>\n" + "\n".join(filter(None, sections)) + "\n</main>"
-    return template.substitute(title=escape(title), style=style, body=body)
+    body = '<main id="main">\n' + "\n".join(filter(None, sections)) + "\n</main>"
+    # each in a scope of its own
+    script = "\n".join(f"{{\n{asset(f'{name}.js')}}}" for name in ("page", *scripts))
+    return template.substitute(title=escape(title), style=style, body=body, script=script)
+
+
+def asset(name: str) -> str:
+    """The text of a file of ``reports/assets``."""
+    return files("reports").joinpath("assets", name).read_text(encoding="utf-8")

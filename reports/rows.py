@@ -106,7 +106,7 @@ def _read(path: Path, columns: tuple[str, ...], text: tuple[str, ...], older: Ol
         raise RunFolderError(f"cannot read {path}: {error.strerror or error}") from error
     whole = _whole_lines(data)
     if not whole:
-        return _typed(pd.DataFrame({column: [] for column in columns}), columns, text)
+        return empty_table(columns, text)
     numbers = [column for column in columns if column not in text]
     types: dict[str, pd.StringDtype | pd.Int64Dtype] = {
         column: pd.StringDtype() if column in text else pd.Int64Dtype() for column in columns
@@ -127,6 +127,11 @@ def _read(path: Path, columns: tuple[str, ...], text: tuple[str, ...], older: Ol
         if column not in table.columns:
             table[column] = values(table)
     return _typed(table, columns, text)
+
+
+def empty_table(columns: tuple[str, ...], text: tuple[str, ...]) -> pd.DataFrame:
+    """A table without a row."""
+    return _typed(pd.DataFrame({column: [] for column in columns}), columns, text)
 
 
 def _whole_lines(data: bytes) -> bytes:

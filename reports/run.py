@@ -31,6 +31,8 @@ class Run:
     steps: pd.DataFrame
     gaps: Histogram | None
     partial: bool
+    problems: tuple[str, ...] = ()
+    """what of the folder is missing or cannot be read, in words; see :mod:`reports.salvage`"""
 
     @property
     def name(self) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from reports.columns import Cell, Columns
 from reports.histogram import Histogram
@@ -34,7 +35,7 @@ from reports.rows import (
     read_steps,
 )
 from reports.run import Run
-from reports.slo import Slo
+from reports.slo import Slo, SloError
 from reports.summary import SCHEMA_VERSION, WallClock, summarise
 from reports.waste import counters_from_rows, digest_from_rows
 from scheduler.config import ConfigError, SchedulerConfig
@@ -269,36 +270,56 @@ def load_run(folder: str | Path, costs: CostModel | None = None) -> Run:
     folder = Path(folder)
     if not (folder / MANIFEST_FILE).is_file():
         raise RunFolderError(f"{folder} is not a run folder: it has no {MANIFEST_FILE}")
-    manifest = _read_json(folder / MANIFEST_FILE)
+    manifest = read_json(folder / MANIFEST_FILE)
     requests, steps = read_requests(folder), read_steps(folder)
-    gaps = _read_gaps(folder / GAPS_FILE)
+    gaps = read_gaps(folder / GAPS_FILE)
     if (folder / SUMMARY_FILE).is_file():
-        summary = _read_json(folder / SUMMARY_FILE)
+        summary = read_json(folder / SUMMARY_FILE)
         if summary.get("schema_version") != SCHEMA_VERSION:
             raise RunFolderError(
                 f"{folder / SUMMARY_FILE} has schema version {summary.get('schema_version')!r}; "
                 f"this program reads {SCHEMA_VERSION}"
             )
         return Run(folder, manifest, summary, requests, steps, gaps, partial=False)
-    limits = manifest.get("slo")
+    summary, problems = summary_of_rows(manifest, requests, steps, gaps, costs)
+    if problems:
+        raise RunFolderError(f"{folder}: {'; '.join(problems)}")
+    return Run(folder, manifest, summary, requests, steps, gaps, partial=True)
+
+
+def summary_of_rows(
+    manifest: Mapping[str, Any],
+    requests: pd.DataFrame,
+    steps: pd.DataFrame,
+    gaps: Histogram | None,
+    costs: CostModel | None = None,
+) -> tuple[dict[str, Any], list[str]]:
+    """The figures that the rows of a partial run allow, and what of them cannot be read."""
+    problems = []
+    slo = None
+    try:
+        slo = Slo(manifest["slo"]) if manifest.get("slo") else None
+    except (TypeError, AttributeError, SloError) as error:
+        problems.append(f"{MANIFEST_FILE}, slo: {error}")
+    digest = ""
     try:
         digest = digest_from_rows(steps)
     except ValueError as error:
-        raise RunFolderError(f"{folder / STEPS_FILE}, column digest: {error}") from error
+        problems.append(f"{STEPS_FILE}, column digest: {error}")
     summary = summarise(
         requests,
         steps,
         gaps,
         counters_from_rows(requests, steps),
         digest,
-        slo=Slo(limits) if limits else None,
+        slo=slo,
         costs=costs,
         wall=WallClock(started_at=manifest.get("started_at")),
         partial=True,
         config=_config(manifest),
         projection=manifest.get("projection"),
     )
-    return Run(folder, manifest, summary, requests, steps, gaps, partial=True)
+    return summary, problems
 
 
 def _config(manifest: Mapping[str, Any]) -> SchedulerConfig | None:
@@ -350,7 +371,8 @@ def _write_atomically(path: Path, text: str) -> None:
     os.replace(beside, path)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; :class:`RunFolderError` for anything else."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -362,10 +384,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _read_gaps(path: Path) -> Histogram | None:
+def read_gaps(path: Path) -> Histogram | None:
+    """The gaps between tokens; ``None`` where there is no such file."""
     if not path.is_file():
         return None
     try:
-        return Histogram.from_dict(_read_json(path))
+        return Histogram.from_dict(read_json(path))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise RunFolderError(f"{path} is not a histogram of this version: {error}") from error

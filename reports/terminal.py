@@ -12,10 +12,10 @@ from rich.text import Text
 
 from reports.agreement import Agreement, summary_line
 from reports.claims import Answer
-from reports.cluster_page import cluster_line
 from reports.comparison import Compared, Comparison, labels
 from reports.figures import figure_at, interval_text, occurs, quantity, why_missing
 from reports.gate import GateResult
+from reports.page.cluster import cluster_line
 from reports.reproduction import Findings
 from reports.run import Run, look_up
 from reports.settings import asked

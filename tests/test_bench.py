@@ -270,6 +270,28 @@ def test_a_mistake_gets_one_line(argv: list[str], said: str, capsys: pytest.Capt
     assert said in mistake(capsys, *argv)
 
 
+WITHOUT_TORCH = """
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
+import bench
+sys.exit(bench.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--mode", "report", "no/such/run"], "no/such/run is not a run folder: it does not exist"),
+        (["--mode", "real", "--model", "shape:tiny"], "which is not installed: pip install lockstep[engine]"),
+    ],
+)
+def test_a_mistake_gets_one_line_where_torch_is_not_installed(argv: list[str], said: str) -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *argv], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (bench.USAGE, 1), done.stderr
+    assert said in done.stderr
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [

@@ -22,9 +22,9 @@ from core.claims.gpu import Blind, watch_of
 from core.claims.loads import FULL, QUARTER, SCALES, Scale
 from core.claims.runs import A100, CELLS, ROUNDS, RUNS, ClaimRun, needed
 from core.costs import read_costs
-from core.folders import JOURNAL_FILE
 from core.provenance import git_commit, hardware, versions
 from core.runs import Case, Engine, Session
+from reports.chronicle import JOURNAL_FILE
 from reports.claims import Answer, Claim, Contrast, Measured, Results, answer, as_csv, contrast
 from reports.claims_page import claims_html, claims_markdown
 from reports.run import Run

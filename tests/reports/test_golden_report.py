@@ -54,6 +54,10 @@ def produce(folder: Path) -> dict[str, str]:
 
 def normal(text: str, folder: Path) -> str:
     charts = re.sub(r'<svg .*?aria-label="([^"]*)".*?</svg>', r"[chart: \1]", text, flags=re.DOTALL)
+    # scripts are read where they are; what they are given is compared
+    charts = re.sub(r"<script>.*?</script>", "<script></script>", charts, flags=re.DOTALL)
+    charts = re.sub(r'(<script[^>]* id="vega">).*?</script>', r"\1</script>", charts)
+    charts = re.sub(r"<!--.*?-->\n", "", charts, flags=re.DOTALL)
     style = re.sub(r"<style>.*?</style>", "<style></style>", charts, flags=re.DOTALL)
     return style.replace(str(folder), "FOLDER")
 
