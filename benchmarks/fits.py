@@ -31,7 +31,9 @@ def main(specs: Sequence[str]) -> None:
         costs = read_costs(spec)
         seconds.append(f"{spec} {time.perf_counter() - started_s:.1f} s")
         if isinstance(costs, RecordedCosts):
-            for what, fits in (("device", costs.device), ("host", costs.host)):
+            for what, fits in (
+                ("device", costs.device), ("device, overlapped", costs.overlapped_device), ("host", costs.host),
+            ):  # fmt: skip
                 for (layout, kind), cost in fits.items():
                     print(_row(spec, f"{layout} {kind}, {what}", cost))
     print(f"\nread and fitted in: {', '.join(seconds)}", file=sys.stderr)

@@ -221,7 +221,7 @@ def main() -> None:
     arriving.add_argument("--rate", type=float, default=4.0, help="requests a second (default 4)")
     arriving.add_argument("--load", type=float, help="arrive at this share of each policy's own capacity")
     parser.add_argument("--policies", default="fcfs,sjf,hrrn,sjf-bucket")
-    parser.add_argument("--what", default="bare,recorded", help="bare, recorded or both (default)")
+    parser.add_argument("--what", choices=("bare", "recorded", "bare,recorded"), default="bare,recorded")
     parser.add_argument("--running", type=int, default=256)
     parser.add_argument("--bucket", default="32", help="of sjf-bucket")
     parser.add_argument("--costs", default="roofline:a100-80gb:llama-2-7b")

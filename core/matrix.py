@@ -27,7 +27,7 @@ from core.arguments import UsageError, cell_arguments, parse_arguments
 from core.costs import differences, refuse
 from core.runs import Case, Engine, Measured, Session, twin_requests
 from reports.run import Run
-from reports.run_folder import load_run
+from reports.salvage import salvage_run
 from reports.validation import CellResult, compared, markdown, table
 from scheduler.config import SchedulerConfig
 from scheduler.errors import unknown_name
@@ -213,7 +213,7 @@ class CellRun:
 
     def result(self, costs: CostModel, rounds: int) -> CellResult | None:
         """The rounds that have been run to their ends, beside a simulation that is made now."""
-        runs = [load_run(self.place(round_)) for round_ in range(rounds) if self.is_measured(round_)]
+        runs = [salvage_run(self.place(round_)) for round_ in range(rounds) if self.is_measured(round_)]
         if not runs:
             return None
         figures = compared(runs, self.simulate(costs, runs[0]))

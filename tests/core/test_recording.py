@@ -120,7 +120,7 @@ def test_no_slot_of_a_padded_recording_is_longer_than_memory_has_for_all() -> No
         (["--record-costs", "--workload", "seed"], "--workload has no effect with --record-costs"),
         (["--record-costs", "--prefix-cache"], "--prefix-cache has no effect with --record-costs"),
         (["--record-costs", "--policy", "sjf"], "--policy has no effect with --record-costs"),
-        (["--budget-s", "3"], "--budget-s is the time of a recording; give --record-costs"),
+        (["--budget-s", "3"], "--budget-s is the time of a recording or of the claims; give --record-costs"),
     ],
 )
 def test_what_a_recording_would_ignore_is_refused(
