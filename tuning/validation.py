@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from core.costs import KV_TOLERANCE
 from core.folders import write_experiment
 from core.runs import Case, Engine, Session, twin_requests
 from reports.run import Run, look_up
 from reports.run_folder import load_run
 from reports.validation import CellResult, Compared, compared, ranking
 from scheduler.config import SchedulerConfig
+from simulator.recorded import RecordedCosts
 from tuning.errors import TuningError
 from tuning.objectives import Objective
 from tuning.setting import Setting
@@ -79,6 +81,12 @@ def stretch_of(workload: Workload, requests: int | None) -> Workload:
     )  # fmt: skip
 
 
+def memory_of(recorded_tokens: int, block_tokens: int) -> int:
+    """KV memory for the engine where costs were recorded with ``recorded_tokens``: a little less, in whole blocks, since
+    what a GPU has left moves from one start to the next."""
+    return int(recorded_tokens * (1 - KV_TOLERANCE / 2)) // block_tokens * block_tokens
+
+
 class Validation:
     """The runs of one round, in ``folder``; those that are there already are not run again."""
 
@@ -114,6 +122,10 @@ class Validation:
     def _session(self, place: int) -> tuple[Session, Case]:
         args = self.tuning.space.arguments(self.entrants[place].setting)
         args = argparse.Namespace(**{**vars(args), "mode": "validate", "jitter": False, "stop_on_eos": False})
+        costs = self.tuning.first_costs
+        if args.kv_tokens is None and isinstance(costs, RecordedCosts) and costs.kv_tokens is not None:
+            # the memory that was searched with: with fewer rows or shorter steps the engine would find more
+            args.kv_tokens = memory_of(costs.kv_tokens, args.block_tokens)
         session = Session(args, self.tuning.command, self.stretch, self.engine)
         # buckets of equal mass have the edges of the whole workload
         session.args = Session(args, self.tuning.command, self.tuning.workload, self.engine).args
