@@ -82,8 +82,10 @@ def stretch_of(workload: Workload, requests: int | None) -> Workload:
 
 
 def memory_of(recorded_tokens: int, block_tokens: int) -> int:
-    """KV memory for the engine where costs were recorded with ``recorded_tokens``: a little less, in whole blocks, since
-    what a GPU has left moves from one start to the next."""
+    """KV memory for the engine where costs were recorded with ``recorded_tokens``: a little less, in whole blocks.
+
+    What a GPU has left moves from one start to the next.
+    """
     return int(recorded_tokens * (1 - KV_TOLERANCE / 2)) // block_tokens * block_tokens
 
 
