@@ -200,6 +200,9 @@ class Search:
             return done
         future = self._workers.submit(job)
         self._kept[future] = job
+        if future.done():  # where this process simulates, nothing else comes in between
+            self._keep([future])
+            self._progress(self)
         return future
 
     def _keep(self, futures: Iterable[Future[Evaluation]]) -> None:
