@@ -135,8 +135,7 @@ def speed(rest: list[str]) -> None:
             started_s = time.perf_counter()
             search, cost = searched(tuning, workers, 0, CANDIDATES)
             seconds[count] = time.perf_counter() - started_s
-            print(f"{count} workers, {CANDIDATES} candidates halved: {seconds[count]:.0f} s, {cost:.1f} full runs; load "
-                  f"{os.getloadavg()[0]:.1f}", flush=True)  # fmt: skip
+            say(f"{count} workers, {CANDIDATES} candidates halved: {seconds[count]:.0f} s, {cost:.1f} full runs")
             if count == 2:
                 settings = [one.setting for one in search.candidates[:CANDIDATES]]
                 started_s = time.perf_counter()
@@ -144,10 +143,14 @@ def speed(rest: list[str]) -> None:
                 results = [future.result() for future in [workers.submit(job) for job in jobs]]
                 took_s = time.perf_counter() - started_s
                 of_each = sorted(result.seconds for result in results)
-                print(f"{count} workers, {len(jobs)} candidates in full ({tuning.parts.searched.stop:,} requests each): "
-                      f"{took_s:.0f} s, median {of_each[len(of_each) // 2]:.2f} s each; load {os.getloadavg()[0]:.1f}",
-                      flush=True)  # fmt: skip
+                each = f"{tuning.parts.searched.stop:,} requests each, median {of_each[len(of_each) // 2]:.2f} s"
+                say(f"{count} workers, {len(jobs)} candidates in full ({each}): {took_s:.0f} s")
     print(f"two workers are {seconds[1] / seconds[2]:.2f} times as fast as one")
+
+
+def say(text: str) -> None:
+    """A line, with how much else the machine does."""
+    print(f"{text}; load {os.getloadavg()[0]:.1f}", flush=True)
 
 
 if __name__ == "__main__":
