@@ -13,9 +13,9 @@ from typing import Any
 
 import pandas as pd
 
-from core.arguments import DEFAULT_MAX_RUNNING, DEFAULT_TUNING_BUDGET, Budget, parse_budget
+from core.arguments import DEFAULT_MAX_RUNNING, DEFAULT_TUNING_BUDGET, Budget, UsageError, parse_budget
 from core.cluster import cluster_setup
-from core.costs import cost_notes, read_costs, settle_block_tokens
+from core.costs import check_cost_flags, cost_notes, read_costs, settle_block_tokens
 from core.provenance import git_commit, hardware, versions
 from core.runs import Case, Session
 from reports.run_folder import MANIFEST_FILE, REPORT_FILE
@@ -63,6 +63,10 @@ class Tuning:
         self.args, self.command = args, command
         names = [args.costs] if args.costs else list(dict.fromkeys(args.replica_costs))
         self.costs: dict[str, CostModel] = {name: read_costs(name) for name in names}
+        if args.costs:
+            check_cost_flags(args, self.first_costs)
+        if args.layout is not None and len(args.layout) > 1:
+            raise UsageError(f"--layout {','.join(args.layout)}: a tuning is for one layout; name one")
         settle_block_tokens(args, self.first_costs)
         seeds = [args.seed + 1 + n for n in range(SEEDS)]
         workloads = load_workloads(args, seeds)

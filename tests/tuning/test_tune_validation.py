@@ -30,7 +30,7 @@ def tuned(folder: Path) -> dict[str, Any]:
 @pytest.fixture
 def argv(given: list[str], space: Path, tmp_path: Path) -> list[str]:
     return [*given, "--space", str(space), "--out", str(tmp_path / "out"), "--validate-top", "1", "--validate-requests",
-            "10", "--validate-rounds", "1", "--force"]  # fmt: skip
+            "10", "--validate-rounds", "1"]  # fmt: skip
 
 
 @pytest.mark.usefixtures("small_model")
