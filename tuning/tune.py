@@ -160,7 +160,13 @@ def search(tuning: Tuning, folder: Path, say: Callable[[str], None]) -> dict[str
         result["sensitivity"] = [
             {"knob": s.knob, "value": s.value, "matters": s.matters, "changes": [list(c) for c in s.changes]}
             for s in sensitivity(
-                tuning.space, chosen.setting, chosen.values, objectives[0], parts, args.seed, one.simulate
+                tuning.space,
+                chosen.setting,
+                chosen.values or dict(chosen.setting.values),
+                objectives[0],
+                parts,
+                args.seed,
+                one.simulate,
             )
         ]
         result["seconds"] = {"wall": one.used_s, "simulating": store.seconds, "workers": workers.count}
@@ -283,7 +289,7 @@ def _finalists(
     order = [whole[i] for i in best_first([upwards(one.results[-1], objectives) for one in whole])]
     distinct: list[Candidate] = []
     plans: set[Any] = set()
-    for one in sorted(order, key=lambda one: (order.index(one),)):
+    for one in order:
         plan = (one.results[-1].values, one.results[-1].figures.get("digest"))
         if one is base or plan in plans:
             continue
