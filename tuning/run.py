@@ -139,9 +139,7 @@ def _say_what_would_be(tuning: Tuning) -> None:
     parts = tuning.parts
     lengths = ", ".join(f"{part.stop - part.start:,}" for part in parts.rungs)
     print(f"workload {tuning.workload.name}: {tuning.workload.source}")
-    print(
-        f"  searched: {parts.searched.stop:,} requests, at lengths of {lengths}; held out: {len(parts.held_out)} parts"
-    )
+    print(f"  searched: {parts.searched.stop:,} requests, lengths {lengths}; held out in {parts.held_out.pieces} parts")
     for knob in tuning.space.knobs:
         print(f"  {knob.name.replace('_', '-')}: {knob}")
     for title, setting in tuning.baselines().items():

@@ -8,6 +8,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -225,10 +226,10 @@ def _confirmed(tuning: Tuning, one: Search, found: Found, titles: list[str]) -> 
         held[number], results = results[: len(jobs[number])], results[len(jobs[number]) :]
     confidence = tuning.args.confidence
     entries = [_entry(candidate, base, held, tuning) for candidate in finalists]
-    gains = [gain_over(compared(held[c.number], held[0], objectives[0], 0, len(seeds)), confidence) for c in finalists]
+    gains = [gain_over(compared(held[c.number], held[0], objectives[0], 0), confidence) for c in finalists]
     best = _recommended(finalists, gains, base)
     chosen = base if best is None else finalists[best]
-    gain = gain_over([0.0] * len(parts.held_out), confidence) if best is None else gains[best]
+    gain = gain_over([0.0] * parts.held_out.pieces, confidence) if best is None else gains[best]
     spread = _over_seeds(tuning, one, chosen.setting, base.setting)
     commands = commands_for(
         chosen.setting, tuning.space, tuning.args, tuning.workload, tuning.first_costs, str(tuning.args.out)
@@ -239,7 +240,7 @@ def _confirmed(tuning: Tuning, one: Search, found: Found, titles: list[str]) -> 
             against[title] = {
                 "searched": objectives[0].gain(chosen.results[-1].values[0], baseline.results[-1].values[0]),
                 "held_out": _gain_dict(gain_over(
-                    compared(held[chosen.number], held[baseline.number], objectives[0], 0, len(seeds)), confidence
+                    compared(held[chosen.number], held[baseline.number], objectives[0], 0), confidence
                 )),
             }  # fmt: skip
     return {
@@ -248,7 +249,7 @@ def _confirmed(tuning: Tuning, one: Search, found: Found, titles: list[str]) -> 
         "command": tuning.command,
         "workload": {
             "name": tuning.workload.name, "source": tuning.workload.source, "requests": len(tuning.workload),
-            "searched": parts.searched.stop, "held_out": [list(part[:2]) for part in parts.held_out],
+            "searched": parts.searched.stop, "held_out": [list(piece) for piece in pairwise(parts.held_out.edges())],
             "sha256": tuning.workload.sha256(),
         },
         "costs": list(tuning.costs),
@@ -327,7 +328,11 @@ def _over_seeds(tuning: Tuning, one: Search, setting: Setting, base: Setting) ->
     jobs = [Job(s, tuning.parts.searched, seed, varied) for s in (setting, base) for seed, varied in tuning.seeds]
     results = one.simulate(jobs)
     ours, theirs = results[: len(tuning.seeds)], results[len(tuning.seeds) :]
-    gains = compared(ours, theirs, tuning.objectives[0], 0, 1)
+    objective = tuning.objectives[0]
+    gains = [
+        -math.inf if a.failed or b.failed else objective.gain(a.values[0], b.values[0])
+        for a, b in zip(ours, theirs, strict=True)
+    ]
     return {"lowest": min(gains), "highest": max(gains), "gains": gains}
 
 
@@ -338,9 +343,7 @@ def _figures(one: Candidate) -> dict[str, Any]:
 def _entry(one: Candidate, base: Candidate, held: dict[int, list[Evaluation]], tuning: Tuning) -> dict[str, Any]:
     gains = []
     for axis, objective in enumerate(tuning.objectives):
-        found = gain_over(
-            compared(held[one.number], held[0], objective, axis, len(tuning.seeds)), tuning.args.confidence
-        )
+        found = gain_over(compared(held[one.number], held[0], objective, axis), tuning.args.confidence)
         searched = objective.gain(one.results[-1].values[axis], base.results[-1].values[axis])
         gains.append({"searched": searched, "held_out": _gain_dict(found)})
     return {"setting": one.setting.values, **_figures(one), "gains": gains}

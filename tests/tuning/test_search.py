@@ -223,8 +223,9 @@ def workload_of(count: int) -> Workload:
 
 def test_a_third_is_held_out_and_the_rest_grows() -> None:
     parts = parts_of(workload_of(3000), 0.95)
-    assert parts.searched == (0, 2000, True)
-    assert [part[:2] for part in parts.held_out] == [(2000 + 200 * n, 2200 + 200 * n) for n in range(5)]
+    assert parts.searched == (0, 2000, True, 0)
+    assert parts.held_out == (2000, 3000, True, 5)
+    assert parts.held_out.edges() == [2000, 2200, 2400, 2600, 2800, 3000]
     lengths = [part.stop - part.start for part in parts.rungs]
     assert lengths == [74, 222, 666, 2000]
     assert all(part.start <= 1000 and part.stop >= 1040 for part in parts.rungs), "the busiest stretch"
