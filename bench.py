@@ -17,7 +17,7 @@ from core.arguments import DEFAULT_BUDGET_S, UsageError, given_flags, parse_argu
 from core.claims import experiment as claims
 from core.claims.runs import ROUNDS
 from core.cluster import ClusterSetup, cluster_setup
-from core.costs import read_costs, settle_block_tokens
+from core.costs import check_cost_flags, read_costs, settle_block_tokens
 from core.folders import experiment_folders, open_folder, replay_folder, write_experiment
 from core.matrix import MATRIX_FILE, MATRIX_REPORT, CellRun, keep_matrix, kept_cells, read_matrix, write_matrix
 from core.reproduce.experiment import Experiment, Options
@@ -53,7 +53,7 @@ from simulator.cluster.routers import ROUTERS
 from simulator.costs import CostError, CostModel
 from simulator.gpus import GPUS
 from simulator.optimum import MissingSolverError
-from simulator.recorded import RecordedCosts, recorded_costs
+from simulator.recorded import recorded_costs
 from tuning.errors import TuningError
 from tuning.run import run as tune_run
 from workloads.errors import WorkloadError
@@ -557,11 +557,7 @@ def _with_workload(args: argparse.Namespace, default: str) -> argparse.Namespace
 def _costs(args: argparse.Namespace) -> CostModel:
     """The costs that ``--costs`` names, and what is to be said of them."""
     costs = read_costs(args.costs)
-    if not isinstance(costs, RecordedCosts):
-        if args.jitter:
-            raise UsageError(f"--jitter draws from how recorded steps vary, and {args.costs} has none; leave it out")
-        if args.force:
-            raise UsageError(f"--force takes costs recorded otherwise, and {args.costs} was not recorded; leave it out")
+    check_cost_flags(args, costs)
     settle_block_tokens(args, costs)
     terminal.print_costs(costs, quiet=args.quiet)
     return costs

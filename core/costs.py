@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.arguments import DEFAULT_BLOCK_TOKENS
+from core.arguments import DEFAULT_BLOCK_TOKENS, UsageError
 from core.folders import experiment_folders
 from scheduler.composition import compose
 from scheduler.config import SchedulerConfig
@@ -88,6 +88,16 @@ def _no_profile(name: str) -> str:
     names = profile_names()
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     return f"no profile (profiles: {', '.join(names) or 'none'}){f'; did you mean {near[0]}?' if near else ''}"
+
+
+def check_cost_flags(args: argparse.Namespace, costs: CostModel) -> None:
+    """:class:`UsageError` for flags that only mean something for recorded costs, beside others."""
+    if isinstance(costs, RecordedCosts):
+        return
+    if args.jitter:
+        raise UsageError(f"--jitter draws from how recorded steps vary, and {args.costs} has none; leave it out")
+    if args.force:
+        raise UsageError(f"--force takes costs recorded otherwise, and {args.costs} was not recorded; leave it out")
 
 
 def settle_block_tokens(args: argparse.Namespace, costs: CostModel | None) -> None:

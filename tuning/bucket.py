@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from core.arguments import UsageError
-from core.costs import read_costs, settle_block_tokens
+from core.costs import check_cost_flags, read_costs, settle_block_tokens
 from core.runs import Session
 from reports.figures import number
 from reports.run_folder import MANIFEST_FILE, REPORT_FILE
@@ -62,6 +62,7 @@ def widths_of(args: argparse.Namespace) -> tuple[list[Width], dict[str, Any]]:
     if args.bucket is not None:
         raise UsageError(f"--bucket {args.bucket} with --tune bucket, which tries them all; leave it out")
     costs: dict[str, CostModel] = {args.costs: read_costs(args.costs)}
+    check_cost_flags(args, costs[args.costs])
     settle_block_tokens(args, costs[args.costs])
     recorded = costs[args.costs]
     if args.layout is None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from core.arguments import UsageError
 from core.cluster import cluster_setup
-from core.costs import read_costs, settle_block_tokens
+from core.costs import check_cost_flags, read_costs, settle_block_tokens
 from reports.percentiles import wilson_interval
 from reports.run_folder import MANIFEST_FILE
 from reports.slo import Slo
@@ -101,6 +101,8 @@ class Planner:
         self.args = args
         names = [args.costs] if args.costs else list(dict.fromkeys(args.replica_costs))
         costs: dict[str, CostModel] = {name: read_costs(name) for name in names}
+        if args.costs:
+            check_cost_flags(args, costs[names[0]])
         settle_block_tokens(args, costs[names[0]])
         self.range = args.replicas if isinstance(args.replicas, tuple) else (1, MOST_REPLICAS)
         ranged = isinstance(args.replicas, tuple) or args.replicas is None

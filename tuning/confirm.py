@@ -19,6 +19,8 @@ Simulate = Callable[[Sequence[Job]], list[Evaluation]]
 
 #: runs whose step times vary, beside the one whose do not
 SEEDS = 2
+#: a gain that is larger counts as this
+MOST = 10.0
 #: of a knob, beside the recommended one
 LEVELS = 4
 #: requests that knobs are moved on
@@ -58,19 +60,24 @@ def gain_over(gains: Sequence[float], confidence: float) -> Gain:
 
 
 def held_out_jobs(setting: Setting, parts: Parts, seeds: Sequence[tuple[int, bool]]) -> list[Job]:
-    """A setting on everything that is held out, with each seed."""
-    return [Job(setting, part, seed, varied) for part in parts.held_out for seed, varied in seeds]
+    """A setting on what is held out, with each seed."""
+    return [Job(setting, parts.held_out, seed, varied) for seed, varied in seeds]
 
 
 def compared(
-    results: Sequence[Evaluation], others: Sequence[Evaluation], objective: Objective, axis: int, seeds: int
-) -> list[float]:
-    """The gain of each part, the mean over its ``seeds``; ``results`` and ``others`` are of the same jobs."""
-    gains = [
-        -math.inf if one.failed else objective.gain(one.values[axis], other.values[axis])
+    results: Sequence[Evaluation], others: Sequence[Evaluation], objective: Objective, axis: int
+) -> list[float]:  # fmt: skip
+    """The gain in each piece of what is held out, the mean over the seeds; both have a result for each seed.
+
+    Where the other setting served nobody well, it is :data:`MOST`.
+    """
+    by_seed = [
+        [-math.inf] * len(other.pieces)
+        if one.failed
+        else [min(MOST, objective.gain(a[axis], b[axis])) for a, b in zip(one.pieces, other.pieces, strict=True)]
         for one, other in zip(results, others, strict=True)
     ]
-    return [float(np.mean(gains[start : start + seeds])) for start in range(0, len(gains), seeds)]
+    return [float(np.mean(gains)) for gains in zip(*by_seed, strict=True)]
 
 
 @dataclass(frozen=True)

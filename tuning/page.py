@@ -152,8 +152,11 @@ def _verdict(result: Mapping[str, Any]) -> str:
 def _validated(validation: Mapping[str, Any] | None) -> str:
     if validation is None:
         return ""
-    head = [("Setting", "first"), *((title, "number") for title in VALIDATION_COLUMNS)]
-    rows = [row(escape(name), [number_cell(cell) for cell in cells]) for name, *cells in validation_rows(validation)]
+    head = [("", "first"), *((title, "number") for title in VALIDATION_COLUMNS), ("Setting", "")]
+    rows = [
+        row(f"no. {place}", [*(number_cell(cell) for cell in cells), f"<td>{escape(name)}</td>"])
+        for place, (name, *cells) in enumerate(validation_rows(validation), 1)
+    ]
     kind = "good" if validation["stands"] else "bad"
     word = "Stands." if validation["stands"] else "Does not stand."
     lead = f"{validation['requests']} requests on {validation['hardware']}, {validation['model']}."
@@ -162,14 +165,13 @@ def _validated(validation: Mapping[str, Any] | None) -> str:
 
 
 def _settings(result: Mapping[str, Any]) -> str:
-    head = [("Setting", "first"), ("", ""), *((title, "number") for title, _ in SHOWN), ("gain held out", "number")]
+    head = [("", "first"), *((title, "number") for title, _ in SHOWN), ("gain held out", "number"), ("Setting", "")]
     rows = [
         row(
-            escape(setting),
-            [f"<td>{chip(title, 'good' if title == 'recommended' else 'plain') if title else ''}</td>"]
-            + [number_cell(cell) for cell in (*cells, gain)],
+            chip(title or f"no. {place}", "good" if title == "recommended" else "plain"),
+            [*(number_cell(cell) for cell in (*cells, gain)), f"<td>{escape(setting)}</td>"],
         )
-        for title, setting, cells, gain in setting_rows(result)
+        for place, (title, setting, cells, gain) in enumerate(setting_rows(result), 1)
     ]
     lead = "On everything that was searched; the gain is over the first baseline, on parts that were held out."
     return section("Settings beside each other", lead, table(head, rows))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -29,10 +28,10 @@ LEAST_HELD_OUT = 100
 @dataclass(frozen=True)
 class Parts:
     """``rungs``: the parts that a candidate is simulated on, one after the other, the last of them all that is
-    searched. ``held_out``: parts that no search has seen."""
+    searched. ``held_out``: what no search has seen, judged in pieces."""
 
     rungs: tuple[Part, ...]
-    held_out: tuple[Part, ...]
+    held_out: Part
     total: int
 
     @property
@@ -53,8 +52,7 @@ def parts_of(workload: Workload, confidence: float, objectives: Sequence[Objecti
     total = len(workload)
     count = held_out_needed(confidence)
     held = int(total * HELD_OUT)
-    # only the second half of a part counts
-    least = max([LEAST_HELD_OUT, *(2 * objective.samples_needed for objective in objectives)])
+    least = max([LEAST_HELD_OUT, *(objective.samples_needed for objective in objectives)])
     if held // count < least:
         needed = math.ceil(count * least / HELD_OUT)
         most = next((share for share in (0.99, 0.95, 0.9, 0.75) if held // held_out_needed(share) >= least), None)
@@ -65,10 +63,11 @@ def parts_of(workload: Workload, confidence: float, objectives: Sequence[Objecti
             f"{needed} in all; give a longer trace{hint}"
         )
     searched = total - held
-    edges = np.linspace(searched, total, count + 1).astype(int).tolist()
-    held_out = tuple(Part(start, stop) for start, stop in pairwise(edges))
+    held_out = Part(searched, total, whole=True, pieces=count)
     lengths = [searched]
-    while len(lengths) < LENGTHS and lengths[0] // GROWTH >= (LEAST if least == LEAST_HELD_OUT else least):
+    # of a short part only the second half counts
+    shortest = max([LEAST, *(2 * objective.samples_needed for objective in objectives)])
+    while len(lengths) < LENGTHS and lengths[0] // GROWTH >= shortest:
         lengths.insert(0, lengths[0] // GROWTH)
     rungs = [_busiest(workload.rows[:searched], length) for length in lengths[:-1]]
     return Parts((*rungs, Part(0, searched, whole=True)), held_out, total)

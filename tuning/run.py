@@ -25,11 +25,11 @@ _WITHOUT_EFFECT = {
     "bucket": (
         "budget", "space", "objective", "confidence", "attainment", "gpu_hour_price", "slo", "ray", "replicas",
         "router", "replica_costs", "autoscale", "faults", "disaggregate", "validate_top", "validate_requests",
-        "validate_rounds", "rounds", "model", "device", "dtype",
+        "validate_rounds", "rounds", "model", "device", "dtype", "temperature", "gpu_memory_utilization", "tp",
     ),
     "capacity": (
         "budget", "space", "objective", "ray", "workers", "validate_top", "validate_requests", "validate_rounds",
-        "rounds", "model", "device", "dtype",
+        "rounds", "model", "device", "dtype", "temperature", "gpu_memory_utilization", "tp",
     ),
 }  # fmt: skip
 
@@ -73,6 +73,9 @@ def plan(args: argparse.Namespace, given: frozenset[str], command: str) -> int:
 
 def settings(args: argparse.Namespace, given: frozenset[str], command: str) -> int:
     """The best settings for a workload."""
+    for name in ("validate_requests", "validate_rounds", "rounds", "temperature"):
+        if name in given and args.validate_top is None:
+            raise UsageError(f"{flag_of(name)} has no effect without --validate-top; leave it out")
     tuning = Tuning(args, given, command)
     for costs in tuning.costs.values():
         print_costs(costs, quiet=args.quiet)
@@ -80,9 +83,6 @@ def settings(args: argparse.Namespace, given: frozenset[str], command: str) -> i
     if args.dry_run:
         _say_what_would_be(tuning)
         return OK
-    for name in ("validate_requests", "validate_rounds", "rounds"):
-        if name in given and args.validate_top is None:
-            raise UsageError(f"{flag_of(name)} has no effect without --validate-top; leave it out")
     folder = _folder(args, f"tune-{tuning.workload.name}")
     args.out = folder
     if args.validate_top is None:
@@ -139,9 +139,7 @@ def _say_what_would_be(tuning: Tuning) -> None:
     parts = tuning.parts
     lengths = ", ".join(f"{part.stop - part.start:,}" for part in parts.rungs)
     print(f"workload {tuning.workload.name}: {tuning.workload.source}")
-    print(
-        f"  searched: {parts.searched.stop:,} requests, at lengths of {lengths}; held out: {len(parts.held_out)} parts"
-    )
+    print(f"  searched: {parts.searched.stop:,} requests, lengths {lengths}; held out in {parts.held_out.pieces} parts")
     for knob in tuning.space.knobs:
         print(f"  {knob.name.replace('_', '-')}: {knob}")
     for title, setting in tuning.baselines().items():

@@ -2,7 +2,7 @@
 
 A batch is simulated on a short part of the workload; the best third goes on to a part three times as long, until the
 best of all are simulated on everything. Who is worse than the best beyond chance is given up at once, and of several
-whose plans are the same so far only the simplest goes on. All candidates see the same requests, so that what they
+whose plans are the same so far only one goes on. All candidates see the same requests, so that what they
 differ by is theirs. A batch is asked for with what was known two batches before: so two of them can run side by side,
 and what is asked does not hang on who finished first. The same seed and number of settings therefore give the same
 answer with any number of workers, and a search that was killed is played again from what it has kept, until it is where
@@ -200,6 +200,9 @@ class Search:
             return done
         future = self._workers.submit(job)
         self._kept[future] = job
+        if future.done():  # where this process simulates, nothing else comes in between
+            self._keep([future])
+            self._progress(self)
         return future
 
     def _keep(self, futures: Iterable[Future[Evaluation]]) -> None:
@@ -252,7 +255,7 @@ class Search:
         leaders = [one.results[level] for one in [*ranked[:1], *known]]
         promoted: list[Candidate] = []
         plans: set[Any] = set()
-        for one in sorted(ranked, key=lambda one: (ranked.index(one), len(one.setting.flags))):
+        for one in ranked:
             result = one.results[level]
             plan = (result.values, result.figures.get("digest"))
             hopeless = any(cannot_win(result, leader) for leader in leaders)

@@ -12,7 +12,7 @@ from tuning.world import Evaluation
 
 STORE_FILE = "evaluations.sqlite"
 #: of what is kept; another one is refused
-VERSION = "1"
+VERSION = "2"
 
 
 class Store:

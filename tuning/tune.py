@@ -8,14 +8,15 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from core.arguments import DEFAULT_MAX_RUNNING, DEFAULT_TUNING_BUDGET, Budget, parse_budget
+from core.arguments import DEFAULT_MAX_RUNNING, DEFAULT_TUNING_BUDGET, Budget, UsageError, parse_budget
 from core.cluster import cluster_setup
-from core.costs import cost_notes, read_costs, settle_block_tokens
+from core.costs import check_cost_flags, cost_notes, read_costs, settle_block_tokens
 from core.provenance import git_commit, hardware, versions
 from core.runs import Case, Session
 from reports.run_folder import MANIFEST_FILE, REPORT_FILE
@@ -63,6 +64,10 @@ class Tuning:
         self.args, self.command = args, command
         names = [args.costs] if args.costs else list(dict.fromkeys(args.replica_costs))
         self.costs: dict[str, CostModel] = {name: read_costs(name) for name in names}
+        if args.costs:
+            check_cost_flags(args, self.first_costs)
+        if args.layout is not None and len(args.layout) > 1:
+            raise UsageError(f"--layout {','.join(args.layout)}: a tuning is for one layout; name one")
         settle_block_tokens(args, self.first_costs)
         seeds = [args.seed + 1 + n for n in range(SEEDS)]
         workloads = load_workloads(args, seeds)
@@ -156,7 +161,13 @@ def search(tuning: Tuning, folder: Path, say: Callable[[str], None]) -> dict[str
         result["sensitivity"] = [
             {"knob": s.knob, "value": s.value, "matters": s.matters, "changes": [list(c) for c in s.changes]}
             for s in sensitivity(
-                tuning.space, chosen.setting, chosen.values, objectives[0], parts, args.seed, one.simulate
+                tuning.space,
+                chosen.setting,
+                chosen.values or dict(chosen.setting.values),
+                objectives[0],
+                parts,
+                args.seed,
+                one.simulate,
             )
         ]
         result["seconds"] = {"wall": one.used_s, "simulating": store.seconds, "workers": workers.count}
@@ -215,10 +226,10 @@ def _confirmed(tuning: Tuning, one: Search, found: Found, titles: list[str]) -> 
         held[number], results = results[: len(jobs[number])], results[len(jobs[number]) :]
     confidence = tuning.args.confidence
     entries = [_entry(candidate, base, held, tuning) for candidate in finalists]
-    gains = [gain_over(compared(held[c.number], held[0], objectives[0], 0, len(seeds)), confidence) for c in finalists]
+    gains = [gain_over(compared(held[c.number], held[0], objectives[0], 0), confidence) for c in finalists]
     best = _recommended(finalists, gains, base)
     chosen = base if best is None else finalists[best]
-    gain = gain_over([0.0] * len(parts.held_out), confidence) if best is None else gains[best]
+    gain = gain_over([0.0] * parts.held_out.pieces, confidence) if best is None else gains[best]
     spread = _over_seeds(tuning, one, chosen.setting, base.setting)
     commands = commands_for(
         chosen.setting, tuning.space, tuning.args, tuning.workload, tuning.first_costs, str(tuning.args.out)
@@ -229,7 +240,7 @@ def _confirmed(tuning: Tuning, one: Search, found: Found, titles: list[str]) -> 
             against[title] = {
                 "searched": objectives[0].gain(chosen.results[-1].values[0], baseline.results[-1].values[0]),
                 "held_out": _gain_dict(gain_over(
-                    compared(held[chosen.number], held[baseline.number], objectives[0], 0, len(seeds)), confidence
+                    compared(held[chosen.number], held[baseline.number], objectives[0], 0), confidence
                 )),
             }  # fmt: skip
     return {
@@ -238,7 +249,7 @@ def _confirmed(tuning: Tuning, one: Search, found: Found, titles: list[str]) -> 
         "command": tuning.command,
         "workload": {
             "name": tuning.workload.name, "source": tuning.workload.source, "requests": len(tuning.workload),
-            "searched": parts.searched.stop, "held_out": [list(part[:2]) for part in parts.held_out],
+            "searched": parts.searched.stop, "held_out": [list(piece) for piece in pairwise(parts.held_out.edges())],
             "sha256": tuning.workload.sha256(),
         },
         "costs": list(tuning.costs),
@@ -279,7 +290,7 @@ def _finalists(
     order = [whole[i] for i in best_first([upwards(one.results[-1], objectives) for one in whole])]
     distinct: list[Candidate] = []
     plans: set[Any] = set()
-    for one in sorted(order, key=lambda one: (order.index(one),)):
+    for one in order:
         plan = (one.results[-1].values, one.results[-1].figures.get("digest"))
         if one is base or plan in plans:
             continue
@@ -317,7 +328,11 @@ def _over_seeds(tuning: Tuning, one: Search, setting: Setting, base: Setting) ->
     jobs = [Job(s, tuning.parts.searched, seed, varied) for s in (setting, base) for seed, varied in tuning.seeds]
     results = one.simulate(jobs)
     ours, theirs = results[: len(tuning.seeds)], results[len(tuning.seeds) :]
-    gains = compared(ours, theirs, tuning.objectives[0], 0, 1)
+    objective = tuning.objectives[0]
+    gains = [
+        -math.inf if a.failed or b.failed else objective.gain(a.values[0], b.values[0])
+        for a, b in zip(ours, theirs, strict=True)
+    ]
     return {"lowest": min(gains), "highest": max(gains), "gains": gains}
 
 
@@ -328,9 +343,7 @@ def _figures(one: Candidate) -> dict[str, Any]:
 def _entry(one: Candidate, base: Candidate, held: dict[int, list[Evaluation]], tuning: Tuning) -> dict[str, Any]:
     gains = []
     for axis, objective in enumerate(tuning.objectives):
-        found = gain_over(
-            compared(held[one.number], held[0], objective, axis, len(tuning.seeds)), tuning.args.confidence
-        )
+        found = gain_over(compared(held[one.number], held[0], objective, axis), tuning.args.confidence)
         searched = objective.gain(one.results[-1].values[axis], base.results[-1].values[axis])
         gains.append({"searched": searched, "held_out": _gain_dict(found)})
     return {"setting": one.setting.values, **_figures(one), "gains": gains}

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +47,12 @@ class Part(NamedTuple):
     start: int
     stop: int
     whole: bool = False
+    pieces: int = 0
+    """that the run is judged in, one after the other, besides as one"""
+
+    def edges(self) -> list[int]:
+        """Of the pieces."""
+        return [self.start + (self.stop - self.start) * place // self.pieces for place in range(self.pieces + 1)]
 
 
 class Job(NamedTuple):
@@ -59,8 +66,9 @@ class Job(NamedTuple):
     @property
     def key(self) -> str:
         """The same text for the same job."""
-        start, stop, whole = self.part
-        return f"{self.setting.key} {start}:{stop}{'!' if whole else ''} {self.seed}{'~' if self.varied else ''}"
+        start, stop, whole, pieces = self.part
+        part = f"{start}:{stop}{'!' if whole else ''}{f'/{pieces}' if pieces else ''}"
+        return f"{self.setting.key} {part} {self.seed}{'~' if self.varied else ''}"
 
 
 @dataclass(frozen=True)
@@ -74,14 +82,16 @@ class Evaluation:
     simulated: int
     seconds: float
     failed: str = ""
+    pieces: tuple[tuple[float, ...], ...] = ()
+    """of a part that is judged in pieces, the values of each"""
 
     def as_dict(self) -> dict[str, Any]:
         return dict(vars(self))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Evaluation:
-        blocks = tuple(tuple(block) for block in data["blocks"])
-        return cls(**{**data, "values": tuple(data["values"]), "blocks": blocks})
+        nested = {name: tuple(tuple(one) for one in data[name]) for name in ("blocks", "pieces")}
+        return cls(**{**data, "values": tuple(data["values"]), **nested})
 
 
 @dataclass(frozen=True)
@@ -210,8 +220,28 @@ class World:
             else:
                 values.append(objective.value(requests, gpu_s))
                 blocks.append(tuple(objective.blocks(requests)))
+        pieces, more = self._pieces(job, played) if job.part.pieces else ((), 0)
         figures = self.figures(played, requests, gpu_s)
-        return Evaluation(tuple(values), tuple(blocks), figures, count, time.perf_counter() - started_s)
+        seconds = time.perf_counter() - started_s
+        return Evaluation(tuple(values), tuple(blocks), figures, count + more, seconds, pieces=pieces)
+
+    def _pieces(self, job: Job, played: Played) -> tuple[tuple[tuple[float, ...], ...], int]:
+        """The values of each piece of a run, and the requests that were simulated besides to find them."""
+        found, simulated = [], 0
+        whole_s = makespan_s(played.requests) or 0.0
+        for start, stop in pairwise(job.part.edges()):
+            piece = played.requests.iloc[start - job.part.start : stop - job.part.start]
+            gpu_s = played.gpu_s * (makespan_s(piece) or 0.0) / whole_s if whole_s else 0.0
+            values = []
+            for objective in self.objectives:
+                if objective.kind == "throughput":
+                    rate = highest_rate(self, job._replace(part=Part(start, stop)), objective)
+                    simulated += rate.simulated
+                    values.append(rate.output_tokens_per_s)
+                else:
+                    values.append(objective.value(piece, gpu_s))
+            found.append(tuple(values))
+        return tuple(found), simulated
 
     def figures(self, played: Played, requests: pd.DataFrame, gpu_s: float) -> dict[str, Any]:
         """For people; latencies in ms."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from random import Random
@@ -10,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import tuning as tuning_package
 from core.arguments import Budget, given_flags, parse_arguments
 from tuning.errors import TuningError
 from tuning.parts import held_out_needed, parts_of
@@ -218,8 +223,9 @@ def workload_of(count: int) -> Workload:
 
 def test_a_third_is_held_out_and_the_rest_grows() -> None:
     parts = parts_of(workload_of(3000), 0.95)
-    assert parts.searched == (0, 2000, True)
-    assert [part[:2] for part in parts.held_out] == [(2000 + 200 * n, 2200 + 200 * n) for n in range(5)]
+    assert parts.searched == (0, 2000, True, 0)
+    assert parts.held_out == (2000, 3000, True, 5)
+    assert parts.held_out.edges() == [2000, 2200, 2400, 2600, 2800, 3000]
     lengths = [part.stop - part.start for part in parts.rungs]
     assert lengths == [74, 222, 666, 2000]
     assert all(part.start <= 1000 and part.stop >= 1040 for part in parts.rungs), "the busiest stretch"
@@ -238,3 +244,52 @@ def test_a_trace_that_is_too_short_says_what_would_do() -> None:
     parts_of(workload_of(1500), 0.95)
     with pytest.raises(TuningError, match="too few"):
         parts_of(workload_of(1499), 0.95)
+
+
+# -- workers
+
+
+SUBMITTING = """
+import sys
+from concurrent.futures import wait
+from core.arguments import given_flags, parse_arguments
+from tuning.tune import Tuning
+from tuning.setting import Setting
+from tuning.workers import workers_for
+from tuning.world import Job, Part
+
+if __name__ == "__main__":
+    argv = sys.argv[1:]
+    world = Tuning(parse_arguments(argv), given_flags(argv), "").world
+    with workers_for(world, 2, None) as workers:
+        wait([workers.submit(Job(Setting.of({"policy": "fcfs"}), Part(0, 40 + n), 0)) for n in range(4)])
+        print(*workers._pool._processes, flush=True)
+        sys.stdin.read()
+"""
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there and has not ended; who it belongs to may be slow to notice."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_workers_end_with_a_process_that_is_killed(given: list[str], tmp_path: Path) -> None:
+    script = tmp_path / "submitting.py"
+    script.write_text(SUBMITTING)
+    root = Path(tuning_package.__file__).parent.parent
+    process = subprocess.Popen(
+        [sys.executable, str(script), *given], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )  # fmt: skip
+    assert process.stdout is not None
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(pids) == 2
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while any(map(runs, pids)):
+        assert time.monotonic() < deadline, "they are still there"
+        time.sleep(0.05)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,18 @@ def answer(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.fixture(scope="module")
+def finished(command: tuple[str, ...], space: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tuning that has ended."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert run(*command, "--space", space, "--out", folder) == 0
+    return folder
+
+
 @pytest.fixture
-def out(given: list[str], space: Path, tmp_path: Path) -> Path:
-    """The folder of a tuning."""
-    assert run(*given, "--space", space, "--out", tmp_path / "out") == 0
-    return tmp_path / "out"
+def out(finished: Path, tmp_path: Path) -> Path:
+    """A copy of its folder."""
+    return shutil.copytree(finished, tmp_path / "out")
 
 
 def test_a_recommendation_comes_with_all_that_makes_it_sure(out: Path) -> None:
