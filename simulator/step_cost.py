@@ -288,7 +288,9 @@ class MixedCost:
             f.rows_computed - rows, f.new_tokens_computed - rows, f.kv_columns_computed - context,
             f.kv_tokens_read - context, f.longest_context, released=f.released,
         )  # fmt: skip
-        longest = f.longest_decode_context or context / max(rows, 1)
+        # files from before it was recorded have 0
+        longest, mean = f.longest_decode_context, context / max(rows, 1)
+        longest = (longest or mean) if isinstance(longest, int | float) else np.where(longest > 0, longest, mean)
         decodes = Part(rows, rows, context, context, longest)
         products = max(self.prefill.line.at(f.new_tokens_computed), self.decode.line.at(rows))
         work = products + self.prefill.attention(prompts) + self.decode.attention(decodes)

@@ -224,6 +224,11 @@ def test_a_mixed_step_is_put_together_from_prefill_and_decode_where_none_was_rec
     expected = decode_constant + 7 * row + 210 * pair + 3000 * column
     assert costs.device_ns(small) == pytest.approx(expected, rel=1e-5)
     assert costs.host_ns(step) == pytest.approx(HOST_NS, rel=1e-6)
+    # of several at once, of which one does not say how long its longest row is
+    longest = np.array([0, 900])
+    both = costs.device_ns(step._replace(repeat=2, longest_decode_context=longest))
+    each = [costs.device_ns(step._replace(longest_decode_context=value)) for value in longest.tolist()]
+    assert np.asarray(both).tolist() == each
 
 
 def test_mixed_steps_that_were_recorded_have_a_fit_of_their_own(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
