@@ -228,7 +228,7 @@ def test_a_mixed_step_is_put_together_from_prefill_and_decode_where_none_was_rec
     longest = np.array([0, 900])
     both = costs.device_ns(step._replace(repeat=2, longest_decode_context=longest))
     each = [costs.device_ns(step._replace(longest_decode_context=value)) for value in longest.tolist()]
-    assert np.asarray(both).tolist() == each
+    assert np.broadcast_to(both, 2).tolist() == each
 
 
 def test_mixed_steps_that_were_recorded_have_a_fit_of_their_own(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
