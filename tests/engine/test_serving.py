@@ -442,6 +442,8 @@ HEAD = """
 import os, signal, threading
 from core.engine import InferenceEngine
 
+# whoever runs the tests in the background may have it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 engine = InferenceEngine("shape:tiny", device="cpu", kv_tokens=4096)
 """
 SCRIPTS = {

@@ -27,6 +27,8 @@ class RunningServer:
         self._problem: BaseException | None = None
         self.code: int | None = None
         self._port = open_port("127.0.0.1", 0)
+        # who connects before the server accepts waits for it
+        self._port.listen()
         self.port: int = self._port.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._run, args=(settings,), name="server")
