@@ -1,13 +1,15 @@
 """What HTTP adds to an engine: streamed tokens a second, and the time to a first and to each further token.
 
-    python benchmarks/server.py [--streams 256] [--requests 1024] [--costs COSTS[,COSTS]] [--output FILE]
+    python benchmarks/server.py [--streams 256] [--requests 1024] [--pause-ms 100] [--costs COSTS[,COSTS]]
 
 The load is the same twice: at the engine's process itself, through its client, and at ``api_server.py``, whose streams
-a client of bare sockets reads in a process of its own. All of them share this machine. So many streams ask again as
-soon as they have their answer; outputs are 64 to 192 tokens, by a seed. Steps take what ``--costs`` say, or longer
-where this machine cannot keep up. On costs that are too fast for it, tokens a second are what it can do at most, and
-the two rows are no pair: a client that falls behind is told several tokens at a time, which is cheaper. On slower ones
-the times show what HTTP adds. Gaps are those between the news, or events, of a stream.
+a client of bare sockets reads in a process of its own. All of them share this machine. So many streams ask again after
+they have their answer and a pause of up to ``--pause-ms``; outputs are 64 to 192 tokens, pauses and outputs by a seed.
+Without a pause all questions would come within a millisecond after a step's end, where the next plan is made: who asks
+at the engine itself may still be part of it, who comes through HTTP just not, and waits for a whole step. Steps take
+what ``--costs`` say, or longer where this machine cannot keep up. On costs that are too fast for it, tokens a second
+are what it can do at most, and the two rows are no pair: a client that falls behind is told several tokens at a time,
+which is cheaper. On slower ones the times show what HTTP adds. Gaps are those between the news, or events, of a stream.
 """
 
 from __future__ import annotations
@@ -66,19 +68,33 @@ class Seen:
         )
 
 
-def lengths(streams: int, requests: int) -> list[list[int]]:
-    """The output tokens of each stream's requests, one after the other."""
-    random = Random(0)
-    return [[random.randint(64, 192) for _ in range(requests // streams)] for _ in range(streams)]
+@dataclass(frozen=True)
+class Load:
+    """So many requests of so many streams, and the longest pause between two of a stream."""
+
+    streams: int
+    requests: int
+    pause_s: float
+
+    def plays(self) -> list[list[tuple[float, int]]]:
+        """For each stream the pause before and the output tokens of each of its requests."""
+        random = Random(0)
+        each = range(self.requests // self.streams)
+        return [[(random.uniform(0, self.pause_s), random.randint(64, 192)) for _ in each] for _ in range(self.streams)]
+
+    def warm_up(self) -> list[list[tuple[float, int]]]:
+        """A short request of each stream."""
+        return [[(0.0, 16)]] * self.streams
 
 
-async def at_engine(flags: list[str], streams: int, requests: int) -> Seen:
+async def at_engine(flags: list[str], load: Load) -> Seen:
     """The load at the engine's process."""
     engine = await EngineClient.start(parse_command(flags, {}).settings.engine)
     seen = Seen()
 
-    async def play(number: int, outputs: list[int]) -> None:
-        for place, tokens in enumerate(outputs):
+    async def play(number: int, asks: list[tuple[float, int]]) -> None:
+        for place, (pause_s, tokens) in enumerate(asks):
+            await asyncio.sleep(pause_s)
             request = Request(
                 f"r{number}-{place}", 0, len(PROMPT), tokens, prompt_token_ids=PROMPT,
                 sampling=SamplingParams(ignore_eos=True),
@@ -94,10 +110,10 @@ async def at_engine(flags: list[str], streams: int, requests: int) -> Seen:
 
     try:
         with undisturbed():
-            await asyncio.gather(*(play(n, [16]) for n in range(streams)))
+            await asyncio.gather(*(play(n, asks) for n, asks in enumerate(load.warm_up())))
             seen = Seen()
             start = time.perf_counter()
-            await asyncio.gather(*(play(n, outputs) for n, outputs in enumerate(lengths(streams, requests))))
+            await asyncio.gather(*(play(n, asks) for n, asks in enumerate(load.plays())))
             seen.elapsed = time.perf_counter() - start
     finally:
         await engine.close()
@@ -156,20 +172,21 @@ class Connection(asyncio.Protocol):
             self._done.set_exception(RuntimeError(f"the server closed a connection: {exc}"))
 
 
-async def at_port(port: int, streams: int, requests: int) -> Seen:
+async def at_port(port: int, load: Load) -> Seen:
     """The load at a server."""
     loop = asyncio.get_running_loop()
-    connections = [(await loop.create_connection(Connection, "127.0.0.1", port))[1] for _ in range(streams)]
+    connections = [(await loop.create_connection(Connection, "127.0.0.1", port))[1] for _ in range(load.streams)]
 
-    async def play(connection: Connection, outputs: list[int]) -> None:
-        for tokens in outputs:
+    async def play(connection: Connection, asks: list[tuple[float, int]]) -> None:
+        for pause_s, tokens in asks:
+            await asyncio.sleep(pause_s)
             await connection.ask(tokens)
 
-    await asyncio.gather(*(play(connection, [16]) for connection in connections))
+    await asyncio.gather(*map(play, connections, load.warm_up()))
     for connection in connections:
         connection.seen = Seen()
     start = time.perf_counter()
-    await asyncio.gather(*map(play, connections, lengths(streams, requests)))
+    await asyncio.gather(*map(play, connections, load.plays()))
     return Seen(
         [value for connection in connections for value in connection.seen.ttft],
         [value for connection in connections for value in connection.seen.gaps],
@@ -178,7 +195,7 @@ async def at_port(port: int, streams: int, requests: int) -> Seen:
     )
 
 
-def at_server(flags: list[str], streams: int, requests: int) -> Seen:
+def at_server(flags: list[str], load: Load) -> Seen:
     """The load at a server of its own."""
     command = [sys.executable, str(ROOT / "api_server.py"), *flags, "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
@@ -191,7 +208,7 @@ def at_server(flags: list[str], streams: int, requests: int) -> Seen:
             # a pipe that nobody reads would hold it up
             threading.Thread(target=server.stderr.read, daemon=True).start()
             with undisturbed():
-                return uvloop.run(at_port(int(port), streams, requests))
+                return uvloop.run(at_port(int(port), load))
         finally:
             server.send_signal(signal.SIGTERM)
 
@@ -200,9 +217,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--requests", type=int, default=1024)
+    parser.add_argument("--pause-ms", type=float, default=100.0)
     parser.add_argument("--costs", default=COSTS)
     parser.add_argument("--output", type=Path, help="file that the table is written to, too")
     args = parser.parse_args()
+    load = Load(args.streams, args.requests, args.pause_ms / 1e3)
     lines = [
         f"# python benchmarks/{Path(__file__).name} {' '.join(sys.argv[1:])} · {date.today()} · Python "
         f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores",
@@ -210,8 +229,8 @@ def main() -> None:
     ]
     for costs in args.costs.split(","):
         flags = ["--emulate", costs, *_FLAGS]
-        engine = uvloop.run(at_engine(flags, args.streams, args.requests))
-        server = at_server(flags, args.streams, args.requests)
+        engine = uvloop.run(at_engine(flags, load))
+        server = at_server(flags, load)
         added = [statistics.median(server.ttft) - statistics.median(engine.ttft),
                  statistics.median(server.gaps) - statistics.median(engine.gaps)]  # fmt: skip
         lines += [
