@@ -34,11 +34,11 @@ _PASSED_ON = (
 class TokenizerParts:
     """What a tokenizer is made of: good for another process.
 
-    ``library``: the tokenizers library's own JSON. ``chat_template`` is ``None`` where there is none. ``names`` are the
+    ``backend``: the tokenizers library's own JSON. ``chat_template`` is ``None`` where there is none. ``names`` are the
     special tokens that a template may name (``bos_token``). ``split_special_tokens``: their texts are texts like any.
     """
 
-    library: str = field(repr=False)
+    backend: str = field(repr=False)
     chat_template: str | None
     names: dict[str, Any]
     eos_token_id: int | None
@@ -84,7 +84,7 @@ class LightTokenizer:
 
     def __init__(self, parts: TokenizerParts) -> None:
         self.parts = parts
-        self.backend_tokenizer = LibraryTokenizer.from_str(parts.library)
+        self.backend_tokenizer = LibraryTokenizer.from_str(parts.backend)
         self.backend_tokenizer.no_truncation()
         self.backend_tokenizer.no_padding()
         self.backend_tokenizer.encode_special_tokens = parts.split_special_tokens

@@ -22,6 +22,7 @@ from scheduler.counters import RunCounters
 from simulator.costs import CostModel
 from simulator.recorded import RecordedCosts
 from tuning.errors import TuningError
+from tuning.folder import write_texts
 from tuning.objectives import Objective, statistic
 from tuning.setting import Setting, Value
 from tuning.space import Knob, Space
@@ -193,9 +194,4 @@ def write(folder: Path, command: str, result: dict[str, Any]) -> None:
         RESULT_FILE: json.dumps(result, indent=2) + "\n",
         REPORT_FILE: render(result, command),
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise TuningError(f"cannot write to {folder}: {error.strerror or error}") from error
+    write_texts(folder, texts)

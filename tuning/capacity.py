@@ -19,6 +19,7 @@ from reports.slo import Slo
 from simulator.costs import CostModel
 from tuning.attainable import check_attainable
 from tuning.errors import TuningError
+from tuning.folder import write_texts
 from tuning.objectives import SECONDS_OF_AN_HOUR, Objective
 from tuning.setting import Setting
 from tuning.space import Knob, Space
@@ -339,9 +340,4 @@ def write(folder: Path, command: str, result: dict[str, Any]) -> None:
         RESULT_FILE: json.dumps(result, indent=2) + "\n",
         MARKDOWN_FILE: markdown(result, command),
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise TuningError(f"cannot write to {folder}: {error.strerror or error}") from error
+    write_texts(folder, texts)

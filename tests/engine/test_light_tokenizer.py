@@ -147,8 +147,8 @@ def test_the_embedded_models_files_are_what_transformers_reads_in_them() -> None
     theirs = parts_of(AutoTokenizer.from_pretrained(folder, local_files_only=True))
     ours = parts_in(folder)
     assert theirs is not None
-    assert json.loads(LightTokenizer(ours).backend_tokenizer.to_str()) == json.loads(theirs.library)
-    assert replace(ours, library="") == replace(theirs, library="")
+    assert json.loads(LightTokenizer(ours).backend_tokenizer.to_str()) == json.loads(theirs.backend)
+    assert replace(ours, backend="") == replace(theirs, backend="")
 
 
 PROBE = """
