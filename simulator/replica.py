@@ -225,9 +225,8 @@ class Replica:
             return self._arrival
         return self._arrival | self._env.timeout(wakeup - self.now_ns)
 
-    def _times(self, plan: StepPlan) -> tuple[PerStep, PerStep]:
-        """What the plan's steps take on the device and on the host, from now on."""
-        columns = plan.columns()
+    def _times(self, columns: StepColumns) -> tuple[PerStep, PerStep]:
+        """What a plan's steps take on the device and on the host, from now on."""
         device, host = self._costs.device_ns(columns), self._costs.host_ns(columns)
         if self._jitter is not None:
             device, host = self._jitter.times(columns, self._steps, device, host)
@@ -246,7 +245,7 @@ class Replica:
             self._host = line[-1]
             self._ends = ends_on_line(line, plan, start_ns)
         else:
-            device, self._host = self._times(plan)
+            device, self._host = self._times(plan.columns())
             self._ends = _ends(plan, start_ns, device + self._host)
             if plan.until_ns <= int(self._ends[-1]):
                 self._ends = self._ends[: self._first_end_at(plan.until_ns)]
@@ -287,9 +286,10 @@ class Replica:
         overlapped = False
         while plan is not None:
             start_ns = self.now_ns
-            device, host = self._times(plan)
+            columns = plan.columns()
+            device, host = self._times(columns)
             # if nothing ran while it was planned, the first step's shorter part is not hidden
-            both = self._together(plan.columns(), device, host)
+            both = self._together(columns, device, host)
             alone_ns = 0 if overlapped else _first(device) + _first(host) - _first(both)
             self._ends, self._stretch = _ends(plan, start_ns + alone_ns, both), plan
             if not self._endures():

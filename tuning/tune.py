@@ -28,6 +28,7 @@ from tuning.attainable import check_attainable
 from tuning.commands import AUTOSCALE_FILE, BENCH_FILE, SERVE_FILE, Commands, as_yaml, commands_for
 from tuning.confirm import SEEDS, Gain, compared, gain_over, held_out_jobs, sensitivity
 from tuning.errors import TuningError
+from tuning.folder import write_texts
 from tuning.objectives import Objective, parse_objectives
 from tuning.page import render_markdown, render_page
 from tuning.parts import parts_of
@@ -401,11 +402,7 @@ def write(folder: Path, tuning: Tuning, found: Found, result: dict[str, Any]) ->
     }
     if commands.autoscale_yaml is not None:
         texts[AUTOSCALE_FILE] = as_yaml(commands.autoscale_yaml)
-    try:
-        for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise TuningError(f"cannot write to {folder}: {error.strerror or error}") from error
+    write_texts(folder, texts)
     write_reports(folder, result)
 
 
