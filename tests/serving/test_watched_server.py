@@ -83,8 +83,10 @@ class Running:
             await self.server.engine.idle()
 
         streams = asyncio.run_coroutine_threadsafe(submitted(), self.loop).result(60)
-        yield streams
-        asyncio.run_coroutine_threadsafe(cancelled(), self.loop).result(60)
+        try:
+            yield streams
+        finally:
+            asyncio.run_coroutine_threadsafe(cancelled(), self.loop).result(60)
 
     def metrics(self) -> dict[tuple[str, ...], float]:
         """By name and label values, without the model's and the engine's."""
@@ -244,7 +246,7 @@ def test_the_live_page_in_a_browser(running: Running) -> None:
         for width in (360, 768, 1280):
             for dark in (False, True):
                 tab.look(width, 900, dark=dark)
-                assert tab.value("document.documentElement.scrollWidth - innerWidth") <= 0, width
+                tab.wait(f"innerWidth === {width} && document.documentElement.scrollWidth <= {width}")
         ground = tab.value("getComputedStyle(document.body).backgroundColor")
         tab.look(1280, 900)
         assert tab.value("getComputedStyle(document.body).backgroundColor") != ground
