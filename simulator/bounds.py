@@ -60,7 +60,7 @@ class FlooredCosts(Protocol):
     def floors(self, layout: Layout, overlap: bool = False) -> Floors:
         """The floors of prefill, decode and (where it has them) mixed steps.
 
-        Of device and host time together; under ``overlap`` of the larger of the two.
+        Of device and host time together; under ``overlap``, which hides the one under the other, of device time.
         """
 
 

@@ -64,8 +64,12 @@ class TellsOverlap(CostModel, Protocol):
         """The costs of such steps."""
 
     def together_ns(self, columns: StepColumns, device: PerStep, host: PerStep) -> PerStep:
-        """What such a step takes of the device and of the host at once: the larger of the two, where they vary the mean
-        of it. ``device`` and ``host`` are the step's times."""
+        """The larger of the two, where they vary the mean of it: ``host`` is what the host does before the steps of
+        ``columns`` can begin, ``device`` what the device has to do meanwhile, of the step before each."""
+
+    def launching_ns(self, columns: StepColumns) -> PerStep:
+        """What the host goes on launching of a step that the device has begun already; a graph is launched at once, so
+        that its launch is part of ``host_ns``."""
 
 
 @runtime_checkable

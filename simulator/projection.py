@@ -171,7 +171,7 @@ class ProjectedCosts:
         floors: Floors = {}
         for kind, kinds in device.items():
             host = self.recorded.host[layout, kind].floors()[:1]
-            floors[kind] = (*kinds, *host) if overlap else tuple(d.plus(h) for d in kinds for h in host)
+            floors[kind] = tuple(kinds) if overlap else tuple(d.plus(h) for d in kinds for h in host)
         return floors
 
     def notes(self) -> dict[str, Any]:

@@ -5,8 +5,8 @@ their fit says is the time of the swap: so many nanoseconds a token on each layo
 
 A step that was planned while the one before ran is another kind of step. Its device time is less, since it was launched
 before the device was free, and of its host time only what the device's did not hide can be seen. Where both were
-recorded, steps that overlap are costed by the device time of such steps, and by the host time of the others to which
-that of launching them comes: see :meth:`RecordedCosts.overlapped`.
+recorded, steps that overlap are costed by the device time of such steps, and by the host time of the others: to that of
+a graph the time of launching it comes, which ends before the device begins: see :meth:`RecordedCosts.overlapped`.
 """
 
 from __future__ import annotations
@@ -57,6 +57,12 @@ class RecordedCosts:
     """of steps that were planned and launched while another ran, where there were enough"""
     overlapped_host: dict[Key, StepCost] = field(default_factory=dict)
     """what the host does for such a step, its launch too"""
+    overlapped_launch: dict[Key, StepCost] = field(default_factory=dict)
+    """the launch alone"""
+    graph_host: dict[Key, StepCost] = field(default_factory=dict)
+    """of :meth:`overlapped` costs: what the host does before a graph can begin"""
+    launch: dict[Key, StepCost] = field(default_factory=dict)
+    """of :meth:`overlapped` costs: launching kernels one by one, of which the device has begun the first"""
     swap_token_ns: dict[str, float] = field(default_factory=dict)
     graph_rows: tuple[int, ...] = ()
     """of the graphs that the recorded decode steps ran as"""
@@ -78,16 +84,24 @@ class RecordedCosts:
 
     def overlapped(self) -> RecordedCosts:
         """The costs of steps that are planned while another runs: these ones, where no such steps were recorded."""
-        device, host = {**self.device, **self.overlapped_device}, {**self.host, **self.overlapped_host}
-        return replace(self, device=device, host=host, overlapped_device={}, overlapped_host={})
+        return replace(
+            self, device={**self.device, **self.overlapped_device},
+            graph_host={**self.graph_host, **self.overlapped_host}, launch={**self.launch, **self.overlapped_launch},
+            overlapped_device={}, overlapped_host={}, overlapped_launch={},
+        )  # fmt: skip
 
     def together_ns(self, columns: StepColumns, device: PerStep, host: PerStep) -> PerStep:
-        """What steps take whose host time is hidden under the device's, or the other way round.
+        """The larger of the two, see :class:`~simulator.costs.TellsOverlap`.
 
         Host time varies: where its mean is a little less than the device's, it is more in many a step. So this is the
         mean of the larger of the two, over the times that the host was seen to take.
         """
-        return whole_ns(self._cost(self.host, columns).quality.larger(device, host))
+        return whole_ns(self._host_cost(columns).quality.larger(device, host))
+
+    def launching_ns(self, columns: StepColumns) -> PerStep:
+        """What the host goes on launching of a step that has begun; 0 where no overlapped steps were recorded."""
+        cost = None if columns.graph_rows else self.launch.get((columns.layout, columns.kind))
+        return 0 if cost is None else whole_ns(cost.total(columns))
 
     def standing_in(self, layout: Layout) -> RecordedCosts:
         """These costs, with those of another layout for ``layout``: what was recorded on neither is a guess."""
@@ -100,7 +114,8 @@ class RecordedCosts:
         return replace(
             self, device=moved(self.device), host=moved(self.host), most=moved(self.most), least=moved(self.least),
             overlapped_device=moved(self.overlapped_device), overlapped_host=moved(self.overlapped_host),
-            swap_token_ns=swaps,
+            overlapped_launch=moved(self.overlapped_launch), graph_host=moved(self.graph_host),
+            launch=moved(self.launch), swap_token_ns=swaps,
         )  # fmt: skip
 
     @property
@@ -114,12 +129,12 @@ class RecordedCosts:
         return whole_ns(self._cost(self.device, columns).total(columns) + swap_ns)
 
     def host_ns(self, columns: StepColumns) -> PerStep:
-        return whole_ns(self._cost(self.host, columns).total(columns))
+        return whole_ns(self._host_cost(columns).total(columns))
 
     def spreads(self, columns: StepColumns) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """How a step's device time and its host time are spread around what is predicted; see
         :class:`~simulator.step_cost.Quality`."""
-        return self._cost(self.device, columns).quality.spread, self._cost(self.host, columns).quality.spread
+        return self._cost(self.device, columns).quality.spread, self._host_cost(columns).quality.spread
 
     def fits(self) -> dict[str, dict[str, Any]]:
         """Which form each fit has, and how good it is, for the manifest: "device paged decode" and so on."""
@@ -130,6 +145,7 @@ class RecordedCosts:
                 ("host", self.host),
                 ("overlapped device", self.overlapped_device),
                 ("overlapped host", self.overlapped_host),
+                ("overlapped launch", self.overlapped_launch),
             )
             for (layout, kind), cost in fits.items()
         }
@@ -143,8 +159,8 @@ class RecordedCosts:
         floors: Floors = {}
         for kind in sorted(kind for recorded, kind in self.device if recorded == layout):
             device = self.device[layout, kind].floors()
-            host = self.host[layout, kind].floors()[:1] if (layout, kind) in self.host else ()
-            floors[kind] = (*device, *host) if overlap else tuple(d.plus(h) for d in device for h in host) or device
+            host = self.host[layout, kind].floors()[:1] if (layout, kind) in self.host and not overlap else ()
+            floors[kind] = tuple(d.plus(h) for d in device for h in host) or device
         return floors
 
     def require(self, layout: Layout) -> None:
@@ -161,6 +177,10 @@ class RecordedCosts:
         if kind != "mixed" or (layout, kind) in fits:
             return self._fit(fits, layout, kind)
         return MixedCost(self._fit(fits, layout, "prefill"), self._fit(fits, layout, "decode"))
+
+    def _host_cost(self, columns: StepColumns) -> StepCost | MixedCost:
+        at_once = self.graph_host.get((columns.layout, columns.kind)) if columns.graph_rows else None
+        return at_once or self._cost(self.host, columns)
 
     def _fit(self, fits: dict[Key, StepCost], layout: str, kind: str) -> StepCost:
         if (layout, kind) in fits:
@@ -223,6 +243,7 @@ def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: byt
         {key: group.assign(busy_ns=group["host_ns"] + group["launch_ns"]) for key, group in alone.items()
          if key in launching and key in launched}, "busy_ns", (LINEAR,),
     )  # fmt: skip
+    launches = _fits({key: group for key, group in alone.items() if key in at_work}, "launch_ns", (LINEAR,))
     device = {**launched, **launching}
     if not device:
         raise CostError(f"{name}: fewer than {FEWEST_STEPS} steps of any kind were recorded; record a longer run")
@@ -235,6 +256,7 @@ def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: byt
         host=host,
         overlapped_device={key: cost for key, cost in launched.items() if key in launching},
         overlapped_host=at_work,
+        overlapped_launch=launches,
         swap_token_ns=_swaps(steps, device),
         graph_rows=tuple(about.get("graph_rows") or ()),
         graph_tokens=tuple(about.get("graph_tokens") or ()),

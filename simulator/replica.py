@@ -6,14 +6,14 @@ import gc
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import simpy
 from simpy.events import NORMAL, EventPriority
 
-from scheduler.plan import Ends, StepColumns, StepOutcome, StepPlan
+from scheduler.plan import NEVER, Ends, StepColumns, StepOutcome, StepPlan
 from scheduler.request import Request
 from scheduler.scheduler import Scheduler
 from simulator.costs import CostModel, DecodeLine, LinearDecode, PerStep, TellsOverlap
@@ -76,6 +76,15 @@ class Conditions(Protocol):
         """When the factor is next another one, after ``time_ns``."""
 
 
+class Overlapping(NamedTuple):
+    """What steps take that overlap: of the device, of the host before the device can begin, and of the host after that,
+    while it launches the rest of them."""
+
+    device: PerStep
+    host: PerStep
+    launch: PerStep
+
+
 class Replica:
     """One scheduler on one simulated device.
 
@@ -95,10 +104,13 @@ class Replica:
         jitter: Jitter | None = None,
     ) -> None:
         self._env = env
-        #: what a step takes of the device and of the host at once
+        #: what a step of the device and the host's work for the step after it take at once
         self._together: Callable[[StepColumns, PerStep, PerStep], PerStep] = _larger
+        #: what the host goes on launching of a step that the device has begun
+        self._launching: Callable[[StepColumns], PerStep] = _at_once
         if scheduler.config.overlap and isinstance(costs, TellsOverlap):
             costs = costs.overlapped()
+            self._launching = costs.launching_ns
             if jitter is None:
                 self._together = costs.together_ns
             else:
@@ -109,7 +121,10 @@ class Replica:
         self._linear = costs if isinstance(costs, LinearDecode) and jitter is None and conditions is None else None
         #: that have ended
         self._steps = 0
-        self._max_repeat = max_repeat
+        # with overlap, how long the last step of a stretch takes shows when the next is planned: where one will be lost
+        # with the replica, each step is a stretch of its own
+        lost = conditions is not None and conditions.ends_ns < NEVER
+        self._max_repeat = 1 if lost and scheduler.config.overlap else max_repeat
         self._priority = EventPriority(LATE + number)
         self._conditions = conditions
         self._stopped = False
@@ -159,7 +174,7 @@ class Replica:
 
     def waiting_tokens(self) -> int:
         """Known tokens of requests that wait to be admitted."""
-        return self.scheduler.waiting_tokens + sum(m.prompt_tokens for m in self._inbox if isinstance(m, Request))
+        return self.scheduler.waiting_tokens + sum(_known_tokens(m) for m in self._inbox if isinstance(m, Request))
 
     def waiting(self) -> int:
         """Requests that wait to be admitted."""
@@ -225,15 +240,17 @@ class Replica:
             return self._arrival
         return self._arrival | self._env.timeout(wakeup - self.now_ns)
 
-    def _times(self, columns: StepColumns) -> tuple[PerStep, PerStep]:
-        """What a plan's steps take on the device and on the host, from now on."""
+    def _times(self, columns: StepColumns, first: int) -> tuple[PerStep, PerStep]:
+        """What a plan's steps take on the device and on the host as things are now; ``first``: its first of the run."""
         device, host = self._costs.device_ns(columns), self._costs.host_ns(columns)
         if self._jitter is not None:
-            device, host = self._jitter.times(columns, self._steps, device, host)
-        if self._conditions is None:
-            return device, host
-        factor = self._conditions.factor_at(self.now_ns)
-        return (device, host) if factor == 1 else (_scaled(device, factor), _scaled(host, factor))
+            device, host = self._jitter.times(columns, first, device, host)
+        return self._as_now(device), self._as_now(host)
+
+    def _as_now(self, each: PerStep) -> PerStep:
+        """Usual times as they are under the conditions at this time."""
+        factor = 1.0 if self._conditions is None else self._conditions.factor_at(self.now_ns)
+        return each if factor == 1 else _scaled(each, factor)
 
     def _begin(self, plan: StepPlan) -> StepEnd | None:
         """Run a plan from now on, the host's work and the device's after each other; ``None`` if it never ends."""
@@ -245,7 +262,7 @@ class Replica:
             self._host = line[-1]
             self._ends = ends_on_line(line, plan, start_ns)
         else:
-            device, self._host = self._times(plan.columns())
+            device, self._host = self._times(plan.columns(), self._steps)
             self._ends = _ends(plan, start_ns, device + self._host)
             if plan.until_ns <= int(self._ends[-1]):
                 self._ends = self._ends[: self._first_end_at(plan.until_ns)]
@@ -278,20 +295,17 @@ class Replica:
                 self._stretch = None
         return len(self._ends) > 0
 
-    def _pipeline(self, plan: StepPlan | None) -> Steps:
-        """Each plan is made as the one before begins its last step: the host's work is hidden under the device's.
+    def _pipeline(self, plan: StepPlan) -> Steps:
+        """Each plan is made as the one before begins its last step.
 
-        Returns whether all plans were run.
+        What a step of the device hides is the host's work for the step *after* it. Returns whether all plans were run.
         """
-        overlapped = False
-        while plan is not None:
+        times = self._overlapping(plan, self._steps)
+        # nothing runs while the first step is planned and launched
+        begin_ns, late_ns = self.now_ns + _at(times.host, 0), _at(times.launch, 0)
+        while True:
             start_ns = self.now_ns
-            columns = plan.columns()
-            device, host = self._times(columns)
-            # if nothing ran while it was planned, the first step's shorter part is not hidden
-            both = self._together(columns, device, host)
-            alone_ns = 0 if overlapped else _first(device) + _first(host) - _first(both)
-            self._ends, self._stretch = _ends(plan, start_ns + alone_ns, both), plan
+            late = self._begin_overlapped(plan, times, begin_ns, late_ns)
             if not self._endures():
                 return False
             if len(self._ends) > 1:
@@ -300,14 +314,69 @@ class Replica:
                 # the next plan is made as the last step begins
                 self._end = StepEnd(self._env, int(self._ends[-2]) - start_ns, self._priority)
                 yield self._end
+                # fewer steps, if something came in between
+                begin_ns = self.now_ns
             self._stretch = self._end = None
-            self.scheduler.shorten(plan, len(self._ends))
+            steps = len(self._ends)
+            self.scheduler.shorten(plan, steps)
             following = self._next_plan()
-            yield StepEnd(self._env, int(self._ends[-1]) - self.now_ns, self._priority)
-            self._steps += len(self._ends)
-            self.scheduler.complete(plan, self._outcome(device, host), self.now_ns)
-            plan, overlapped = following, True
-        return True
+            took_ns, late_ns, after = _at(times.device, steps - 1), late[steps - 1], None
+            if following is None:
+                took_ns = max(took_ns, late_ns)
+            else:
+                after = self._overlapping(following, self._steps + steps)
+                took_ns, late_ns = self._hiding(following.columns(), took_ns, late_ns, after, 0)
+            end_ns = begin_ns + took_ns
+            if self._conditions is not None:
+                # what the device has done before the replica is lost is told, if the host has to leave the next step
+                end_ns = min(end_ns, self._conditions.ends_ns - 1)
+            self._ends[-1] = end_ns
+            yield StepEnd(self._env, end_ns - self.now_ns, self._priority)
+            self._steps += steps
+            self.scheduler.complete(plan, self._outcome(times), self.now_ns)
+            if following is None or after is None:
+                return True
+            plan, begin_ns = following, self.now_ns
+            times = after if self._conditions is None else self._overlapping(plan, self._steps)
+
+    def _overlapping(self, plan: StepPlan, first: int) -> Overlapping:
+        """What a plan's steps take as things are now; ``first``: its first of the run."""
+        columns = plan.columns()
+        device, host = self._times(columns, first)
+        return Overlapping(device, host, self._as_now(self._launching(columns)))
+
+    def _hiding(
+        self, after: StepColumns, device_ns: int, late_ns: int, times: Overlapping, step: int
+    ) -> tuple[int, int]:
+        """What a step takes beside the host's work for ``step`` of ``after``, and how late the host is with that one.
+
+        The host is ``late_ns`` when it begins to work: it is still launching the step that runs.
+        """
+        took_ns = late_ns + int(self._together(after, device_ns - late_ns, _at(times.host, step)))
+        return took_ns, max(0, late_ns + _at(times.host, step) + _at(times.launch, step) - took_ns)
+
+    def _begin_overlapped(self, plan: StepPlan, times: Overlapping, begin_ns: int, late_ns: int) -> list[int]:
+        """Set when the plan's steps end; returns how late the host is with each, which is ``late_ns`` with the first.
+
+        What the host does for the plan after it is not known yet: the last ends when device and host are done with it.
+        """
+        columns, repeat = plan.columns(), plan.repeat
+        late = [late_ns] + [0] * (repeat - 1)
+        if isinstance(times.launch, int) and times.launch == 0:
+            both = self._together(columns, times.device, _shifted(times.host))
+            self._ends = _ends(plan, begin_ns, both)
+            last_ns = int(self._ends[-2]) if repeat > 1 else begin_ns
+        else:
+            self._ends, last_ns = [], begin_ns
+            for step in range(1, repeat):
+                device_ns = _at(times.device, step - 1)
+                took_ns, late[step] = self._hiding(columns, device_ns, late[step - 1], times, step)
+                last_ns += took_ns
+                self._ends.append(last_ns)
+            self._ends.append(last_ns)
+        self._ends[-1] = last_ns + max(_at(times.device, repeat - 1), late[-1])
+        self._stretch = plan
+        return late
 
     def _decided_on(self, plan: StepPlan, start_ns: int) -> int:
         """How many steps of a stretch are sure as it begins: it was planned as the step before it began."""
@@ -316,9 +385,13 @@ class Replica:
             return 1
         return self._first_end_at(plan.until_ns) + 1
 
-    def _outcome(self, device: PerStep, host: PerStep) -> StepOutcome:
+    def _outcome(self, times: Overlapping) -> StepOutcome:
         steps = len(self._ends)
-        return StepOutcome(self._ends, _total(device, steps), _total(host, steps))
+        return StepOutcome(self._ends, _total(times.device, steps), _total(times.host, steps))
+
+
+def _known_tokens(request: Request) -> int:
+    return request.prompt_tokens + (0 if request.head_start is None else request.head_start.output_tokens)
 
 
 def ends_on_line(line: DecodeLine, plan: StepPlan, start_ns: int) -> list[int]:
@@ -360,8 +433,20 @@ def _larger(_columns: StepColumns, device: PerStep, host: PerStep) -> PerStep:
     return larger
 
 
-def _first(each: PerStep) -> int:
-    return each if isinstance(each, int) else int(each[0])
+def _at_once(_columns: StepColumns) -> PerStep:
+    return 0
+
+
+def _at(each: PerStep, step: int) -> int:
+    return each if isinstance(each, int) else int(each[step])
+
+
+def _shifted(each: PerStep) -> PerStep:
+    """Of each step what the one after it takes, and of the last its own."""
+    if isinstance(each, int):
+        return each
+    shifted: npt.NDArray[np.int64] = np.append(each[1:], each[-1:])
+    return shifted
 
 
 def _total(each: PerStep, steps: int) -> int:

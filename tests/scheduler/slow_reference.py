@@ -20,7 +20,7 @@ from scheduler.config import SchedulerConfig
 from scheduler.counters import RunCounters
 from scheduler.plan import StepColumns, StepFeatures
 from scheduler.request import Request
-from simulator.costs import CostModel
+from simulator.costs import CostModel, TellsOverlap
 from simulator.jitter import Jitter
 
 
@@ -83,6 +83,8 @@ class Reference:
         self.prefilling: Job | None = None
         self.flight: Step | None = None
         self.ahead: Step | None = None
+        #: how long the host is still launching the step that has begun
+        self.late = 0
         self.batch: list[Job] = []
         self.batch_rows = 0
         self.batch_step = 0
@@ -122,13 +124,38 @@ class Reference:
                 continue
             self.flight = step
             self.ahead = self.next_step(now) if self.config.overlap else None
-            columns = self.columns(step.features)
-            device, host = int(self.costs.device_ns(columns)), int(self.costs.host_ns(columns))
-            if self.jitter is not None:
-                device, host = map(int, self.jitter.times(columns, len(self.steps), device, host))
-            now += max(device, host) if step.ahead else device + host
+            now = self.end(step, now)
             self.complete(step, now)
             self.flight, step, self.ahead = None, self.ahead, None
+
+    def times(self, step: Step, index: int) -> tuple[int, int, int]:
+        """What a step takes of the device, of the host before it can begin, and of the host after that."""
+        columns = self.columns(step.features)
+        device, host = int(self.costs.device_ns(columns)), int(self.costs.host_ns(columns))
+        if self.jitter is not None:
+            device, host = map(int, self.jitter.times(columns, index, device, host))
+        launching = isinstance(self.costs, TellsOverlap) and self.config.overlap
+        return device, host, int(self.costs.launching_ns(columns)) if launching else 0
+
+    def end(self, step: Step, now: int) -> int:
+        """When a step ends that is planned, or with overlap begun, now."""
+        device, host, launch = self.times(step, len(self.steps))
+        if not self.config.overlap:
+            return now + device + host
+        if not step.ahead:
+            now, self.late = now + host, launch
+        if self.ahead is None:
+            return now + max(device, self.late)
+        # the host finishes with this step before it turns to the one after
+        _, host, launch = self.times(self.ahead, len(self.steps) + 1)
+        left = device - self.late
+        if isinstance(self.costs, TellsOverlap) and self.jitter is None:
+            both = int(self.costs.together_ns(self.columns(self.ahead.features), left, host))
+        else:
+            both = max(left, host)
+        took = self.late + both
+        self.late = max(0, self.late + host + launch - took)
+        return now + took
 
     def deliver(self, now: int) -> None:
         while self.requests and self.requests[0].arrival_ns <= now:

@@ -272,7 +272,8 @@ def test_host_time_that_overlap_hid_is_not_taken_for_all_of_it(tmp_path: Path, r
 
 
 def test_steps_that_overlap_are_costed_by_such_steps(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
-    """Launched while another runs, a step takes less of the device, and of the host what launching it takes too."""
+    """Launched while another runs, a step takes less of the device. A graph begins when the host has launched it, any
+    other step while the host is launching it."""
     alone = [row | {"overlap": 0, "launch_ns": 300_000} for row in rows]
     hidden = [
         row | {"launch_ns": 0} | {"overlap": 1, "host_ns": 0, "device_ns": row["device_ns"] - 200_000} for row in alone
@@ -283,7 +284,12 @@ def test_steps_that_overlap_are_costed_by_such_steps(tmp_path: Path, rows: list[
         assert costs.device_ns(columns) == pytest.approx(row["device_ns"], rel=1e-6)
         assert costs.host_ns(columns) == pytest.approx(HOST_NS, rel=1e-6)
         assert costs.overlapped().device_ns(columns) == pytest.approx(row["device_ns"] - 200_000, rel=1e-6)
-        assert costs.overlapped().host_ns(columns) == pytest.approx(HOST_NS + 300_000, rel=1e-6)
+        graph, kernels = columns._replace(graph_rows=64), columns._replace(graph_rows=0)
+        assert costs.overlapped().host_ns(graph) == pytest.approx(HOST_NS + 300_000, rel=1e-6)
+        assert costs.overlapped().launching_ns(graph) == 0
+        assert costs.overlapped().host_ns(kernels) == pytest.approx(HOST_NS, rel=1e-6)
+        assert costs.overlapped().launching_ns(kernels) == pytest.approx(300_000, rel=1e-6)
+        assert costs.launching_ns(kernels) == 0
     assert costs.overlapped().overlapped() == costs.overlapped()
     floors = costs.floors("paged", overlap=True)["decode"]
     assert max(floor.step_ns for floor in floors) == pytest.approx(9_030_000 - 200_000, rel=0.01)

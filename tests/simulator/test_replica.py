@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import simpy
 
 from scheduler.config import SchedulerConfig
 from scheduler.plan import StepOutcome, StepPlan
 from scheduler.policies import POLICIES
-from scheduler.request import Request
+from scheduler.request import HeadStart, Request
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
 from simulator.costs import IntegerCosts
-from simulator.replica import ANY, simulate
+from simulator.replica import ANY, Replica, simulate
 from simulator.roofline import roofline
 from workloads.traces import read_trace
 
@@ -145,6 +146,20 @@ def test_a_short_batch_starts_when_its_oldest_has_waited(max_repeat: int) -> Non
     log, _ = run(requests, policy="static", min_batch=3, max_wait_s=5e-6, max_repeat=max_repeat)
     assert log.plans == [(5000, "prefill", 2, 1), (6000, "decode", 2, 1), (95_000, "prefill", 1, 1),
                          (96_000, "decode", 1, 1)]  # fmt: skip
+
+
+def test_tokens_that_wait_are_known_ones_wherever_they_wait() -> None:
+    """In the queue, or to be handed over after a stretch in which arrivals do not matter."""
+    env = simpy.Environment(initial_time=0)
+    replica = Replica(env, Scheduler(SchedulerConfig(max_running=1)), THOUSAND)
+    replica.submit(request("a", 0))
+    env.run(until=1500)
+    replica.submit(replace(request("b", 1500), head_start=HeadStart(3, first_token_ns=7, last_token_ns=9)))
+    assert replica.waiting_tokens() == 4 + 3
+    replica.scheduler.submit(
+        replace(request("c", 1500), head_start=HeadStart(2, first_token_ns=7, last_token_ns=9)), 1500
+    )
+    assert replica.waiting_tokens() == 4 + 3 + 4 + 2
 
 
 def test_device_and_host_time_add_up() -> None:
