@@ -105,7 +105,7 @@ class Ceiling:
     def parse(cls, text: str) -> Ceiling:
         """Of :data:`CEILING_FORM`. Raises :class:`GateError`."""
         case, equals, limit = (part.strip() for part in text.rpartition("="))
-        if not (case and equals and limit):
+        if not (case and equals) or not (limit.endswith("%") or "/" in limit):
             raise GateError(f"ceiling {text!r} is not {CEILING_FORM}")
         name, slash, kind = case.rpartition("/")
         if slash and kind in KINDS:
