@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,11 +20,12 @@ from core.claims.runs import ROUNDS
 from core.cluster import ClusterSetup, cluster_setup
 from core.costs import check_cost_flags, read_costs, settle_block_tokens
 from core.folders import experiment_folders, open_folder, replay_folder, write_experiment
+from core.gate import OWN_BASELINE, own_cases
 from core.matrix import MATRIX_FILE, MATRIX_REPORT, CellRun, keep_matrix, kept_cells, read_matrix, write_matrix
 from core.reproduce.experiment import Experiment, Options
 from core.reproduce.registry import chosen, run_experiments, write_findings
 from core.runs import Case, Engine, Measured, Session, calibration_workload, recording_session, twin_requests
-from reports import gate, terminal
+from reports import gate, gate_cases, terminal
 from reports.agreement import Agreement, agree
 from reports.claims import Results
 from reports.comparison import compare
@@ -518,14 +520,26 @@ def _export(folder: Path, page: str, runs: list[Run], agreements: list[Agreement
 
 
 def gated(args: argparse.Namespace, command: str) -> int:
-    """``--mode gate``: the padding-waste regression check."""
-    baseline = args.baseline or gate.BASELINE
-    if args.update_baseline:
-        print(f"{len(gate.update(baseline))} cases recorded in {baseline}")
-        return OK
-    result = gate.check(baseline)
-    terminal.print_gate(result, baseline, quiet=args.quiet)
-    return OK if result.passed else FAILED
+    """``--mode gate``: the padding-waste regression check, on committed cases or on a workload of the user's.
+
+    Returns 0 if all is as recorded, 1 if something is not or a ceiling is broken, 2 if that cannot be said.
+    """
+    started_s = time.monotonic()
+    if args.workload is None:
+        baseline, ceilings = args.baseline or gate_cases.BASELINE, gate_cases.ceilings()
+        cases = gate_cases.run_cases()
+    else:
+        baseline, ceilings = args.baseline or OWN_BASELINE, args.ceiling or []
+        cases = own_cases(args, command, _cases(args, default_layout="padded"))
+    result = gate.compare(cases, ceilings, baseline)
+    update = args.update_baseline
+    if update and not result.broken:
+        gate.write_baseline(cases, baseline)
+    took_s = time.monotonic() - started_s
+    terminal.print_gate(result, baseline, took_s=took_s, update=update, quiet=args.quiet)
+    if result.failed:
+        return FAILED if result.broken or not update else OK
+    return OK if result.passed or update else USAGE
 
 
 def reproduce(args: argparse.Namespace, command: str) -> int:
@@ -567,9 +581,7 @@ def _cases(args: argparse.Namespace, default_layout: Layout) -> list[Case]:
     cases = [Case(policy, layout) for layout in args.layout or [default_layout] for policy in args.policy or ["fcfs"]]
     for number, case in enumerate(cases):
         if str(case) in map(str, cases[:number]):
-            raise UsageError(
-                f"--policy {case.policy} would be written to the folder of another run, {case}; rename one"
-            )
+            raise UsageError(f"--policy {case.policy} would have the name of another run, {case}; rename one")
     return cases
 
 

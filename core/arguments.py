@@ -12,6 +12,7 @@ from typing import Any, NoReturn, get_args
 
 import yaml
 
+from reports.gate import Ceiling, GateError
 from scheduler.buckets import BUCKETS, equal_mass_buckets, parse_buckets
 from scheduler.config import SchedulerConfig
 from scheduler.errors import ConfigError, unknown_name
@@ -73,6 +74,7 @@ _CLUSTER = {"replicas", "replica_costs", "router", "autoscale", "faults", "disag
             "kv_latency_ms", "kv_token_bytes"}  # fmt: skip
 _COSTS = {"costs", "jitter", "force"}
 _OUTPUT = {"slo", "out", "name", "config", "dry_run", "quiet"}
+_GATE = {"ceiling"}
 _TUNING = {"tune", "budget", "objective", "space", "confidence", "attainment", "gpu_hour_price", "workers", "ray",
            "validate_top", "validate_requests", "validate_rounds", "rounds"}  # fmt: skip
 
@@ -89,9 +91,13 @@ FLAGS_OF_MODE = {
     | {"policy", "layout", "stop_on_eos", "tp", "matrix", *_CLAIMS},
     "tune": _PLAYED | _SCHEDULED | _ENGINE | _OUTPUT | _CLUSTER | _COSTS | _TUNING | {"policy", "layout", "tp"},
     "report": {"runs", "profile", "costs", "tables", "out", "config", "quiet"},
-    "gate": {"baseline", "update_baseline", "config", "quiet"},
+    "gate": _PLAYED | _SCHEDULED | _GATE | {"policy", "layout", "baseline", "update_baseline", "config", "quiet"},
     "reproduce": {"experiments", "jobs", "seed", "out", "name", "config", "quiet"},
 }
+
+
+#: what the gate of the repository itself leaves open: its cases and ceilings are what they are
+REPOSITORY_GATE_FLAGS = FLAGS_OF_MODE["gate"] - _PLAYED - _SCHEDULED - _GATE - {"policy", "layout"}
 
 
 #: what a recording of costs leaves open: the rest of a real run is its plan's to say
@@ -258,6 +264,13 @@ def _layouts(text: str) -> list[str]:
     return [one_of("layout", LAYOUTS)(name.strip()) for name in text.split(",")]
 
 
+def _ceilings(text: str) -> list[Ceiling]:
+    try:
+        return [Ceiling.parse(part) for part in text.split(",")]
+    except GateError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def build_parser() -> ArgumentParser:
     """The parser of ``bench.py``."""
     positive, natural = number(int, 1), number(int, 0)
@@ -289,7 +302,8 @@ def build_parser() -> ArgumentParser:
     _add_parts(parser)
 
     group = parser.add_argument_group("memory and batch")
-    group.add_argument("--layout", type=_layouts, metavar="NAME[,NAME]", help="padded | paged (default paged)")
+    group.add_argument("--layout", type=_layouts, metavar="NAME[,NAME]",
+                       help="padded | paged (default paged, of the gate padded)")  # fmt: skip
     _add_memory(group)
 
     group = _add_engine(parser)
@@ -353,8 +367,18 @@ def build_parser() -> ArgumentParser:
     group.add_argument("--config", type=Path, metavar="FILE", help="YAML of flags; those on the command line win")
     group.add_argument("--dry-run", action="store_true", help="check everything, print what would be run")
     group.add_argument("--quiet", action="store_true", help="no progress and no table")
-    group.add_argument("--baseline", type=Path, metavar="FILE", help="of the gate (default: the repository's)")
+
+    group = parser.add_argument_group("the padding-waste gate (--mode gate; docs/gate.md)")
+    group.add_argument(
+        "--baseline",
+        type=Path,
+        metavar="FILE.json",
+        help="what is compared with (default: Lockstep's own; with --workload padding_baseline.json)",
+    )
     group.add_argument("--update-baseline", action="store_true", help="make what the gate finds the new baseline")
+    group.add_argument("--ceiling", type=_ceilings, metavar="CASE=LIMIT,...",
+                       help="the most padding of decode steps: sjf-bucket/padded=5%%, or what another case has: "
+                            "sjf-bucket/padded=fcfs/padded; of other kinds: CASE/prefill, CASE/graph")  # fmt: skip
     return parser
 
 
@@ -489,6 +513,16 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
             raise UsageError(
                 f"{flag_of(name)} has no effect with --claims, whose runs decide it; leave it out (it takes: "
                 f"{', '.join(sorted(map(flag_of, CLAIMS_FLAGS - {'claims'})))})"
+            )
+        if (
+            args.mode == "gate"
+            and args.workload is None
+            and name not in ("mode", "list", *REPOSITORY_GATE_FLAGS)
+            and value not in (parser.get_default(name), [])
+        ):
+            raise UsageError(
+                f"{flag_of(name)} has no effect on the gate of Lockstep itself; give --workload as well for one of "
+                "your own, or leave it out"
             )
     if isinstance(args.replicas, tuple) and args.mode != "tune":
         raise UsageError(f"--replicas {args.replicas[0]}:{args.replicas[1]} is a range, for --mode tune; give a number")

@@ -184,25 +184,58 @@ def print_comparison(comparison: Comparison, *, quiet: bool = False, console: Co
         out.print(Text.assemble((f"{name}: ", "bold"), _verdict(run)))
 
 
-def print_gate(result: GateResult, baseline: Path, *, quiet: bool = False, console: Console | None = None) -> None:
-    """What the padding-waste gate found: every difference, and why a comparison could not be made."""
+def print_gate(
+    result: GateResult,
+    baseline: Path,
+    *,
+    took_s: float,
+    update: bool = False,
+    quiet: bool = False,
+    console: Console | None = None,
+) -> None:
+    """What the padding-waste gate found: every difference, why a comparison could not be made, broken ceilings.
+
+    ``update``: what it found is the baseline from now on, unless a ceiling is broken.
+    """
     out = terminal(quiet, console)
     if result.differences:
-        table = plain_table(
-            out, "Counters that are not the baseline's", ["Case", "counter", "baseline", "now", "change"]
-        )
+        title = "What has changed" if update else "Counters that are not the baseline's"
+        table = plain_table(out, title, ["Case", "counter", "before", "now", "change", "%"])
         for row in result.differences:
-            change = "" if row.baseline is None or row.now is None else f"{row.now - row.baseline:+,}"
-            table.add_row(row.case, row.counter, _count(row.baseline), _count(row.now), change)
+            change = row.now - row.baseline
+            share = f"{100 * change / row.baseline:+.2f}" if row.baseline else "–"
+            table.add_row(row.case, row.counter, f"{row.baseline:,}", f"{row.now:,}", f"{change:+,}", share)
         out.print(table)
-    for reason in result.stale:
-        out.print(Text(f"stale: {reason}", style="yellow"))
+    for style, kind, lines in (
+        ("yellow", "policy", result.changed),
+        ("yellow", "until now" if update else "stale", result.stale),
+        ("bold red", "ceiling broken", result.broken),
+    ):
+        for line in lines:
+            out.print(Text(f"{kind}: {line}", style=style), soft_wrap=True)
+    out.print(_gate_verdict(result, baseline, update, took_s), soft_wrap=True)
+
+
+def _gate_verdict(result: GateResult, baseline: Path, update: bool, took_s: float) -> Text:
+    cases, took = _counted(len(result.cases), "case"), f"({took_s:.1f} s)"
+    found = {"counter": len(result.differences), "broken ceiling": len(result.broken), "stale": len(result.stale)}
+    said = ", ".join(_counted(count, what) for what, count in found.items() if count)
+    if update and result.broken:
+        return Text(f"{baseline} is NOT updated: no baseline can allow what breaks a ceiling {took}", style="bold red")
+    if update:
+        changed = _counted(len(result.differences), "counter")
+        return Text(f"{cases} recorded in {baseline}, {changed} changed {took}", style="bold green")
     if result.passed:
-        out.print(Text(f"padding-waste gate passed: {len(result.cases)} cases equal to {baseline}", style="bold green"))
-    else:
-        advice = "if this is meant: python bench.py --mode gate --update-baseline, and commit the file"
-        found = f"{len(result.differences)} counters differ, {len(result.stale)} cases are stale"
-        out.print(Text(f"padding-waste gate FAILED: {found}; {advice}", style="bold red"))
+        kept = f", {_counted(len(result.ceilings), 'ceiling')} kept" if result.ceilings else ""
+        return Text(f"padding-waste gate passed: {cases} equal to {baseline}{kept} {took}", style="bold green")
+    advice = "no baseline allows that" if result.broken else "if it is meant, add --update-baseline and commit the file"
+    if result.failed:
+        return Text(f"padding-waste gate FAILED ({said}); {advice} {took}", style="bold red")
+    return Text(f"padding-waste gate CANNOT COMPARE ({said}); {advice} {took}", style="bold yellow")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 or what == 'stale' else 's'}"
 
 
 def print_reproduction(findings: Sequence[Findings], *, quiet: bool = False, console: Console | None = None) -> None:
@@ -247,10 +280,6 @@ def print_claims(answers: Sequence[Answer], *, quiet: bool = False, console: Con
         out.print(Text.assemble((f"{found.verdict:13}", styles[found.verdict]), f"  {claim.title}: {claim.claimed}"))
         if found.condition():
             out.print(Text(f"{'':15}{found.condition()}", style="dim"))
-
-
-def _count(value: int | None) -> str:
-    return "–" if value is None else f"{value:,}"
 
 
 def plain_table(out: Console, title: str | None, columns: Sequence[str]) -> Table:

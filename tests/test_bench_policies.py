@@ -141,7 +141,7 @@ def test_two_files_of_one_name_would_share_a_folder(
     other = tmp_path / "other" / "mine.yaml"
     other.write_text(DESCRIBED)
     line = mistake(capsys, *SIM, "--workload", trace, "--policy", f"{described},{other}")
-    assert "would be written to the folder of another run, mine.yaml-paged; rename one" in line
+    assert "would have the name of another run, mine.yaml-paged; rename one" in line
 
 
 @pytest.mark.parametrize(
