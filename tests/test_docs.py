@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from documents import DOCS, PAGES, READMES, ROOT, anchors, code_blocks, commands, files, links, name_of
+from documents import DOCS, PAGES, READMES, ROOT, anchors, code_blocks, commands, files, links, name_of, prose
 
 from core.arguments import parse_arguments
 from scheduler.model_shapes import MODEL_SHAPES
@@ -66,6 +66,8 @@ def test_every_command_is_understood(page: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     for program, *argv in given:
         assert (ROOT / program).is_file() or (tmp_path / program).is_file(), f"{name_of(page)}: no {program}"
+        if argv == ["--help"]:
+            continue
         if program == "bench.py":
             assert_names_exist(parse_arguments(without_config(argv)))
         elif program == "api_server.py":
@@ -157,6 +159,11 @@ def test_both_readmes_have_the_same_code() -> None:
     english, chinese = (
         [(language, without_comments(code)) for language, code in code_blocks(text)] for text in (ENGLISH, CHINESE)
     )
+    assert english == chinese
+
+
+def test_both_readmes_name_the_same_commands_and_settings() -> None:
+    english, chinese = (sorted(re.findall("`([^`]+)`", prose(text))) for text in (ENGLISH, CHINESE))
     assert english == chinese
 
 
