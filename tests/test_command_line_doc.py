@@ -43,7 +43,8 @@ def groups(parser: argparse.ArgumentParser) -> Iterator[tuple[str, list[argparse
     yield "", first
     for group in parser._action_groups:
         if group not in (parser._positionals, parser._optionals):
-            yield (group.title or "")[:1].upper() + (group.title or "")[1:], group._group_actions
+            title = re.sub(r" \(.*\)$", "", group.title or "")
+            yield title[:1].upper() + title[1:], group._group_actions
 
 
 def bench_tables() -> str:
