@@ -10,7 +10,7 @@ from pymdownx.slugs import slugify
 #: in a cell of a table GitHub wants a bar in code escaped, and shows it plain; Python-Markdown would show the backslash
 _CODE = re.compile(r"`[^`\n]+`")
 #: a link out of docs/, to a file that the site does not have
-_OUTSIDE = re.compile(r"\[([^\]]*)\]\((?:\.\./)+([^)\s]+)\)")
+_OUTSIDE = re.compile(r"\[([^\]]*)\]\((?:\.\./)+([^)#\s]+)[^)]*\)")
 
 
 def on_config(config: Any) -> Any:
