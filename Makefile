@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := api_server.py bench.py core deploy engine reports scheduler serving simulator tuning workloads
 
-.PHONY: bench test test-ray test-clients lint gate soak clean
+.PHONY: bench test test-ray test-clients lint gate soak docs clean
 
 bench: .venv/installed
 	$(BIN)/python bench.py $(ARGS)
@@ -32,6 +32,11 @@ gate: .venv/installed
 soak: .venv/installed
 	LOCKSTEP_SOAK=25 $(BIN)/python -m pytest tests/scheduler tests/serving/test_malformed_requests.py
 
+# the documentation as a site, in site/; links that lead nowhere fail it
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	@echo site/index.html
+
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -r requirements.txt
@@ -43,5 +48,10 @@ soak: .venv/installed
 	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check aiperf==0.13.0
 	touch $@
 
+.venv-docs/installed:
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check mkdocs-material==9.8.2
+	touch $@
+
 clean:
-	rm -rf .venv .venv-clients build dist *.egg-info
+	rm -rf .venv .venv-clients .venv-docs build dist site *.egg-info
