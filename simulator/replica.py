@@ -488,17 +488,19 @@ def simulate(
     max_repeat: int = ANY,
     aborted: Iterable[tuple[int, str]] = (),
     jitter: Jitter | None = None,
+    until_ns: int | None = None,
 ) -> Scheduler:
     """Run ``requests`` (in order of arrival) on one replica until all have ended. Returns the scheduler.
 
-    ``jitter`` lets step times vary; without, each step takes what ``costs`` say.
+    ``jitter`` lets step times vary; without, each step takes what ``costs`` say. With ``until_ns`` the run is left
+    there, whatever has not ended.
     """
     env = simpy.Environment(initial_time=0)
     replica = Replica(env, scheduler, costs, max_repeat, jitter=jitter)
     env.process(arrivals(env, replica, requests))
     env.process(aborts(env, replica, aborted))
     with rare_collections():
-        env.run()
-    if not scheduler.idle:
+        env.run(until_ns)
+    if until_ns is None and not scheduler.idle:
         raise RuntimeError(f"the simulation stopped with {scheduler.waiting} waiting, {scheduler.resident} resident")
     return scheduler

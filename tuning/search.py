@@ -29,7 +29,7 @@ from tuning.setting import Setting, Value
 from tuning.space import Space
 from tuning.store import Store
 from tuning.workers import Workers
-from tuning.world import Evaluation, Job
+from tuning.world import Evaluation, Job, Part
 
 #: settings that are halved together: three thirds of three thirds of three
 BATCH = 27
@@ -38,6 +38,8 @@ LAG = 2
 #: settings that are simulated in full at the end, for what they promised: so many at a time, this share of all at most,
 #: if they are no more than that behind the best
 PLAYOFF, PLAYOFF_SHARE, PROMISING = 4, 0.06, 0.03
+#: a candidate that takes this many times as long as the slowest baseline for a part is left there
+OVERDUE = 2
 #: times that another setting is asked for in the place of one that there was already
 TRIES = 40
 #: a space of fewer settings can be used up
@@ -59,6 +61,11 @@ class Candidate:
     def failed(self) -> str:
         return self.results[-1].failed if self.results else ""
 
+    @property
+    def hopeless(self) -> bool:
+        """Whether it cannot be simulated, or does not keep up with the baselines."""
+        return bool(self.failed) or bool(self.results and self.results[-1].overdue)
+
 
 @dataclass
 class Found:
@@ -74,7 +81,7 @@ class Found:
 
     def whole(self, rungs: int) -> list[Candidate]:
         """Those that were simulated in full."""
-        return [one for one in self.candidates if len(one.results) == rungs and not one.failed]
+        return [one for one in self.candidates if len(one.results) == rungs and not one.hopeless]
 
 
 Progress = Callable[["Search"], None]
@@ -113,6 +120,7 @@ class Search:
         self._sampler = Sampler(space, self.objectives, seed)
         self._trials: dict[int, Any] = {}
         self._kept: dict[Future[Evaluation], Job] = {}
+        self._limits: dict[Part, int] = {}
 
     # -- how far it is
 
@@ -144,12 +152,13 @@ class Search:
 
     def run(self) -> Found:
         """Search until the budget is used, then play off those that promised most."""
+        baselines = self._start()
         running: dict[int, _Running] = {}
         started, ended = 0, set[int]()
         noted = self._store.number("batches")
         while True:
             while len(running) < LAG and (started < LAG or started - LAG in ended) and self._goes_on(started, noted):
-                candidates = self._ask(started)
+                candidates = [*baselines, *self._ask(started)] if started == 0 else self._ask(started)
                 if not candidates:
                     self._exhausted = True
                     break
@@ -224,6 +233,24 @@ class Search:
 
     # -- halving
 
+    def _start(self) -> list[Candidate]:
+        """Simulate the baselines in full: what takes so much longer than they do is not waited for."""
+        baselines = [self._candidate(setting, {}, kept=True) for setting in self._baselines]
+        self._seen |= {one.setting.key for one in baselines}
+        jobs = [Job(one.setting, part, self._seed) for one in baselines for part in self.parts.rungs]
+        results = iter(self.simulate(jobs))
+        for one in baselines:
+            one.results += [next(results) for _ in self.parts.rungs]
+        for level, part in enumerate(self.parts.rungs):
+            took = [one.results[level].figures.get("ended_ns", 0) for one in baselines]
+            if all(took):
+                self._limits[part] = OVERDUE * max(took)
+        return baselines
+
+    def job(self, setting: Setting, part: Part) -> Job:
+        """A setting on a part, for as long as the baselines give it."""
+        return Job(setting, part, self._seed, limit_ns=self._limits.get(part))
+
     def _known(self, number: int) -> list[Candidate]:
         """The best so far, as batch ``number`` may know it."""
         best = self._best_of(self._batches[: max(0, number - LAG + 1)])
@@ -232,7 +259,7 @@ class Search:
     def _best_of(self, batches: Sequence[Sequence[Candidate]]) -> Candidate | None:
         """The best of those in ``batches`` simulated in full (of several objectives: the first on the front)."""
         whole = [one for batch in batches for one in batch if len(one.results) == len(self.parts.rungs)]
-        whole = [one for one in whole if not one.failed]
+        whole = [one for one in whole if not one.hopeless]
         if not whole:
             return None
         return whole[best_first([upwards(one.results[-1], self.objectives) for one in whole])[0]]
@@ -240,15 +267,16 @@ class Search:
     def _halved(self, candidates: list[Candidate], known: list[Candidate]) -> Batch:
         alive = candidates
         for level, part in enumerate(self.parts.rungs):
-            results = yield [Job(one.setting, part, self._seed) for one in alive]
-            for one, result in zip(alive, results, strict=True):
+            running = [one for one in alive if not one.kept]
+            results = yield [self.job(one.setting, part) for one in running]
+            for one, result in zip(running, results, strict=True):
                 one.results.append(result)
             if level < len(self.parts.rungs) - 1:
                 alive = self._promoted(alive, level, known)
 
     def _promoted(self, alive: list[Candidate], level: int, known: list[Candidate]) -> list[Candidate]:
         """Who goes on to a longer part."""
-        better = [one for one in alive if not one.failed]
+        better = [one for one in alive if not one.hopeless]
         points = [upwards(one.results[level], self.objectives) for one in better]
         ranked = [better[i] for i in best_first(points)]
         places = math.ceil(sum(not one.kept for one in alive) / GROWTH)
@@ -286,7 +314,7 @@ class Search:
             chosen = self._promising()[: min(PLAYOFF, most - start)]
             if not chosen:
                 return
-            results = self.simulate([Job(one.setting, self.parts.searched, self._seed) for one in chosen])
+            results = self.simulate([self.job(one.setting, self.parts.searched) for one in chosen])
             for one, result in zip(chosen, results, strict=True):
                 # what it skipped tells nothing more
                 one.results += [result] * (len(self.parts.rungs) - len(one.results))
@@ -301,7 +329,8 @@ class Search:
         tried = Counter(one.setting.policy for one in self.candidates if len(one.results) == len(self.parts.rungs))
         found = []
         for one in self.candidates:
-            point = None if len(one.results) == len(self.parts.rungs) else self._upwards(one, best)
+            done = one.hopeless or len(one.results) == len(self.parts.rungs)
+            point = None if done else self._upwards(one, best)
             if point is not None and all(v >= least for v, least in zip(point, goal, strict=True)):
                 found.append((point, one))
         ranked = [found[i][1] for i in best_first([point for point, _ in found])]
@@ -316,14 +345,11 @@ class Search:
     # -- asking
 
     def _ask(self, number: int) -> list[Candidate]:
-        """The settings of a batch: the baselines and each policy's defaults first, then what the sampler finds with all
-        that batch ``number`` may know. One that there was already is drawn again, near the best."""
+        """The settings of a batch: each policy's defaults first, then what the sampler finds with all that batch
+        ``number`` may know. One that there was already is drawn again, near the best."""
         self._tell(number)
         batch: list[Candidate] = []
         if number == 0:
-            for setting in self._baselines:
-                batch.append(self._candidate(setting, {}, kept=True))
-                self._seen.add(setting.key)
             for values in self.space.starts():
                 self._add(batch, values)
         while sum(not one.kept for one in batch) < BATCH and self._wanted():

@@ -12,7 +12,7 @@ from tuning.world import Evaluation
 
 STORE_FILE = "evaluations.sqlite"
 #: of what is kept; another one is refused
-VERSION = "2"
+VERSION = "3"
 
 
 class Store:

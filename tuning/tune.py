@@ -439,6 +439,7 @@ def _trials(tuning: Tuning, found: Found) -> str:
                 "lengths": len(one.results),
                 "requests": part.stop - part.start if part else 0,
                 **values,
+                "overdue": last.overdue if last else 0,
                 "failed": one.failed,
             }
         )

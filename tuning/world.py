@@ -56,25 +56,29 @@ class Part(NamedTuple):
 
 
 class Job(NamedTuple):
-    """What is to be simulated. ``varied``: step times vary, by ``seed``."""
+    """What is to be simulated. ``varied``: step times vary, by ``seed``. ``limit_ns``: a run of one replica is left
+    then, whatever has not ended."""
 
     setting: Setting
     part: Part
     seed: int
     varied: bool = False
+    limit_ns: int | None = None
 
     @property
     def key(self) -> str:
         """The same text for the same job."""
         start, stop, whole, pieces = self.part
         part = f"{start}:{stop}{'!' if whole else ''}{f'/{pieces}' if pieces else ''}"
-        return f"{self.setting.key} {part} {self.seed}{'~' if self.varied else ''}"
+        limit = "" if self.limit_ns is None else f" <{self.limit_ns}"
+        return f"{self.setting.key} {part} {self.seed}{'~' if self.varied else ''}{limit}"
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """How a setting did: the value of each objective, its parts (see :meth:`~tuning.objectives.Objective.blocks`), and
-    figures for people. ``simulated`` requests were played for it; ``failed`` says why there is nothing."""
+    figures for people. ``simulated`` requests were played for it; ``failed`` says why there is nothing, ``overdue`` how
+    many requests had not ended at the job's limit: those are judged as if all of it had come then."""
 
     values: tuple[float, ...]
     blocks: tuple[tuple[float, ...], ...]
@@ -84,6 +88,7 @@ class Evaluation:
     failed: str = ""
     pieces: tuple[tuple[float, ...], ...] = ()
     """of a part that is judged in pieces, the values of each"""
+    overdue: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -103,6 +108,8 @@ class Played:
     digest: str
     counters: RunCounters
     replicas: float
+    overdue: int = 0
+    """requests that had not ended at the limit; their rows say that they ended then"""
 
 
 class Rows:
@@ -119,6 +126,19 @@ class Rows:
 
     def ended(self, ended: SchedulerSequence | Journey) -> None:
         self.rows.append(request_row(ended))
+
+    def add_overdue(self, requests: Sequence[Request], limit_ns: int) -> int:
+        """Rows of those of ``requests`` that have none, as if all of it had come at ``limit_ns``. Returns how many."""
+        there = {row[0] for row in self.rows}
+        late = [(number, one) for number, one in enumerate(requests) if one.id not in there]
+        for number, one in late:
+            row = dict.fromkeys(REQUEST_COLUMNS, 0) | {
+                "id": one.id, "number": number, "arrival_ns": one.arrival_ns, "first_scheduled_ns": limit_ns,
+                "first_token_ns": limit_ns, "finish_ns": limit_ns, "prompt_tokens": one.prompt_tokens,
+                "max_tokens": one.max_tokens, "output_tokens": one.planned_output_tokens, "outcome": "finished",
+            }  # fmt: skip
+            self.rows.append(tuple(row[name] for name in REQUEST_COLUMNS))
+        return len(late)
 
     def frame(self) -> pd.DataFrame:
         """In order of arrival; times that never were are -1."""
@@ -167,11 +187,12 @@ class World:
         session.check(config, requests)
         costs, jitter = session.step_times(case, costs)
         rows = Rows()
-        scheduler = simulate(requests, Scheduler(config, rows), costs, jitter=jitter)
+        scheduler = simulate(requests, Scheduler(config, rows), costs, jitter=jitter, until_ns=job.limit_ns)
+        overdue = 0 if job.limit_ns is None else rows.add_overdue(requests, job.limit_ns)
         frame = rows.frame()
         gpus = costs.tp if isinstance(costs, RecordedCosts) else 1
         gpu_s = (makespan_s(frame) or 0.0) * gpus
-        return Played(frame, gpu_s, scheduler.digest.hexdigest(), scheduler.counters, 1)
+        return Played(frame, gpu_s, scheduler.digest.hexdigest(), scheduler.counters, 1, overdue)
 
     def _play_cluster(self, session: Session, case: Case, setup: ClusterSetup, requests: list[Request]) -> Played:
         plan = session.cluster_plan(case, setup, requests)
@@ -212,7 +233,10 @@ class World:
         values: list[float] = []
         blocks: list[tuple[float, ...]] = []
         for objective in self.objectives:
-            if objective.kind == "throughput":
+            if objective.kind == "throughput" and played.overdue:
+                values.append(0.0)
+                blocks.append(())
+            elif objective.kind == "throughput":
                 found = highest_rate(self, job, objective)
                 count += found.simulated
                 values.append(found.output_tokens_per_s)
@@ -223,7 +247,9 @@ class World:
         pieces, more = self._pieces(job, played) if job.part.pieces else ((), 0)
         figures = self.figures(played, requests, gpu_s)
         seconds = time.perf_counter() - started_s
-        return Evaluation(tuple(values), tuple(blocks), figures, count + more, seconds, pieces=pieces)
+        return Evaluation(
+            tuple(values), tuple(blocks), figures, count + more, seconds, pieces=pieces, overdue=played.overdue
+        )
 
     def _pieces(self, job: Job, played: Played) -> tuple[tuple[tuple[float, ...], ...], int]:
         """The values of each piece of a run, and the requests that were simulated besides to find them."""
@@ -254,6 +280,7 @@ class World:
             "goodput_per_s": float(judge.good(requests).sum()) / seconds if judge.slo and seconds else None,
             "output_tokens_per_s": float(done["output_tokens"].sum()) / seconds if seconds else None,
             "makespan_s": seconds,
+            "ended_ns": int(played.requests["finish_ns"].max()),
             "gpu_s": gpu_s,
             "replicas": played.replicas,
             "preemptions": played.counters.preemptions,
@@ -294,7 +321,7 @@ RATE_STEP, LEAST_RATE = 0.02, 1 / 64
 def highest_rate(world: World, job: Job, objective: Objective, step: float = RATE_STEP) -> Rate:
     """By bisection, between a speed of the arrivals at which at least the target of the requests meet the SLO, and one
     at which fewer do. The second half of the requests counts, when the machine is in full swing."""
-    part = job.part._replace(whole=False)
+    part, job = job.part._replace(whole=False), job._replace(limit_ns=None)
     simulated = 0
 
     def tried(speed: float) -> Rate:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -97,6 +98,32 @@ def searched(tuning: Tuning, folder: Path, workers: Any, settings: int = 70, see
 
 def told(found: Found) -> list[tuple[str, int, tuple[float, ...]]]:
     return [(one.setting.key, len(one.results), one.results[-1].values) for one in found.candidates]
+
+
+class Slow(Bowl):
+    """What ``sjf-predicted`` does takes three times as long as anything else, and would be the best of all."""
+
+    def result(self, job: Job) -> Evaluation:
+        found = super().result(job)
+        late = job.setting.values["policy"] == "sjf-predicted"
+        figures = {**found.figures, "ended_ns": 3000 if late else 1000}
+        overdue = 7 if late and job.limit_ns is not None else 0
+        return replace(found, values=(found.values[0] + 50 * late,), figures=figures, overdue=overdue)
+
+
+def test_what_takes_twice_as_long_as_the_baselines_is_left(tuning: Tuning, tmp_path: Path) -> None:
+    workers = Slow()
+    search, found = searched(tuning, tmp_path, workers)
+    rungs = len(tuning.parts.rungs)
+    assert [job.limit_ns for job in workers.jobs[:rungs]] == [None] * rungs, "the baseline takes the time it takes"
+    assert {job.limit_ns for job in workers.jobs[rungs:]} == {2000}
+    slow = [one for one in found.candidates if one.setting.values["policy"] == "sjf-predicted"]
+    assert slow
+    assert all(one.hopeless and len(one.results) == 1 for one in slow)
+    best = search.best()
+    assert best is not None
+    assert best.setting.values["policy"] != "sjf-predicted"
+    assert not set(map(id, slow)) & set(map(id, found.whole(rungs)))
 
 
 def test_it_finds_the_best_and_simulates_few_in_full(tuning: Tuning, tmp_path: Path) -> None:

@@ -82,6 +82,28 @@ def test_a_queue_that_grows_is_not_rewarded_by_a_short_part(given: list[str]) ->
     assert objective.value(late, gpu_s) == 0
 
 
+def test_what_has_not_ended_at_the_limit_is_judged_as_if_it_had_then(given: list[str]) -> None:
+    """A run that is left says what it was worth until then, and how many it left."""
+    tuning = tuning_of(given)
+    job = Job(Setting.of({"policy": "fcfs", "max_running": 1}), Part(0, 120, whole=True), 0)
+    whole = tuning.world.play(job)
+    ends = whole.requests["finish_ns"].to_numpy()
+    limit_ns = int(sorted(ends)[40])
+    left = tuning.world.play(job._replace(limit_ns=limit_ns))
+    what = ["id", "arrival_ns", "output_tokens"]
+    done = ends < limit_ns
+    assert left.overdue == 120 - done.sum()
+    assert left.requests["finish_ns"].to_numpy()[done].tolist() == ends[done].tolist()
+    assert set(left.requests["finish_ns"].to_numpy()[~done]) == {limit_ns}
+    assert left.requests[what].equals(whole.requests[what])
+    result = tuning.world.evaluate(job._replace(limit_ns=limit_ns))
+    assert (result.overdue, result.failed) == (left.overdue, "")
+    # with time enough it is the run that it always was
+    again = tuning.world.play(job._replace(limit_ns=int(ends.max()) + 1))
+    assert (again.overdue, again.digest) == (0, whole.digest)
+    assert again.requests.equals(whole.requests)
+
+
 def test_what_cannot_be_is_a_failed_evaluation(given: list[str]) -> None:
     tuning = tuning_of(given)
     result = tuning.world.evaluate(Job(Setting.of({"policy": "fcfs", "kv_tokens": 64}), Part(0, 50), 0))
