@@ -69,15 +69,25 @@ def compared(
 ) -> list[float]:  # fmt: skip
     """The gain in each piece of what is held out, the mean over the seeds; both have a result for each seed.
 
-    Where the other setting served nobody well, it is :data:`MOST`.
+    A piece's gain is a share of what the other setting came to over all pieces, so that one in which that served hardly
+    anybody does not count more than the rest; their mean is the gain over all. Where the other setting served nobody
+    well anywhere, it is :data:`MOST`.
     """
     by_seed = [
         [-math.inf] * len(other.pieces)
         if one.failed
-        else [min(MOST, objective.gain(a[axis], b[axis])) for a, b in zip(one.pieces, other.pieces, strict=True)]
+        else _gains([piece[axis] for piece in one.pieces], [piece[axis] for piece in other.pieces], objective)
         for one, other in zip(results, others, strict=True)
     ]
     return [float(np.mean(gains)) for gains in zip(*by_seed, strict=True)]
+
+
+def _gains(values: Sequence[float], others: Sequence[float], objective: Objective) -> list[float]:
+    scale = float(np.mean(others))
+    if not scale or not np.isfinite([*values, *others]).all():
+        return [min(MOST, objective.gain(a, b)) for a, b in zip(values, others, strict=True)]
+    sign = 1 if objective.maximise else -1
+    return [min(MOST, sign * (a - b) / scale) for a, b in zip(values, others, strict=True)]
 
 
 @dataclass(frozen=True)

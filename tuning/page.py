@@ -78,8 +78,7 @@ def notes_of(result: Mapping[str, Any]) -> list[str]:
         notes.append(f"Over {title}: {percent(gain['searched'])} searched, {interval(gain['held_out'])} held out.")
     beyond = result["beyond_recorded"]
     if beyond:
-        more = f", and {len(beyond) - 1} more (see recommended/report.html)" if len(beyond) > 1 else ""
-        notes.append(f"Beyond the recording: {beyond[0]}{more}.")
+        notes.append(f"Beyond the recording, so that the figures are a guess there: {'; '.join(beyond)}.")
     idle = [one["knob"].replace("_", "-") for one in result["sensitivity"] if not one["matters"]]
     if idle:
         notes.append(f"Knobs that change the objective by less than 1 % here: {', '.join(idle)}.")

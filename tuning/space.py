@@ -241,12 +241,14 @@ class Space:
 
 
 def build_space(
-    args: argparse.Namespace, given: frozenset[str], *, tenants: bool, deadlines: bool, kv_tokens: int | None
-) -> Space:
+    args: argparse.Namespace, given: frozenset[str], *, tenants: bool, deadlines: bool, kv_tokens: int | None,
+    prompt_tokens: int | None = None,
+) -> Space:  # fmt: skip
     """The space for a command: ``--space``, and for what neither it nor the command says the usual ranges.
 
     ``given`` are the flags that the command names. ``tenants`` and ``deadlines``: whether the workload has any, for
-    policies that go by them. ``kv_tokens``: the memory of the hardware, where less of it may be tried. Raises
+    policies that go by them. ``kv_tokens``: the memory of the hardware, where less of it may be tried.
+    ``prompt_tokens``: the most of a step that costs were recorded with, so that no more are tried. Raises
     :class:`TuningError` for ranges that contradict themselves, each other or the command.
     """
     asked = {} if args.space is None else read_space(args.space)
@@ -256,7 +258,7 @@ def build_space(
                 f"--space {args.space}: {name} is also given as {flag_of(name)}; leave one of the two out"
             )
     fixed = {name: getattr(args, name) for name in PLAIN if name in given}
-    usual = _usual(args, tenants=tenants, deadlines=deadlines, kv_tokens=kv_tokens)
+    usual = _usual(args, tenants=tenants, deadlines=deadlines, kv_tokens=kv_tokens, prompt_tokens=prompt_tokens)
     # what the command fixes goes to the policies that take it, as a knob with one value
     args = argparse.Namespace(**{**vars(args), **{name: PLAIN[name] for name in fixed}})
     knobs: dict[str, Knob] = {}
@@ -312,12 +314,15 @@ _KV_SHARES = (0.5, 0.75, 1.0)
 
 
 def _usual(
-    args: argparse.Namespace, *, tenants: bool, deadlines: bool, kv_tokens: int | None
-) -> dict[str, Knob]:  # fmt: skip
+    args: argparse.Namespace, *, tenants: bool, deadlines: bool, kv_tokens: int | None, prompt_tokens: int | None
+) -> dict[str, Knob]:
     there = {"tenants": tenants, "deadlines": deadlines, "a prefix cache": bool(args.prefix_cache)}
     policies = tuple(name for name in POLICIES if name not in _NEEDING or there.get(_NEEDING[name], False))
     knobs = {"policy": Knob("policy", policies)}
     knobs |= {name: Knob(name, choices) for name, choices in _PARTS.items()}
+    if prompt_tokens is not None:
+        recorded = tuple(value for value in _PARTS["max_prefill_tokens"] if int(value or 0) <= prompt_tokens)
+        knobs["max_prefill_tokens"] = Knob("max_prefill_tokens", recorded or _PARTS["max_prefill_tokens"][:1])
     if kv_tokens is not None:
         knobs["kv_tokens"] = Knob("kv_tokens", tuple(round(kv_tokens * share) for share in _KV_SHARES))
     if isinstance(args.replicas, tuple):

@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -81,6 +81,7 @@ class Tuning:
         self.space = build_space(
             args, given, tenants=any(row.tenant for row in rows),
             deadlines=any(row.ttft_slo_ns is not None for row in rows), kv_tokens=kv_tokens,
+            prompt_tokens=_recorded_prompt_tokens(self.costs.values(), (args.layout or ["paged"])[0]),
         )  # fmt: skip
         self.world = World(self.space, args, workloads, self.costs, self.objectives)
         self.parts = parts_of(self.workload, args.confidence, self.objectives)
@@ -140,6 +141,12 @@ class Tuning:
         costs = self.first_costs
         case = Case(setting.policy, (self.args.layout or ["paged"])[0])
         return session.config(case, costs.kv_tokens, costs.context_tokens, costs)
+
+
+def _recorded_prompt_tokens(costs: Iterable[CostModel], layout: str) -> int | None:
+    """The most prompt tokens of a step that all of ``costs`` were recorded with; ``None`` if none was recorded."""
+    recorded = [one.most.get((layout, "prefill"), {}) for one in costs if isinstance(one, RecordedCosts)]
+    return min((most["new_tokens_computed"] for most in recorded if most), default=None)
 
 
 def search(tuning: Tuning, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:

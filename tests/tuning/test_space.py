@@ -11,6 +11,7 @@ from core.arguments import UsageError, given_flags, parse_arguments
 from tuning.errors import TuningError
 from tuning.setting import Setting
 from tuning.space import Knob, Space, build_space
+from tuning.tune import Tuning
 
 ARGV = ["--mode", "tune", "--workload", "chat", "--costs", "roofline:l4:qwen2.5-0.5b"]
 
@@ -66,6 +67,25 @@ def test_flags_fix_knobs_for_the_policies_that_take_them() -> None:
 def test_a_flag_at_its_default_is_given_all_the_same() -> None:
     assert space_of("--max-prefill-tokens", "2048").knob("max_prefill_tokens") is None
     assert space_of().knob("max_prefill_tokens") is not None
+
+
+def test_steps_of_more_tokens_than_recorded_are_not_tried_unless_asked_for(
+    given: list[str], tmp_path: Path
+) -> None:
+    at_h100 = [*given, "--costs", "h100-qwen-7b", "--block-tokens", "64"]
+
+    def largest(*more: str) -> object:
+        argv = [*at_h100, *more]
+        knob = Tuning(parse_arguments(argv), given_flags(argv), "").space.knob("max_prefill_tokens")
+        return None if knob is None else max(knob.choices)
+
+    assert largest() == 2048
+    wider = tmp_path / "wider.yaml"
+    wider.write_text("max-prefill-tokens: [2048, 4096]\n")
+    assert largest("--space", str(wider)) == 4096
+    projected = space_of().knob("max_prefill_tokens")
+    assert projected is not None
+    assert max(projected.choices) == 8192
 
 
 def test_ranges_are_read_from_a_file(tmp_path: Path) -> None:
