@@ -8,8 +8,9 @@ SOURCES := api_server.py bench.py core deploy engine reports scheduler serving s
 bench: .venv/installed
 	$(BIN)/python bench.py $(ARGS)
 
+# two processes, each with whole files: half the time on two cores
 test: lint gate
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # replicas that come and go on a Ray cluster of this machine, and a search spread over one; minutes
 test-ray: .venv/installed
