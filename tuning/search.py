@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
 from dataclasses import dataclass, field
+from fractions import Fraction
 from random import Random
 from typing import Any
 
@@ -35,8 +36,8 @@ from tuning.world import Evaluation, Job, Part
 BATCH = 27
 #: batches that run side by side
 LAG = 2
-#: settings that are simulated in full at the end, for what they promised: so many at a time, this share of all at most,
-#: if they are no more than that behind the best
+#: at the end settings go on for what they promised: as much as so many full runs at a time, and as this share of all
+#: settings would take at most, if they are no more than that behind the best
 PLAYOFF, PLAYOFF_SHARE, PROMISING = 4, 0.06, 0.03
 #: a candidate that takes this many times as long as the slowest baseline for a part is left there
 OVERDUE = 2
@@ -307,21 +308,38 @@ class Search:
         return tuple(values)
 
     def _play_off(self) -> None:
-        """Simulate in full who promises as much as the best and was not let through, since others did the same on the
-        shorter parts; in waves, each with what the one before found."""
-        most = max(PLAYOFF, round(PLAYOFF_SHARE * self.asked))
-        for start in range(0, most, PLAYOFF):
-            chosen = self._promising()[: min(PLAYOFF, most - start)]
+        """Simulate on longer parts who promises as much as the best and was not let through, since others did the same
+        on the shorter ones: each a part further, in waves, each with what the one before found."""
+        left = Fraction(max(PLAYOFF, round(PLAYOFF_SHARE * self.asked)))
+        while True:
+            chosen: list[Candidate] = []
+            cost = Fraction(0)
+            for one in self._promising():
+                share = self._share(one)
+                if cost + share > min(PLAYOFF, left):
+                    break
+                chosen.append(one)
+                cost += share
             if not chosen:
                 return
-            results = self.simulate([self.job(one.setting, self.parts.searched) for one in chosen])
+            left -= cost
+            results = self.simulate([self.job(one.setting, self._next(one)) for one in chosen])
             for one, result in zip(chosen, results, strict=True):
-                # what it skipped tells nothing more
-                one.results += [result] * (len(self.parts.rungs) - len(one.results))
+                one.results.append(result)
             self._progress(self)
 
+    def _next(self, one: Candidate) -> Part:
+        """The part that comes after those that a candidate was simulated on."""
+        return self.parts.rungs[len(one.results)]
+
+    def _share(self, one: Candidate) -> Fraction:
+        """What its next part is of all that is searched."""
+        part, searched = self._next(one), self.parts.searched
+        return Fraction(part.stop - part.start, searched.stop - searched.start)
+
     def _promising(self) -> list[Candidate]:
-        """Who would come near the best or pass it, those first whose policy has been simulated in full least often."""
+        """Who would come near the best or pass it: in turns who promises most, and whose policy has been simulated in
+        full least often."""
         best = self.best()
         if best is None:
             return []
@@ -336,7 +354,8 @@ class Search:
         ranked = [found[i][1] for i in best_first([point for point, _ in found])]
         chosen: list[Candidate] = []
         while ranked:
-            one = min(ranked, key=lambda one: (tried[one.setting.policy], ranked.index(one)))
+            by_policy = min(ranked, key=lambda one: (tried[one.setting.policy], ranked.index(one)))
+            one = by_policy if len(chosen) % 2 else ranked[0]
             ranked.remove(one)
             tried[one.setting.policy] += 1
             chosen.append(one)
