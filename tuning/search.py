@@ -316,7 +316,7 @@ class Search:
             cost = Fraction(0)
             for one in self._promising():
                 share = self._share(one)
-                if cost + share > min(PLAYOFF, left):
+                if cost + share > min(Fraction(PLAYOFF), left):
                     break
                 chosen.append(one)
                 cost += share
