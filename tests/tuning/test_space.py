@@ -69,9 +69,7 @@ def test_a_flag_at_its_default_is_given_all_the_same() -> None:
     assert space_of().knob("max_prefill_tokens") is not None
 
 
-def test_steps_of_more_tokens_than_recorded_are_not_tried_unless_asked_for(
-    given: list[str], tmp_path: Path
-) -> None:
+def test_steps_of_more_tokens_than_recorded_are_not_tried_unless_asked_for(given: list[str], tmp_path: Path) -> None:
     at_h100 = [*given, "--costs", "h100-qwen-7b", "--block-tokens", "64"]
 
     def largest(*more: str) -> object:
