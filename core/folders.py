@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -41,6 +42,17 @@ def write_experiment(folder: Path, command: str, runs: list[Run]) -> None:
         (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise RunFolderError(f"cannot write {folder / MANIFEST_FILE}: {error.strerror}") from error
+
+
+def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write ``texts``, by the names of their files, into ``folder``, which is made if need be; :class:`UsageError` if
+    they cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror or error}") from error
 
 
 def experiment_folders(folder: Path) -> list[Path]:

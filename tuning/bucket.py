@@ -14,6 +14,7 @@ import numpy as np
 
 from core.arguments import UsageError
 from core.costs import check_cost_flags, read_costs, settle_block_tokens
+from core.folders import write_texts
 from core.runs import Session
 from reports.figures import number
 from reports.run_folder import MANIFEST_FILE, REPORT_FILE
@@ -22,7 +23,6 @@ from scheduler.counters import RunCounters
 from simulator.costs import CostModel
 from simulator.recorded import RecordedCosts
 from tuning.errors import TuningError
-from tuning.folder import write_texts
 from tuning.objectives import Objective, statistic
 from tuning.setting import Setting, Value
 from tuning.space import Knob, Space

@@ -13,13 +13,13 @@ from typing import Any
 from core.arguments import UsageError
 from core.cluster import cluster_setup
 from core.costs import check_cost_flags, read_costs, settle_block_tokens
+from core.folders import write_texts
 from reports.percentiles import wilson_interval
 from reports.run_folder import MANIFEST_FILE
 from reports.slo import Slo
 from simulator.costs import CostModel
 from tuning.attainable import check_attainable
 from tuning.errors import TuningError
-from tuning.folder import write_texts
 from tuning.objectives import SECONDS_OF_AN_HOUR, Objective
 from tuning.setting import Setting
 from tuning.space import Knob, Space

@@ -17,6 +17,7 @@ import pandas as pd
 from core.arguments import DEFAULT_MAX_RUNNING, DEFAULT_TUNING_BUDGET, Budget, UsageError, parse_budget
 from core.cluster import cluster_setup
 from core.costs import check_cost_flags, cost_notes, read_costs, settle_block_tokens
+from core.folders import write_texts
 from core.provenance import git_commit, hardware, versions
 from core.runs import Case, Session
 from reports.run_folder import MANIFEST_FILE, REPORT_FILE
@@ -28,7 +29,6 @@ from tuning.attainable import check_attainable
 from tuning.commands import AUTOSCALE_FILE, BENCH_FILE, SERVE_FILE, Commands, as_yaml, commands_for
 from tuning.confirm import SEEDS, Gain, compared, gain_over, held_out_jobs, sensitivity
 from tuning.errors import TuningError
-from tuning.folder import write_texts
 from tuning.objectives import Objective, parse_objectives
 from tuning.page import render_markdown, render_page
 from tuning.parts import parts_of

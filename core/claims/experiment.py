@@ -22,6 +22,7 @@ from core.claims.gpu import Blind, watch_of
 from core.claims.loads import FULL, QUARTER, SCALES, Scale
 from core.claims.runs import A100, CELLS, ROUNDS, RUNS, ClaimRun, needed
 from core.costs import read_costs
+from core.folders import write_texts
 from core.provenance import git_commit, hardware, versions
 from core.runs import Case, Engine, Session
 from reports.chronicle import JOURNAL_FILE
@@ -350,20 +351,11 @@ def write_claims(folder: Path, all_results: Sequence[Results], command: str) -> 
     if len(all_results) == 1:
         texts[CLAIMS_FILE] = all_results[0].as_json()
         texts[CLAIMS_TABLE] = as_csv(all_results[0], judged[0][1])
-    _write(folder, texts)
+    write_texts(folder, texts)
     return judged[0][1]
 
 
 def write_claims_text(path: Path, all_results: Iterable[Results], command: str) -> None:
     """The Markdown alone, into a file: what ``docs/claims.md`` is."""
     judged = [(results, answers_of(results), contrasts_of(results)) for results in all_results]
-    _write(path.parent, {path.name: claims_markdown(judged, command)})
-
-
-def _write(folder: Path, texts: Mapping[str, str]) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write to {folder}: {error.strerror or error}") from error
+    write_texts(path.parent, {path.name: claims_markdown(judged, command)})
