@@ -76,7 +76,7 @@ _COSTS = {"costs", "jitter", "force"}
 _OUTPUT = {"slo", "out", "name", "config", "dry_run", "quiet"}
 _GATE = {"ceiling"}
 _TUNING = {"tune", "budget", "objective", "space", "confidence", "attainment", "gpu_hour_price", "workers", "ray",
-           "validate_top", "validate_requests", "validate_rounds", "rounds"}  # fmt: skip
+           "validate_top", "validate_s", "validate_requests", "validate_rounds", "rounds"}  # fmt: skip
 
 #: the flags that mean something in a mode; any other that is given is a mistake, since it would be ignored
 FLAGS_OF_MODE = {
@@ -403,8 +403,9 @@ def _add_tuning(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--ray", metavar="ADDRESS", help="simulate on a Ray cluster: HOST:PORT, auto, or local")
     group.add_argument("--validate-top", type=positive, metavar="K",
                        help="run the K best settings and the baseline on the engine")  # fmt: skip
-    group.add_argument("--validate-requests", type=positive, metavar="N",
-                       help="of the trace, on the engine (default: its busiest minute)")  # fmt: skip
+    group.add_argument("--validate-s", type=number(float, 0, exclusive=True), default=60.0, metavar="S",
+                       help="the busiest S seconds of the trace are what is run (default 60)")  # fmt: skip
+    group.add_argument("--validate-requests", type=positive, metavar="N", help="the first N requests, instead of those")
     group.add_argument("--validate-rounds", type=positive, default=2, metavar="N",
                        help="times that each is run on the engine (default 2)")  # fmt: skip
     group.add_argument("--rounds", type=positive, default=2, metavar="N",

@@ -24,12 +24,12 @@ _WITHOUT_EFFECT = {
     "settings": (),
     "bucket": (
         "budget", "space", "objective", "confidence", "attainment", "gpu_hour_price", "slo", "ray", "replicas",
-        "router", "replica_costs", "autoscale", "faults", "disaggregate", "validate_top", "validate_requests",
-        "validate_rounds", "rounds", "model", "device", "dtype", "temperature", "gpu_memory_utilization", "tp",
+        "router", "replica_costs", "autoscale", "faults", "disaggregate", "validate_top", "validate_s",
+        "validate_requests", "validate_rounds", "rounds", "model", "device", "dtype", "temperature", "gpu_memory_utilization", "tp",
     ),
     "capacity": (
-        "budget", "space", "objective", "ray", "workers", "validate_top", "validate_requests", "validate_rounds",
-        "rounds", "model", "device", "dtype", "temperature", "gpu_memory_utilization", "tp",
+        "budget", "space", "objective", "ray", "workers", "validate_top", "validate_s", "validate_requests",
+        "validate_rounds", "rounds", "model", "device", "dtype", "temperature", "gpu_memory_utilization", "tp",
     ),
 }  # fmt: skip
 
@@ -73,9 +73,11 @@ def plan(args: argparse.Namespace, given: frozenset[str], command: str) -> int:
 
 def settings(args: argparse.Namespace, given: frozenset[str], command: str) -> int:
     """The best settings for a workload."""
-    for name in ("validate_requests", "validate_rounds", "rounds", "temperature"):
+    for name in ("validate_s", "validate_requests", "validate_rounds", "rounds", "temperature"):
         if name in given and args.validate_top is None:
             raise UsageError(f"{flag_of(name)} has no effect without --validate-top; leave it out")
+    if {"validate_s", "validate_requests"} <= given:
+        raise UsageError("--validate-s and --validate-requests both say what is run on the engine; leave one out")
     tuning = Tuning(args, given, command)
     for costs in tuning.costs.values():
         print_costs(costs, quiet=args.quiet)

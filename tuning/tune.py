@@ -294,13 +294,14 @@ def _confirmed(tuning: Tuning, one: Search, found: Found, titles: list[str]) -> 
 def _finalists(
     whole: list[Candidate], base: Candidate, objectives: Sequence[Objective], count: int
 ) -> list[Candidate]:  # fmt: skip
-    """The best that differ in their plans; of those as good as the best the simplest comes first."""
+    """The best that differ in their plans, from the baseline's too; of those as good as the best the simplest comes
+    first."""
     order = [whole[i] for i in best_first([upwards(one.results[-1], objectives) for one in whole])]
     distinct: list[Candidate] = []
-    plans: set[Any] = set()
+    plans: set[Any] = {_plan(base)}
     for one in order:
-        plan = (one.results[-1].values, one.results[-1].figures.get("digest"))
-        if one is base or plan in plans:
+        plan = _plan(one)
+        if plan in plans:
             continue
         plans.add(plan)
         distinct.append(one)
@@ -310,6 +311,11 @@ def _finalists(
         as_good.sort(key=lambda one: (_differences(one.setting, base.setting), order.index(one)))
         distinct = [*as_good, *(one for one in distinct if one not in as_good)]
     return distinct[:count]
+
+
+def _plan(one: Candidate) -> tuple[Any, ...]:
+    """What is the same of settings that make the same plans."""
+    return one.results[-1].values, one.results[-1].figures.get("digest")
 
 
 def _differences(one: Setting, other: Setting) -> int:

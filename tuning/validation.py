@@ -31,8 +31,6 @@ from workloads.workload import Workload
 VALIDATION_FILE = "validation.json"
 #: the figure that settings are ranked by, among those of a cell
 RANKED = "objective"
-#: seconds of the trace that are played where nobody says how many requests
-STRETCH_S = 60.0
 #: a setting that is no more than this behind the best measured one stands
 NEAR = 0.02
 #: statistics that are compared besides
@@ -62,8 +60,9 @@ def entrants(result: Mapping[str, Any], top: int) -> list[Entrant]:
     return [*chosen, *(one for one in baselines if one.setting.key not in {c.setting.key for c in chosen})]
 
 
-def stretch_of(workload: Workload, requests: int | None) -> Workload:
-    """What is played on the engine: the first ``requests``, or the minute of the trace that brings the most tokens."""
+def stretch_of(workload: Workload, seconds: float, requests: int | None) -> Workload:
+    """What is played on the engine: the ``seconds`` of the trace that bring the most tokens, or the first
+    ``requests``."""
     rows = workload.rows
     if requests is not None:
         if requests > len(rows):
@@ -71,13 +70,13 @@ def stretch_of(workload: Workload, requests: int | None) -> Workload:
         return replace(workload, rows=rows[:requests], source=f"the first {requests} requests; {workload.source}")
     times = np.array([row.arrival_ns for row in rows], np.int64)
     tokens = np.cumsum([0, *(row.prompt_tokens + row.output_tokens for row in rows)])
-    stops = np.searchsorted(times, times + round(STRETCH_S * 1e9), side="right")
+    stops = np.searchsorted(times, times + round(seconds * 1e9), side="right")
     start = int(np.argmax(tokens[stops] - tokens[:-1]))
     chosen = rows[start : int(stops[start])]
     first_ns = chosen[0].arrival_ns
     return replace(
         workload, rows=tuple(row.arriving_at(row.arrival_ns - first_ns) for row in chosen),
-        source=f"requests {start + 1} to {start + len(chosen)}, the busiest {STRETCH_S:g} s; {workload.source}",
+        source=f"requests {start + 1} to {start + len(chosen)}, the busiest {seconds:g} s; {workload.source}",
     )  # fmt: skip
 
 
@@ -97,7 +96,7 @@ class Validation:
         self.tuning, self.folder, self.engine = tuning, folder, engine
         self.entrants = entrants(result, args.validate_top)
         self.rounds: int = args.validate_rounds
-        self.stretch = stretch_of(tuning.workload, args.validate_requests)
+        self.stretch = stretch_of(tuning.workload, args.validate_s, args.validate_requests)
         self._objective = _judge(tuning.objectives[0])
         self._state: dict[str, Any] = {"settings": [one.setting.values for one in self.entrants],
                                        "workload": self.stretch.sha256(), "replayed": {}}  # fmt: skip

@@ -231,6 +231,8 @@ def test_a_trace_too_short_for_the_confidence_is_said(given: list[str], capsys: 
         (["--budget", "5x"], "is neither a time such as 5m nor a number of settings"),
         (["--budget", "0"], "out of range"),
         (["--rounds", "2"], "--rounds has no effect without --validate-top"),
+        (["--validate-s", "20"], "--validate-s has no effect without --validate-top"),
+        (["--validate-top", "1", "--validate-s", "20", "--validate-requests", "5"], "leave one out"),
         (["--tune", "bucket", "--replicas", "1:2"], "--replicas has no effect with --tune bucket"),
         (["--tune", "capacity", "--objective", "cost"], "--objective has no effect with --tune capacity"),
         (["--tune", "widths"], "unknown tuning"),
