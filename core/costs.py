@@ -71,6 +71,11 @@ def _projected(spec: str) -> ProjectedCosts:
         raise CostError(f"costs {spec!r}: {error}") from None
 
 
+def recording_of(spec: str) -> Profile | None:
+    """The recording that ``--costs`` names, a run folder or a profile; ``None`` where it names a projection."""
+    return None if spec.startswith(("roofline:", "project:")) else _profile(spec)[0]
+
+
 def _profile(name: str) -> tuple[Profile, bytes]:
     """The recording that a projection starts from, a profile or a run folder, and the bytes that it was read from."""
     place = Path(name)

@@ -46,6 +46,10 @@ STEPS_EACH = 6
 SWAPS, SWAP_STEPS = 12, 200
 #: rows for which a decode step takes twice the time of one of few, at least
 _ROWS_OF_TWICE_THE_TIME = 256
+#: prompts of lengths of their own, at most, in a part of the plan that has time for them
+MOST_DRAWN = 2000
+#: rows beside which prompts of any length come, at most
+MOST_BESIDE = 48
 #: of the memory, what prompts fill at most where nothing is to be swapped
 FILL = 0.8
 
@@ -260,6 +264,7 @@ class Recording:
                 parts.append((f"rows of about {context:,} tokens", 1, self._sweep_of(context)))
                 parts.append((f"rows of {context:,} tokens on average", 1, self._sweep_of(context, very_different)))
             parts.append(("rows among which one is long", 1, self._uneven_sweep))
+            parts.append(("prompts beside rows", 1, self._drawn_beside_decodes))
         else:
             parts += [
                 (f"rows of about {context:,} tokens", 2, self._sweep_of(context)) for context in self.scale.contexts
@@ -285,20 +290,34 @@ class Recording:
     # -- the parts
 
     def _prompts(self) -> None:
-        """Prefill steps of 16 tokens to the most of a step, as one chunk and as several."""
+        """Prefill steps of 16 tokens to the most of a step, as one chunk and as several; then of any size.
+
+        Each waits for the one before; with overlap it is handed in while that one runs.
+        """
         most = self.scale.pilot.longest_prompt
         doubled = [*(1 << power for power in range(4, 20) if 1 << power < most), most]
         between = [3 * size // 4 for size in doubled[1:]]
         wanted = [(size, chunks) for sizes in (doubled, between) for chunks in (1, 4, 16) for size in sizes]
+        wanted += [(self._drawn(most), (1, 1, 1, 2, 3)[place % 5]) for place in range(MOST_DRAWN)]
         wanted = [(size, chunks) for size, chunks in wanted if chunks == 1 or size // chunks >= 4]
-        for place, (size, chunks) in enumerate(wanted * 2):
+        if self._loop.overlap:
+            # it fills its step, so that the next one has something to overlap
+            self._submit([min(self.scale.config.max_prefill_tokens, self.scale.context_tokens - 2)], 1)
+        for place, (size, chunks) in enumerate(wanted):
             if place >= len(doubled) and self._late:
-                return
+                break
             self._submit([size // chunks] * min(chunks, self.scale.config.rows), 1)
-            self._drain()
+            if self._loop.overlap:
+                self._loop.step()
+            else:
+                self._drain()
+
+    def _drawn(self, most: int, least: int = SHORTEST_PROMPT) -> int:
+        """Tokens of a prompt, from ``least`` to ``most``: as likely twice as long as half as long."""
+        return round(least * math.exp(self._rng.uniform(0.0, math.log(max(1.0, most / least)))))
 
     def _behind_contexts(self) -> None:
-        """Chunks of long prompts, the last one of each a short one."""
+        """Chunks of long prompts, the last one of each a short one; then of prompts of any length."""
         most = self.scale.config.max_prefill_tokens
         longest = self.scale.context_tokens - 2
         for share in (8, 4, 2, 1):
@@ -312,6 +331,12 @@ class Recording:
                         break
                     self._submit([chunks * most + tail] * count, 1)
                     self._drain()
+        for place in range(MOST_DRAWN):
+            lengths = [self._drawn(longest, min(most, longest)) for _ in range(1 + place % 2)]
+            if self._late or sum(lengths) > FILL * self.scale.config.kv_tokens:
+                break
+            self._submit(lengths, 1)
+            self._drain()
 
     def _sweep_of(self, context: int, lengths_of: Lengths | None = None) -> Callable[[], None]:
         return lambda: self._sweep(context, (), lengths_of=lengths_of or similar)
@@ -368,6 +393,26 @@ class Recording:
             self._loop.step()
         self._abort([name])
         return True
+
+    def _drawn_beside_decodes(self) -> None:
+        """Prompts of any length, each in its chunks beside rows that decode: fewer rows each time, down to two."""
+        scale = self.scale
+        rows = min(MOST_BESIDE, scale.config.max_running - 1)
+        left = scale.config.kv_tokens - rows * 4 * SHORTEST_CONTEXT
+        most = min(scale.context_tokens * 3 // 4, left // 2, int(0.1 * self._part_s * scale.pilot.tokens_per_s))
+        if rows < 1 or most < SHORTEST_PROMPT:
+            return
+        self._submit([SHORTEST_CONTEXT] * rows, None)
+        self._settle()
+        for _ in range(MOST_DRAWN):
+            if self._late:
+                return
+            (name,) = self._submit([self._drawn(most)], 1)
+            while name in self._watch.live:
+                if not self._loop.step():
+                    return
+            if len(self._watch.live) > 2:
+                self._abort([next(iter(self._watch.live))])
 
     def _swaps(self) -> None:
         """Rows fill the memory and grow; whoever is moved out comes back when others have left."""

@@ -25,7 +25,8 @@ _WITHOUT_EFFECT = {
     "bucket": (
         "budget", "space", "objective", "confidence", "attainment", "gpu_hour_price", "slo", "ray", "replicas",
         "router", "replica_costs", "autoscale", "faults", "disaggregate", "validate_top", "validate_s",
-        "validate_requests", "validate_rounds", "rounds", "model", "device", "dtype", "temperature", "gpu_memory_utilization", "tp",
+        "validate_requests", "validate_rounds", "rounds", "model", "device", "dtype", "temperature",
+        "gpu_memory_utilization", "tp",
     ),
     "capacity": (
         "budget", "space", "objective", "ray", "workers", "validate_top", "validate_s", "validate_requests",

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from core.costs import KV_TOLERANCE
-from core.folders import write_experiment
+from core.costs import KV_TOLERANCE, recording_of
 from core.runs import Case, Engine, Session, twin_requests
 from reports.run import Run, look_up
 from reports.run_folder import load_run
 from reports.validation import CellResult, Compared, compared, ranking
 from scheduler.config import SchedulerConfig
+from simulator.profiles import SUFFIX, write_profile
 from simulator.recorded import RecordedCosts
 from tuning.errors import TuningError
 from tuning.objectives import Objective
@@ -217,11 +217,15 @@ class Validation:
         }  # fmt: skip
 
     def as_costs(self) -> Path:
-        """The runs as one recording of costs: ``--costs`` takes the folder."""
-        runs = [load_run(self._place(place, round_)) for round_ in range(self.rounds)
-                for place in range(len(self.entrants))]  # fmt: skip
-        write_experiment(self.folder, self.tuning.command, runs)
-        return self.folder
+        """A profile of the runs, for ``--costs``.
+
+        What the costs were recorded from is in it too: the runs tell nothing of steps that no setting took, nor of the
+        host's work where each step was planned while another ran.
+        """
+        runs = [self._place(place, round_) for round_ in range(self.rounds) for place in range(len(self.entrants))]
+        path = self.folder / f"costs{SUFFIX}"
+        write_profile(path, runs, recording_of(self.tuning.args.costs))
+        return path
 
     # -- going on
 

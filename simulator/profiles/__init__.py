@@ -37,6 +37,8 @@ COLUMNS = (
 )
 #: of a recording's settings, those that costs are told with
 _SETTINGS = ("context_tokens", "block_tokens", "max_running", "max_prefill_tokens")
+#: what the steps of a profile have in common
+_SAME = ("hardware", "model", "dtype", "tp")
 #: times are kept to a tenth of a microsecond
 _ROUND_NS = 100
 
@@ -63,15 +65,17 @@ def is_profile_file(path: Path) -> bool:
     return path.name.endswith(SUFFIX)
 
 
-def write_profile(path: Path, folders: Iterable[Path]) -> Profile:
+def write_profile(path: Path, folders: Iterable[Path], beside: Profile | None = None) -> Profile:
     """Make the profile ``path`` of the runs in ``folders``, which were recorded on one machine with one model.
 
-    :class:`CostError` for a path that does not end in :data:`SUFFIX` or cannot be written, and for runs that differ or
-    are no recordings.
+    ``beside``: a recording whose steps go in before theirs, if it is one of the same hardware and model; see
+    :func:`joined`. :class:`CostError` for a path that does not end in :data:`SUFFIX` or cannot be written, and for runs
+    that differ or are no recordings.
     """
     if not is_profile_file(path):
         raise CostError(f"a profile's name ends in {SUFFIX}; write {path.name + SUFFIX} for {path.name}")
-    about, steps = profile_of(folders)
+    profile = profile_of(folders)
+    about, steps = profile if beside is None else joined(beside, profile)
     costs_of(path.name, about, steps, b"")  # what cannot be fitted is no profile
     text = f"# {json.dumps(about, ensure_ascii=False)}\n{steps.to_csv(index=False, lineterminator=chr(10))}"
     try:
@@ -90,7 +94,7 @@ def profile_of(folders: Iterable[Path]) -> Profile:
     manifests = [read_manifest(place) for place in places]
     first = manifests[0]
     for place, manifest in zip(places, manifests, strict=True):
-        for what in ("hardware", "model", "dtype", "tp"):
+        for what in _SAME:
             if manifest.get(what) != first.get(what):
                 raise CostError(
                     f"{place} was recorded on another {what} ({manifest.get(what)}) than {places[0]} "
@@ -102,6 +106,17 @@ def profile_of(folders: Iterable[Path]) -> Profile:
     for column in ("device_ns", "host_ns", "launch_ns"):
         steps[column] = (steps[column] + _ROUND_NS // 2) // _ROUND_NS * _ROUND_NS
     return Profile(_about(manifests, steps), steps)
+
+
+def joined(first: Profile, second: Profile) -> Profile:
+    """The steps of both, described as the first is but for the second's day, command and commit; the second alone if
+    they are not of the same hardware and model."""
+    if any(first.about.get(what) != second.about.get(what) for what in _SAME):
+        return second
+    steps = pd.concat([first.steps, second.steps], ignore_index=True)
+    told = {name: second.about[name] for name in ("recorded", "command", "git_commit", "versions")}
+    layouts = sorted({*first.about["layouts"], *second.about["layouts"]})
+    return Profile({**first.about, **told, "layouts": layouts, "steps": len(steps)}, steps)
 
 
 def read_profile(path: Path) -> Profile:

@@ -75,6 +75,37 @@ def test_a_profile_costs_what_its_recording_does(tmp_path: Path) -> None:
         assert from_run.errors[key] < 0.02
 
 
+def test_runs_without_host_times_go_beside_the_recording_that_has_them(tmp_path: Path) -> None:
+    """A run whose steps were all planned while others ran hides the host's work."""
+    before = profiles.profile_of([recording(tmp_path / "recording")])
+    run = recording(tmp_path / "run", seed=1, started_at="2026-05-06T07:08:09+00:00")
+    steps = (run / "steps.csv").read_text().splitlines()
+    place = steps[0].split(",").index("overlap")
+    rows = [line.split(",") for line in steps[1:]]
+    (run / "steps.csv").write_text(
+        "\n".join([steps[0], *(",".join([*r[:place], "1", *r[place + 1 :]]) for r in rows)]) + "\n"
+    )
+    path = tmp_path / "p.csv.xz"
+    profiles.write_profile(path, [run])
+    with pytest.raises(CostError, match="hides the host time"):
+        profiles.profile_costs(path, "runs alone").require("paged")
+    about, joined = profiles.write_profile(path, [run], before)
+    assert len(joined) == about["steps"] == 400
+    assert joined["overlap"].tolist() == [0] * 200 + [1] * 200
+    assert about["recorded"] == "2026-05-06"
+    costs = profiles.profile_costs(path, "both")
+    costs.require("paged")
+    assert set(costs.overlapped_device) == {("paged", "prefill"), ("paged", "decode")}
+
+
+@pytest.mark.parametrize("what", ["hardware", "model", "dtype", "tp"])
+def test_another_hardware_or_model_is_left_out(tmp_path: Path, what: str) -> None:
+    before = profiles.profile_of([recording(tmp_path / "recording", **{what: 3})])
+    about, steps = profiles.write_profile(tmp_path / "p.csv.xz", [recording(tmp_path / "run")], before)
+    assert len(steps) == 200
+    assert about.get(what) != 3
+
+
 def test_a_profile_tells_what_it_is_of_and_not_where_it_was_made(tmp_path: Path) -> None:
     about, steps = profiles.write_profile(tmp_path / "p.csv.xz", [recording(tmp_path / "run")])
     assert profiles.title(about) == "NVIDIA H100, 16 cores; shape:qwen-7b bfloat16, paged; 200 steps, 2026-03-04"

@@ -71,7 +71,7 @@ def test_costs_are_fitted_again_where_a_recommendation_does_not_stand(
     assert bench.main([*argv, "--rounds", "2", "--validate-requests", "40"]) == 1
     out = tmp_path / "out"
     again = tuned(out / "round-2")
-    assert again["costs"] == [str(out / "validation")]
+    assert again["costs"] == [str(out / "validation" / "costs.csv.xz")]
     assert again["validation"]["stands"] is False
     assert not (out / "round-2" / "round-3").exists()
     errors = [abs(one["error"]) for one in again["validation"]["settings"]]
