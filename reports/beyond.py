@@ -21,11 +21,19 @@ _TITLES = {
 _FLAT_BELOW = ("new_tokens_computed", "rows_computed")
 
 
-def beyond_recorded(steps: pd.DataFrame, costs: CostModel | None) -> list[str]:
-    """A sentence for each feature of ``steps.csv`` that goes beyond what ``costs`` were recorded on, if they were."""
+def beyond_recorded(steps: pd.DataFrame, costs: CostModel | None, prefix_hit: float = 0.0) -> list[str]:
+    """A sentence for each feature of ``steps.csv`` that goes beyond what ``costs`` were recorded on, if they were.
+
+    ``prefix_hit``: the share of the prompt tokens that were looked up which the prefix cache had.
+    """
     found: list[str] = []
     if not isinstance(costs, RecordedCosts):
         return found
+    if prefix_hit and not costs.about.get("prefix_cache"):
+        found.append(
+            f"rows that share the beginnings of their prompts ({100 * prefix_hit:.2g} % of prompt tokens are from the "
+            f"prefix cache; none was recorded), which a device may read faster than as many of their own"
+        )
     for (layout, kind), group in steps.groupby(["layout", "kind"]):
         key = (str(layout), str(kind))
         repeat = column(group, "repeat")

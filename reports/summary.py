@@ -173,8 +173,9 @@ def summarise(
         simulated=simulated and not varied,
         several=cluster is not None,
     )
-    summary["beyond_recorded"] = beyond_recorded(steps, costs)
     summary["kv"]["prefix_hit"] = summary["prefix"]["hit_ratio"]
+    shared = (summary["prefix"]["hit_ratio"] or 0.0) if simulated else 0.0
+    summary["beyond_recorded"] = beyond_recorded(steps, costs, shared)
     if cluster is not None:
         summary["cluster"] = dict(cluster)
     if summary["scheduler"] is None:

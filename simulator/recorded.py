@@ -215,6 +215,7 @@ def recorded_costs(*folders: Path) -> RecordedCosts:
         "model": manifests[0].get("model"),
         "dtype": manifests[0].get("dtype"),
         "block_tokens": configs[0].get("block_tokens"),
+        "prefix_cache": any(config.get("prefix_cache") for config in configs),
         **graphs_of(configs),
     }
     name = "+".join(str(folder) for folder in folders)

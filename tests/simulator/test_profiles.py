@@ -207,6 +207,24 @@ def test_what_goes_beyond_the_recording_is_named(tmp_path: Path, capsys: pytest.
     assert "Beyond the recording." in (tmp_path / "sim" / "report.html").read_text()
 
 
+def test_shared_prefixes_are_beyond_a_recording_without(tmp_path: Path) -> None:
+    def said(folder: str, cached: bool) -> list[str]:
+        config = {"kv_tokens": 90_000, "context_tokens": 32_768, "block_tokens": 16, "max_running": 256,
+                  "max_prefill_tokens": 2048, "graph_rows": [], "prefix_cache": cached}  # fmt: skip
+        costs = recording(tmp_path / folder, config=config)
+        flags = ["--workload", "chat-sessions", "--requests", "60", "--prefix-cache", "--max-running", "8", "--quiet"]
+        assert (
+            bench.main(["--mode", "sim", "--costs", str(costs), "--out", str(tmp_path / f"{folder}-sim"), *flags]) == 0
+        )
+        return [
+            text for text in load_run(tmp_path / f"{folder}-sim").summary["beyond_recorded"] if "prefix cache" in text
+        ]
+
+    (text,) = said("without", False)
+    assert "rows that share the beginnings of their prompts" in text
+    assert said("with", True) == []
+
+
 def test_a_context_beyond_the_recording_counts_the_steps_of_a_stretch(tmp_path: Path) -> None:
     costs = recorded_costs(recording(tmp_path / "run"))
     limit = costs.most["paged", "decode"]["longest_context"]
