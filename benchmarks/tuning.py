@@ -6,28 +6,42 @@
 ``grid`` simulates every setting of a space of 360 in full, which is what the tuner is to spare, and then searches it
 with ten seeds: how near each comes to the true best, and what it simulated for that, in full runs. ``speed`` times 200
 candidates, halved as ``--mode tune`` does it and each in full, on two workers and on one.
+
+    python benchmarks/tuning.py refit FOLDER=SECONDS ...
+
+``refit`` takes folders of tunings that were validated with ``--validate-s SECONDS``, and the costs that were fitted to
+the engine's runs there (``validation/costs.csv.xz``): what do these say of the settings, and of those of the other
+folders, whose runs they have not seen?
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
+import shlex
 import sys
 import tempfile
 import time
 from concurrent.futures import Future
 from datetime import date
 from pathlib import Path
+from typing import Any
+
+from scipy.stats import kendalltau
 
 # this folder's scheduler.py is not the package
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from core.arguments import Budget, given_flags, parse_arguments  # noqa: E402
 from core.provenance import git_commit, hardware  # noqa: E402
+from core.runs import Case, Session  # noqa: E402
 from tuning.search import Search  # noqa: E402
+from tuning.setting import Setting  # noqa: E402
 from tuning.store import Store  # noqa: E402
 from tuning.tune import Tuning  # noqa: E402
+from tuning.validation import memory_of, stretch_of  # noqa: E402
 from tuning.workers import Workers, workers_for  # noqa: E402
 from tuning.world import Evaluation, Job  # noqa: E402
 
@@ -51,11 +65,11 @@ CANDIDATES = 200
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("grid", "speed"))
+    parser.add_argument("what", choices=("grid", "speed", "refit"))
     own, rest = parser.parse_known_args()
     print(f"$ python {' '.join(sys.argv)}")
     print(f"{hardware()}; Python {platform.python_version()}; {date.today()}; commit {git_commit()}")
-    {"grid": grid, "speed": speed}[own.what](rest)
+    {"grid": grid, "speed": speed, "refit": refit}[own.what](rest)
 
 
 def tuning_of(rest: list[str], space: str | None) -> Tuning:
@@ -152,6 +166,46 @@ def speed(rest: list[str]) -> None:
         f"two workers are {halved[1] / halved[2]:.2f} times as fast as one with a search, "
         f"{whole[1] / whole[2]:.2f} times with candidates in full"
     )
+
+
+def refit(rest: list[str]) -> None:
+    places = {Path(name): float(seconds) for name, seconds in (word.split("=") for word in rest)}
+    fitted = {f"fitted to {place.name}": place / "validation" / "costs.csv.xz" for place in places}
+    for place, seconds in places.items():
+        result = json.loads((place / "tuning.json").read_text())
+        validation = result["validation"]
+        print(f"\n{place.name}, {validation['stretch']}")
+        measured = [one["measured"] for one in validation["settings"]]
+        columns = {"measured": measured, result["costs"][0]: [one["predicted"] for one in validation["settings"]]}
+        for title, costs in fitted.items():
+            columns[title] = predictions(result, str(costs), seconds)
+        for column, values in columns.items():
+            errors = ", ".join(f"{value:.2f} ({100 * (value / real - 1):+.1f} %)"
+                               for value, real in zip(values, measured, strict=True))  # fmt: skip
+            tau = kendalltau(values, measured).statistic
+            print(f"  {column}: {errors}; tau {tau:.2f}")
+
+
+def predictions(result: dict[str, Any], costs: str, seconds: float) -> list[float]:
+    """What ``costs`` say of the validated settings, on the stretch that the engine ran."""
+    _, _, *argv = shlex.split(result["command"])
+    argv = [*argv[: argv.index("--costs")], "--costs", costs, *argv[argv.index("--costs") + 2 :], "--force"]
+    tuning = Tuning(parse_arguments(argv), given_flags(argv), "")
+    stretch = stretch_of(tuning.workload, seconds, None)
+    found = []
+    for one in result["validation"]["settings"]:
+        given = tuning.space.arguments(Setting.of(one["setting"]))
+        args = argparse.Namespace(**{**vars(given), "mode": "sim", "jitter": False, "stop_on_eos": False})
+        model = tuning.first_costs
+        args.kv_tokens = memory_of(model.kv_tokens, args.block_tokens)
+        session = Session(args, "", stretch)
+        session.args = Session(args, "", tuning.workload).args
+        case = Case(args.policy[0], (args.layout or ["paged"])[0])
+        with tempfile.TemporaryDirectory() as folder:
+            config = session.config(case, model.kv_tokens, model.context_tokens, model)
+            run = session.simulate(case, model, Path(folder) / "run", config, session.requests())
+        found.append(tuning.objectives[0].value(run.requests, run.summary["makespan_s"]))
+    return found
 
 
 def say(text: str) -> None:
