@@ -132,6 +132,8 @@ class Running(NamedTuple):
     plan: StepPlan
     states: dict[int, Generation]
     pending: PendingStep
+    #: what the host did from one wait for the device to the next, which ended with launching this; 0 if none ran then
+    work_ns: int = 0
 
 
 class Abort(NamedTuple):
@@ -231,6 +233,8 @@ class EngineLoop:
         self._epoch_ns = time.monotonic_ns()
         #: where the host time of the next step begins; ``None`` when the engine had nothing to do
         self._period_start_ns: int | None = None
+        #: when the host came back from waiting for the device, while that has had a step to run
+        self._back_ns: int | None = None
 
     # -- for every thread
 
@@ -380,6 +384,7 @@ class EngineLoop:
             self._finish()
             if self._planned is not None:
                 self._launch()
+                self._back_ns = None
             return True
 
     def abort_all(self) -> None:
@@ -436,6 +441,7 @@ class EngineLoop:
 
     def _begin(self) -> bool:
         """Plan and launch a step while none is running; ``False`` when there is nothing to do."""
+        self._back_ns = None
         self._plan()
         if self._planned is None:
             self._period_start_ns = None
@@ -484,20 +490,23 @@ class EngineLoop:
         """Wait for the running step, and tell everybody what it gave."""
         if not self._running:
             raise RuntimeError("no step is running")
-        plan, states, _ = self._running[0]
+        if len(self._running) > 1 and self._back_ns is not None:
+            self._running[1] = self._running[1]._replace(work_ns=self.now_ns() - self._back_ns)
+        plan, states, _, work_ns = self._running[0]
         result = self._result()
+        self._back_ns = self.now_ns()
         self._running.popleft()
         if isinstance(result, str):
             self._lose(plan, states, result)
             return
         self.waste = ExecutorWaste(*(a + b for a, b in zip(self.waste, result.waste, strict=True)))
         texts, stops = self._accept(plan, states, result)
-        ended = self._complete(plan, result.device_ns, stops, result.launch_ns)
+        ended = self._complete(plan, result.device_ns, stops, result.launch_ns, work_ns)
         self._report(result, texts, ended)
 
     def _result(self) -> StepResult | str:
         """What the running step gave, at the second try if memory was too short at the first; or what went wrong."""
-        plan, states, pending = self._running[0]
+        plan, states, pending, _ = self._running[0]
         try:
             return pending.result()
         except Exception as error:
@@ -510,7 +519,7 @@ class EngineLoop:
             return self._shortage(error)
 
     def _complete(
-        self, plan: StepPlan, device_ns: int, stops: dict[int, StopReason], launch_ns: int = 0
+        self, plan: StepPlan, device_ns: int, stops: dict[int, StopReason], launch_ns: int = 0, work_ns: int = 0
     ) -> list[Sequence]:
         """Tell the scheduler that the step has ended now. Returns who ended with it."""
         end_ns = self.now_ns()
@@ -519,7 +528,7 @@ class EngineLoop:
         for chunk in plan.chunks if self._failed else ():
             if chunk.sequence.number in self._failed and not chunk.sequence.ended:
                 stops[chunk.sequence.number] = "error"
-        outcome = StepOutcome([end_ns], device_ns, max(0, period_ns - device_ns), stops, launch_ns)
+        outcome = StepOutcome([end_ns], device_ns, max(0, period_ns - device_ns), stops, launch_ns, work_ns)
         return self.scheduler.complete(plan, outcome, end_ns)
 
     # -- when something goes wrong

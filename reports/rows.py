@@ -42,6 +42,7 @@ STEP_COLUMNS = (
     "device_ns",
     "host_ns",
     "launch_ns",
+    "work_ns",
     "overlap",
     "digest",
 )
@@ -57,6 +58,7 @@ _OLDER_STEPS: Older = {
     "swapped_tokens": lambda table: table["rows"] * 0,
     "graph_rows": lambda table: table["rows"] * 0,
     "launch_ns": lambda table: table["rows"] * 0,
+    "work_ns": lambda table: table["rows"] * 0,
     "longest_decode_context": lambda table: table["longest_context"].where(table["kind"] == "decode", 0),
     "released": lambda table: table["rows"] * 0,
     "overlap": lambda table: table["rows"] * 0,

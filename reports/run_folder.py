@@ -233,7 +233,8 @@ def step_row(plan: StepPlan, steps: int, outcome: StepOutcome, before_ns: int) -
     overlap = plan.now_ns < before_ns
     return (
         plan.index, before_ns if overlap else plan.now_ns, int(outcome.ends_ns[-1]), steps, *plan.features,
-        outcome.device_ns, outcome.host_ns, outcome.launch_ns, int(overlap), digest_text(plan.digest_entry, steps),
+        outcome.device_ns, outcome.host_ns, outcome.launch_ns, outcome.work_ns, int(overlap),
+        digest_text(plan.digest_entry, steps),
     )  # fmt: skip
 
 

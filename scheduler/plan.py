@@ -268,10 +268,11 @@ class StepOutcome:
     ``ends_ns``: end time of each step that was run, at most ``plan.repeat`` of them, increasing. ``device_ns`` and
     ``host_ns`` are totals over those steps. ``stops``: sequence numbers that ended by an end token, a stop string
     or an error in the (last) step, which the plan could not foresee. ``launch_ns``: of the device's time, how long the
-    host was about handing the work over.
+    host was about handing the work over. ``work_ns``: of a step that was launched while another ran, all that the host
+    did from one wait for the device to the next, hidden or not; 0 where that was not measured.
     """
 
-    __slots__ = ("device_ns", "ends_ns", "host_ns", "launch_ns", "stops")
+    __slots__ = ("device_ns", "ends_ns", "host_ns", "launch_ns", "stops", "work_ns")
 
     def __init__(
         self,
@@ -280,12 +281,14 @@ class StepOutcome:
         host_ns: int,
         stops: Mapping[int, StopReason] | None = None,
         launch_ns: int = 0,
+        work_ns: int = 0,
     ) -> None:
         self.ends_ns = ends_ns
         self.device_ns = device_ns
         self.host_ns = host_ns
         self.stops: Mapping[int, StopReason] = {} if stops is None else stops
         self.launch_ns = launch_ns
+        self.work_ns = work_ns
 
 
 def iter_sampled(plan: StepPlan) -> Iterator[Sequence]:

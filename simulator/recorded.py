@@ -38,6 +38,10 @@ LIMITED = {
 }
 
 
+#: steps that were planned and launched while others ran, from which the host's work is told
+FEWEST_SEEN = 50
+
+
 @dataclass(frozen=True)
 class RecordedCosts:
     """Costs by (layout, kind of step), as they were recorded. KV capacity and context come from that run too.
@@ -241,8 +245,8 @@ def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: byt
     launching, launched = (_fits(groups, "device_ns", CANDIDATES) for groups in (alone, overlapped))
     host = _fits(dict(_groups(steps[steps["overlap"] == 0])), "host_ns", (LINEAR,))
     at_work = _fits(
-        {key: group.assign(busy_ns=group["host_ns"] + group["launch_ns"]) for key, group in alone.items()
-         if key in launching and key in launched}, "busy_ns", (LINEAR,),
+        {key: _at_work(group, overlapped[key]) for key, group in alone.items() if key in launching and key in launched},
+        "work_ns", (LINEAR,),
     )  # fmt: skip
     launches = _fits({key: group for key, group in alone.items() if key in at_work}, "launch_ns", (LINEAR,))
     device = {**launched, **launching}
@@ -266,6 +270,17 @@ def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: byt
         least=_extremes(steps, "min"),
         about=dict(about),
     )
+
+
+def _at_work(alone: pd.DataFrame, overlapped: pd.DataFrame) -> pd.DataFrame:
+    """Steps whose ``work_ns`` is what the host has to do before a graph can begin while another step runs.
+
+    Those that were seen to, where there are enough; else what steps that nothing ran beside show of it, which is more.
+    """
+    seen = overlapped[(overlapped["graph_rows"] > 0) & (overlapped["work_ns"] > 0)]
+    if len(seen) >= FEWEST_SEEN:
+        return seen
+    return alone.assign(work_ns=alone["host_ns"] + alone["launch_ns"])
 
 
 def _extremes(steps: pd.DataFrame, which: Literal["min", "max"]) -> dict[Key, dict[str, int]]:

@@ -34,6 +34,7 @@ COLUMNS = (
     "device_ns",
     "host_ns",
     "launch_ns",
+    "work_ns",
 )
 #: of a recording's settings, those that costs are told with
 _SETTINGS = ("context_tokens", "block_tokens", "max_running", "max_prefill_tokens")
@@ -103,7 +104,7 @@ def profile_of(folders: Iterable[Path]) -> Profile:
     steps = pd.concat([read_recorded(place) for place in places])[list(COLUMNS)].reset_index(drop=True)
     for column in COLUMNS[2:]:
         steps[column] = steps[column].astype("int64")
-    for column in ("device_ns", "host_ns", "launch_ns"):
+    for column in ("device_ns", "host_ns", "launch_ns", "work_ns"):
         steps[column] = (steps[column] + _ROUND_NS // 2) // _ROUND_NS * _ROUND_NS
     return Profile(_about(manifests, steps), steps)
 

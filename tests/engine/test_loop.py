@@ -315,3 +315,43 @@ def test_what_was_stopped_half_way_can_be_ended() -> None:
     assert heard[-1].metrics is not None
     assert heard[-1].metrics.first_token_ns is not None
     assert loop.scheduler.idle
+
+
+class Waited(NamedTuple):
+    """A step that takes 100 of a clock's nanoseconds, once it is asked for."""
+
+    clock: list[int]
+    sampled: Sampled
+
+    def result(self) -> StepResult:
+        self.clock[0] += 100
+        return self.sampled.result()
+
+
+class AheadExecutor(CountingExecutor):
+    """Launches in 3 of a clock's nanoseconds, while another step runs."""
+
+    launches_ahead = True
+
+    def __init__(self, clock: list[int]) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def launch(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> Any:
+        self.clock[0] += 3
+        return Waited(self.clock, super().launch(plan, states))
+
+
+def test_the_hosts_work_is_what_it_does_between_two_waits() -> None:
+    clock = [0]
+    loop = loop_of(AheadExecutor(clock), overlap=True)
+    loop.now_ns = lambda: clock[0]
+    loop.run([request("a", max_tokens=5)])
+    # nothing is known of the first, and the second was launched before the host had waited at all
+    assert [outcome.work_ns for outcome in loop.scheduler.outcomes] == [0, 0, 3, 3, 3]
+    # the engine was idle in between: it begins anew
+    loop.run([request("b", max_tokens=3)])
+    assert [outcome.work_ns for outcome in loop.scheduler.outcomes[5:]] == [0, 0, 3]
+    plain = loop_of(CountingExecutor(), overlap=True)
+    plain.run([request("a")])
+    assert {outcome.work_ns for outcome in plain.scheduler.outcomes} == {0}

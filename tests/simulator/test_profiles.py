@@ -46,7 +46,7 @@ def recording(folder: Path, seed: int = 0, **manifest: Any) -> Path:
             f = features(kind, rng)
             device = 5_000_000 + 10_000 * f.new_tokens_computed + 160 * f.kv_columns_computed
             times = (round(device * rng.uniform(0.99, 1.01)), 150_000 + rng.randint(0, 20_000))
-            writer.writerow((index, index, index + 1, 1, *f, *times, 0, 0, "decode:1:2:3:4:1"))
+            writer.writerow((index, index, index + 1, 1, *f, *times, 0, 0, 0, "decode:1:2:3:4:1"))
     about = {
         "world": "real", "hardware": "NVIDIA H100, 16 cores", "model": "shape:qwen-7b", "dtype": "bfloat16",
         "started_at": "2026-03-04T05:06:07+00:00", "kv_capacity_tokens": 90_000, "git_commit": "0123abc",

@@ -274,7 +274,7 @@ def test_host_time_that_overlap_hid_is_not_taken_for_all_of_it(tmp_path: Path, r
 def test_steps_that_overlap_are_costed_by_such_steps(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     """Launched while another runs, a step takes less of the device. A graph begins when the host has launched it, any
     other step while the host is launching it."""
-    alone = [row | {"overlap": 0, "launch_ns": 300_000} for row in rows]
+    alone = [row | {"overlap": 0, "launch_ns": 300_000, "work_ns": 0} for row in rows]
     hidden = [
         row | {"launch_ns": 0} | {"overlap": 1, "host_ns": 0, "device_ns": row["device_ns"] - 200_000} for row in alone
     ]
@@ -291,6 +291,11 @@ def test_steps_that_overlap_are_costed_by_such_steps(tmp_path: Path, rows: list[
         assert costs.overlapped().launching_ns(kernels) == pytest.approx(300_000, rel=1e-6)
         assert costs.launching_ns(kernels) == 0
     assert costs.overlapped().overlapped() == costs.overlapped()
+    # the host's work while another step runs, where it was seen
+    for row in hidden:
+        row |= {"graph_rows": 64, "work_ns": 250_000}
+    seen = recorded_costs(write(tmp_path / "seen", alone + hidden)).overlapped()
+    assert seen.host_ns(columns_of(rows[0])._replace(graph_rows=64)) == pytest.approx(250_000, rel=1e-6)
     floors = costs.floors("paged", overlap=True)["decode"]
     assert max(floor.step_ns for floor in floors) == pytest.approx(9_030_000 - 200_000, rel=0.01)
 
