@@ -64,7 +64,8 @@ def recording(shares: Shares = SHARES, noise: float = 0.01, **about: Any) -> Pro
         seconds *= 3 if index % 100 == 50 else 1
         seconds += swapped * KV_BYTES / (GPUS["h100"].host_bandwidth * shares.link)
         fields = columns._replace(swapped_tokens=swapped)._asdict()
-        rows.append({**fields, "overlap": 0, "device_ns": round(seconds * 1e9), "host_ns": HOST_NS, "launch_ns": 0})
+        times = {"device_ns": round(seconds * 1e9), "host_ns": HOST_NS, "launch_ns": 0, "work_ns": 0}
+        rows.append({**fields, **times, "overlap": 0})
     return Profile({**ABOUT, **about}, pd.DataFrame(rows)[list(COLUMNS)])
 
 
