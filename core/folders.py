@@ -37,22 +37,18 @@ def open_folder(args: argparse.Namespace, name: str) -> Path:
 def write_experiment(folder: Path, command: str, runs: list[Run]) -> None:
     """A manifest for a folder of several runs."""
     names = [run.folder.name for run in runs if run.folder is not None]
-    text = json.dumps({"command": command, "runs": names}, indent=2)
-    try:
-        (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise RunFolderError(f"cannot write {folder / MANIFEST_FILE}: {error.strerror}") from error
+    write_texts(folder, {MANIFEST_FILE: json.dumps({"command": command, "runs": names}, indent=2) + "\n"})
 
 
 def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write ``texts``, by the names of their files, into ``folder``, which is made if need be; :class:`UsageError` if
-    they cannot be written."""
+    """Write ``texts``, by the names of their files, into ``folder``, which is made if need be; :class:`RunFolderError`
+    if they cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"cannot write to {folder}: {error.strerror or error}") from error
+        raise RunFolderError(f"cannot write {error.filename or folder}: {error.strerror or error}") from error
 
 
 def experiment_folders(folder: Path) -> list[Path]:

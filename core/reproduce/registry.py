@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from core.folders import write_texts
 from core.reproduce import alignment, hindsight, kv_sharing, ltr_example, mm1, multi_bin, projection, queues
 from core.reproduce.experiment import Experiment, Options
 from reports.reproduction import Findings, as_csv, as_json
 from reports.reproduction_page import render_reproduction
-from reports.rows import RunFolderError
 from scheduler.config import ConfigError, unknown_name
 from simulator.optimum import MissingSolverError
 
@@ -54,18 +54,14 @@ def run_experiments(
 
 
 def write_findings(folder: Path, findings: Sequence[Findings], command: str) -> None:
-    """``reproduce.csv``, ``reproduce.json``, ``report.html`` and a manifest; :class:`RunFolderError` if they cannot be
-    written."""
+    """``reproduce.csv``, ``reproduce.json``, ``report.html`` and a manifest.
+
+    Raises :class:`~reports.rows.RunFolderError` if they cannot be written.
+    """
     manifest = {"command": command, "mode": "reproduce", "experiments": [found.name for found in findings]}
-    texts = {
+    write_texts(folder, {
         "manifest.json": json.dumps(manifest, indent=2) + "\n",
         "reproduce.csv": as_csv(findings),
         "reproduce.json": as_json(findings, command),
         "report.html": render_reproduction(findings, command),
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RunFolderError(f"cannot write {error.filename or folder}: {error.strerror or error}") from error
+    })  # fmt: skip
