@@ -244,6 +244,9 @@ def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: byt
     overlapped, alone = (dict(_groups(still[(still["overlap"] > 0) == yes])) for yes in (True, False))
     launching, launched = (_fits(groups, "device_ns", CANDIDATES) for groups in (alone, overlapped))
     host = _fits(dict(_groups(steps[steps["overlap"] == 0])), "host_ns", (LINEAR,))
+    # where each step was planned while another ran, what the host did then is all that is known of it
+    seen = {key: _seen_at_work(group) for key, group in overlapped.items() if key not in host}
+    host |= _fits({key: group for key, group in seen.items() if len(group) >= FEWEST_SEEN}, "work_ns", (LINEAR,))
     at_work = _fits(
         {key: _at_work(group, overlapped[key]) for key, group in alone.items() if key in launching and key in launched},
         "work_ns", (LINEAR,),
@@ -277,10 +280,13 @@ def _at_work(alone: pd.DataFrame, overlapped: pd.DataFrame) -> pd.DataFrame:
 
     Those that were seen to, where there are enough; else what steps that nothing ran beside show of it, which is more.
     """
-    seen = overlapped[(overlapped["graph_rows"] > 0) & (overlapped["work_ns"] > 0)]
-    if len(seen) >= FEWEST_SEEN:
-        return seen
-    return alone.assign(work_ns=alone["host_ns"] + alone["launch_ns"])
+    seen = _seen_at_work(overlapped)
+    return seen if len(seen) >= FEWEST_SEEN else alone.assign(work_ns=alone["host_ns"] + alone["launch_ns"])
+
+
+def _seen_at_work(overlapped: pd.DataFrame) -> pd.DataFrame:
+    """The graphs among the steps for which the host's work was measured."""
+    return overlapped[(overlapped["graph_rows"] > 0) & (overlapped["work_ns"] > 0)]
 
 
 def _extremes(steps: pd.DataFrame, which: Literal["min", "max"]) -> dict[Key, dict[str, int]]:

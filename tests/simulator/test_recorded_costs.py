@@ -296,6 +296,10 @@ def test_steps_that_overlap_are_costed_by_such_steps(tmp_path: Path, rows: list[
         row |= {"graph_rows": 64, "work_ns": 250_000}
     seen = recorded_costs(write(tmp_path / "seen", alone + hidden)).overlapped()
     assert seen.host_ns(columns_of(rows[0])._replace(graph_rows=64)) == pytest.approx(250_000, rel=1e-6)
+    # and where nothing else was recorded it is the host's time
+    only = recorded_costs(write(tmp_path / "only", hidden))
+    only.require("paged")
+    assert only.overlapped().host_ns(columns_of(rows[0])._replace(graph_rows=64)) == pytest.approx(250_000, rel=1e-6)
     floors = costs.floors("paged", overlap=True)["decode"]
     assert max(floor.step_ns for floor in floors) == pytest.approx(9_030_000 - 200_000, rel=0.01)
 
