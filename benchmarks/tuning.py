@@ -36,12 +36,11 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from core.arguments import Budget, given_flags, parse_arguments  # noqa: E402
 from core.provenance import git_commit, hardware  # noqa: E402
-from core.runs import Case, Session  # noqa: E402
 from tuning.search import Search  # noqa: E402
 from tuning.setting import Setting  # noqa: E402
 from tuning.store import Store  # noqa: E402
 from tuning.tune import Tuning  # noqa: E402
-from tuning.validation import memory_of, stretch_of  # noqa: E402
+from tuning.validation import session_on, stretch_of  # noqa: E402
 from tuning.workers import Workers, workers_for  # noqa: E402
 from tuning.world import Evaluation, Job  # noqa: E402
 
@@ -191,16 +190,10 @@ def predictions(result: dict[str, Any], costs: str, seconds: float) -> list[floa
     _, _, *argv = shlex.split(result["command"])
     argv = [*argv[: argv.index("--costs")], "--costs", costs, *argv[argv.index("--costs") + 2 :], "--force"]
     tuning = Tuning(parse_arguments(argv), given_flags(argv), "")
-    stretch = stretch_of(tuning.workload, seconds, None)
+    model, stretch = tuning.first_costs, stretch_of(tuning.workload, seconds, None)
     found = []
     for one in result["validation"]["settings"]:
-        given = tuning.space.arguments(Setting.of(one["setting"]))
-        args = argparse.Namespace(**{**vars(given), "mode": "sim", "jitter": False, "stop_on_eos": False})
-        model = tuning.first_costs
-        args.kv_tokens = memory_of(model.kv_tokens, args.block_tokens)
-        session = Session(args, "", stretch)
-        session.args = Session(args, "", tuning.workload).args
-        case = Case(args.policy[0], (args.layout or ["paged"])[0])
+        session, case = session_on(tuning, Setting.of(one["setting"]), stretch, "sim")
         with tempfile.TemporaryDirectory() as folder:
             config = session.config(case, model.kv_tokens, model.context_tokens, model)
             run = session.simulate(case, model, Path(folder) / "run", config, session.requests())

@@ -397,10 +397,14 @@ class Recording:
     def _drawn_beside_decodes(self) -> None:
         """Prompts of any length, each in its chunks beside rows that decode: fewer rows each time, down to two."""
         scale = self.scale
-        rows = min(MOST_BESIDE, scale.config.max_running - 1)
-        left = scale.config.kv_tokens - rows * 4 * SHORTEST_CONTEXT
-        most = min(scale.context_tokens * 3 // 4, left // 2, int(0.1 * self._part_s * scale.pilot.tokens_per_s))
+        kv_tokens, affordable = scale.config.kv_tokens, self._part_s * scale.pilot.tokens_per_s
+        # half of the memory is theirs, in which they grow, and a fifth of the time
+        room = kv_tokens // (8 * SHORTEST_CONTEXT)
+        rows = min(MOST_BESIDE, scale.config.max_running - 1, room, int(0.2 * affordable / SHORTEST_CONTEXT))
+        left = kv_tokens - rows * 4 * SHORTEST_CONTEXT
+        most = min(scale.context_tokens * 3 // 4, left // 2, int(0.1 * affordable))
         if rows < 1 or most < SHORTEST_PROMPT:
+            self.notes.append("no prompts beside rows: there is too little time or memory")
             return
         self._submit([SHORTEST_CONTEXT] * rows, None)
         self._settle()
@@ -409,7 +413,7 @@ class Recording:
                 return
             (name,) = self._submit([self._drawn(most)], 1)
             while name in self._watch.live:
-                if not self._loop.step():
+                if self._late or not self._loop.step():
                     return
             if len(self._watch.live) > 2:
                 self._abort([next(iter(self._watch.live))])

@@ -88,6 +88,22 @@ def memory_of(recorded_tokens: int, block_tokens: int) -> int:
     return int(recorded_tokens * (1 - KV_TOLERANCE / 2)) // block_tokens * block_tokens
 
 
+def session_on(
+    tuning: Tuning, setting: Setting, stretch: Workload, mode: str, engine: Engine | None = None
+) -> tuple[Session, Case]:  # fmt: skip
+    """What runs ``setting`` on ``stretch``, a part of the workload."""
+    args = tuning.space.arguments(setting)
+    args = argparse.Namespace(**{**vars(args), "mode": mode, "jitter": False, "stop_on_eos": False})
+    costs = tuning.first_costs
+    if args.kv_tokens is None and isinstance(costs, RecordedCosts) and costs.kv_tokens is not None:
+        # the memory that was searched with: with fewer rows or shorter steps the engine would find more
+        args.kv_tokens = memory_of(costs.kv_tokens, args.block_tokens)
+    session = Session(args, tuning.command, stretch, engine)
+    # buckets of equal mass have the edges of the whole workload
+    session.args = Session(args, tuning.command, tuning.workload, engine).args
+    return session, Case(args.policy[0] if args.policy else "fcfs", (args.layout or ["paged"])[0])
+
+
 class Validation:
     """The runs of one round, in ``folder``; those that are there already are not run again."""
 
@@ -121,16 +137,7 @@ class Validation:
     # -- one run
 
     def _session(self, place: int) -> tuple[Session, Case]:
-        args = self.tuning.space.arguments(self.entrants[place].setting)
-        args = argparse.Namespace(**{**vars(args), "mode": "validate", "jitter": False, "stop_on_eos": False})
-        costs = self.tuning.first_costs
-        if args.kv_tokens is None and isinstance(costs, RecordedCosts) and costs.kv_tokens is not None:
-            # the memory that was searched with: with fewer rows or shorter steps the engine would find more
-            args.kv_tokens = memory_of(costs.kv_tokens, args.block_tokens)
-        session = Session(args, self.tuning.command, self.stretch, self.engine)
-        # buckets of equal mass have the edges of the whole workload
-        session.args = Session(args, self.tuning.command, self.tuning.workload, self.engine).args
-        return session, Case(args.policy[0] if args.policy else "fcfs", (args.layout or ["paged"])[0])
+        return session_on(self.tuning, self.entrants[place].setting, self.stretch, "validate", self.engine)
 
     def _place(self, place: int, round_: int) -> Path:
         return self.folder / f"real-{place + 1}-{round_ + 1}"

@@ -230,3 +230,21 @@ def test_what_a_gpu_would_record(gpu: str, model: str, budget_s: float) -> None:
         cost = fit(str(kind), group, group["device_ns"].to_numpy(np.float64))
         assert cost.quality.held_out is not None
         assert cost.quality.held_out < 0.03, kind
+
+
+@pytest.mark.parametrize(("kv_tokens", "skipped"), [(2048, False), (256, True)])
+def test_prompts_beside_rows_take_as_many_rows_as_there_is_memory_for(kv_tokens: int, skipped: bool) -> None:
+    costs = roofline("t4", "tiny")
+    config = recording_config(SchedulerConfig(kv_tokens=kv_tokens, context_tokens=1024, max_running=64))
+    rows = Rows()
+    loop = SimulatedLoop(Scheduler(config, rows), costs)
+    recording = Recording(scale_of(config, Pilot(30_000.0, 1023, 1e-5, 1e-3), 5.0), 1000, temperature=0.0,
+                          clock=loop.now_s)  # fmt: skip
+    recording._watch, recording._loop = rows, loop  # type: ignore[assignment]
+    recording._part_s = recording._deadline_s = 1.0
+    recording._drawn_beside_decodes()
+    assert any(note.startswith("no prompts beside rows") for note in recording.notes) == skipped
+    mixed = [features for features in rows.features if features.kind == "mixed"]
+    assert (len({features.new_tokens for features in mixed}) > 10) != skipped
+    # the loop is not held up by a prompt for which there is no place
+    assert loop.now_s() < 1.2
