@@ -54,6 +54,7 @@ MOST_BESIDE = 48
 FILL = 0.8
 
 
+TokenIds = tuple[int, ...]
 #: lengths of so many rows whose mean is the first argument, in rising order
 Lengths = Callable[[int, int], list[float]]
 
@@ -136,8 +137,9 @@ class Scale:
 
 def recording_config(config: SchedulerConfig) -> SchedulerConfig:
     """The settings that a recording is made under: all kinds of step of the layout, and swaps, in one run."""
-    mixed = {"phase": "mixed", "chunk_tokens": config.max_prefill_tokens} if config.layout == "paged" else {}
-    return SchedulerConfig.from_dict({**config.as_dict(), "kv_pool": "paged", "preemption": "swap", **mixed})
+    paged = {"phase": "mixed", "chunk_tokens": config.max_prefill_tokens, "prefix_cache": True}
+    more = paged if config.layout == "paged" else {}
+    return SchedulerConfig.from_dict({**config.as_dict(), "kv_pool": "paged", "preemption": "swap", **more})
 
 
 def scale_of(config: SchedulerConfig, pilot: Pilot, budget_s: float) -> Scale:
@@ -186,7 +188,7 @@ def run_pilot(
 
     It ends at the longest prompt of a step, or at one that takes 3% of the time.
     """
-    watch = Watch()
+    watch, rng = Watch(), Random(0)
     longest = min(config.max_prefill_tokens, config.context_tokens - 1)
     needed = (longest + 32 * config.max_running) // config.block_tokens * config.block_tokens
     memory = max(config.block_tokens, min(config.kv_tokens, needed))
@@ -195,13 +197,13 @@ def run_pilot(
     for attempt in range(2):
         watch.decodes.clear()
         loop.run(
-            _request(f"row {row}.{attempt}", 8 + row, row + 2, Random(row), vocab, 0.0, loop.now_ns())
+            _request(f"row {row}.{attempt}", _token_ids(8 + row, rng, vocab), row + 2, rng, 0.0, loop.now_ns())
             for row in range(min(config.max_running, 16))
         )
     size, rate = min(SHORTEST_PROMPT, longest), 1.0
     while True:
         for attempt in range(2):
-            loop.run([_request(f"{size}.{attempt}", size, 1, Random(size), vocab, 0.0, loop.now_ns())])
+            loop.run([_request(f"{size}.{attempt}", _token_ids(size, rng, vocab), 1, rng, 0.0, loop.now_ns())])
         seconds = max(watch.last_device_ns, 1) / 1e9
         rate = size / seconds
         if size == longest or seconds > 0.03 * budget_s:
@@ -243,6 +245,7 @@ class Recording:
         The loop's scheduler has an observer from :meth:`watching`.
         """
         self._loop = loop
+        loop.shares_prompts = False
         try:
             for overlap in (False, True)[: 1 + self.scale.config.overlap]:
                 loop.overlap = overlap
@@ -263,6 +266,8 @@ class Recording:
             for context in others:
                 parts.append((f"rows of about {context:,} tokens", 1, self._sweep_of(context)))
                 parts.append((f"rows of {context:,} tokens on average", 1, self._sweep_of(context, very_different)))
+                if context >= self.scale.config.block_tokens:
+                    parts.append((f"rows that share {context:,} tokens", 1, self._sharing_sweep_of(context)))
             parts.append(("rows among which one is long", 1, self._uneven_sweep))
             parts.append(("prompts beside rows", 1, self._drawn_beside_decodes))
         else:
@@ -341,24 +346,47 @@ class Recording:
     def _sweep_of(self, context: int, lengths_of: Lengths | None = None) -> Callable[[], None]:
         return lambda: self._sweep(context, (), lengths_of=lengths_of or similar)
 
+    def _sharing_sweep_of(self, shared: int) -> Callable[[], None]:
+        """Rows behind one of two beginnings whose KV they share, of ``shared`` tokens and of half as many."""
+
+        def part() -> None:
+            beginnings = [self._token_ids(length) for length in (shared, shared // 2)]
+            # before they come: what is computed in one step cannot be shared in it
+            self._loop.shares_prompts = True
+            self._submit([0, 0], 1, beginnings)
+            self._drain()
+            self._sweep(SHORTEST_CONTEXT, (), beginnings=beginnings)
+            self._loop.shares_prompts = False
+
+        return part
+
     def _uneven_sweep(self) -> None:
         longest = int(0.6 * self.scale.context_tokens)
         affordable = int(0.3 * self._part_s * self.scale.pilot.tokens_per_s)
         self._sweep(SHORTEST_CONTEXT, (max(SHORTEST_CONTEXT, min(longest, affordable)),), most_rows=64)
 
     def _sweep(
-        self, context: int, longer: Sequence[int], most_rows: int = 1 << 20, lengths_of: Lengths = similar
+        self,
+        context: int,
+        longer: Sequence[int],
+        most_rows: int = 1 << 20,
+        lengths_of: Lengths = similar,
+        beginnings: Sequence[TokenIds] = ((),),
     ) -> None:
-        """Rows of about ``context`` tokens, and some ``longer`` ones, decode together; then fewer and fewer of them."""
+        """Rows of about ``context`` tokens, and some ``longer`` ones, decode together; then fewer and fewer of them.
+
+        All are behind one of the ``beginnings``, in turn.
+        """
         scale, rng = self.scale, self._rng
-        tokens = min(FILL * scale.config.kv_tokens - sum(longer), 0.4 * self._part_s * scale.pilot.tokens_per_s)
+        memory = FILL * scale.config.kv_tokens - sum(longer) - sum(map(len, beginnings))
+        tokens = min(memory, 0.4 * self._part_s * scale.pilot.tokens_per_s)
         rows = max(1, min(most_rows, scale.config.max_running, int(tokens / context) + len(longer)))
         affordable = next(size for size in reversed((1, *graph_sizes(rows))) if self._affords(size, context))
         rows = max(affordable, len(longer) + 1, min(2, scale.config.max_running))
-        longest = scale.context_tokens * 3 // 4
+        longest = max(1, scale.context_tokens * 3 // 4 - max(map(len, beginnings)))
         lengths = [max(1, min(int(length), longest)) for length in lengths_of(context, rows)[: rows - len(longer)]]
         rng.shuffle(lengths)
-        kept = self._submit([*longer, *lengths], None)[: len(longer)]
+        kept = self._submit([*longer, *lengths], None, beginnings)[: len(longer)]
         self._settle()
         mixed = 0
         for size in reversed(graph_sizes(max(1, self._rows))):
@@ -445,6 +473,9 @@ class Recording:
 
     # -- what they are made of
 
+    def _token_ids(self, length: int) -> TokenIds:
+        return _token_ids(length, self._rng, self._vocab)
+
     @property
     def _late(self) -> bool:
         return self._clock() > self._deadline_s
@@ -453,17 +484,21 @@ class Recording:
     def _rows(self) -> int:
         return 0 if self._watch.last is None else self._watch.last.rows
 
-    def _submit(self, lengths: Iterable[int], output_tokens: int | None) -> list[str]:
-        """Hand in prompts, to go on for ``output_tokens``, or for as long as the context allows. Returns the ids."""
+    def _submit(
+        self, lengths: Iterable[int], output_tokens: int | None, beginnings: Sequence[TokenIds] = ((),)
+    ) -> list[str]:
+        """Hand in prompts, to go on for ``output_tokens``, or for as long as the context allows. Returns the ids.
+
+        Each is so long behind one of the ``beginnings``, in turn.
+        """
         requests = []
-        for length in lengths:
-            most = max(1, min(self.scale.config.context_tokens, self.scale.config.kv_tokens) - length)
+        for place, length in enumerate(lengths):
+            prompt = (*beginnings[place % len(beginnings)], *self._token_ids(length))
+            most = max(1, min(self.scale.config.context_tokens, self.scale.config.kv_tokens) - len(prompt))
             tokens = min(most, 4096 if output_tokens is None else output_tokens)
             name = f"{self._made}"
             self._made += 1
-            requests.append(
-                _request(name, length, tokens, self._rng, self._vocab, self._temperature, self._loop.now_ns())
-            )
+            requests.append(_request(name, prompt, tokens, self._rng, self._temperature, self._loop.now_ns()))
         for request in requests:
             self._watch.live[request.id] = None
             self._loop.submit(request)
@@ -496,12 +531,14 @@ class Recording:
         self._loop.step()
 
 
+def _token_ids(length: int, rng: Random, vocab: int) -> TokenIds:
+    return tuple(np.random.Generator(np.random.PCG64(rng.getrandbits(64))).integers(0, vocab, length).tolist())
+
+
 def _request(
-    name: str, length: int, output_tokens: int, rng: Random, vocab: int, temperature: float, arrival_ns: int = 0
+    name: str, prompt: TokenIds, output_tokens: int, rng: Random, temperature: float, arrival_ns: int
 ) -> Request:
-    """A prompt of random token ids."""
-    ids = np.random.Generator(np.random.PCG64(rng.getrandbits(64))).integers(0, vocab, length).tolist()
     sampling = SamplingParams(temperature=temperature, seed=rng.getrandbits(31))
     return Request(
-        name, arrival_ns, length, output_tokens, output_tokens, prompt_token_ids=tuple(ids), sampling=sampling
+        name, arrival_ns, len(prompt), output_tokens, output_tokens, prompt_token_ids=prompt, sampling=sampling
     )

@@ -212,7 +212,9 @@ class EngineLoop:
         config = scheduler.config
         #: whether the next step is planned while one runs; what changes it between two steps settles the second
         self.overlap = config.overlap
-        self._hashed_block_tokens = config.block_tokens if config.prefix_cache else None
+        #: whether the KV of prompts that are handed in from now on is shared, where the scheduler has a prefix cache
+        self.shares_prompts = config.prefix_cache
+        self._block_tokens = config.block_tokens
         self._inbox: deque[Generation | Abort | Call] = deque()
         #: held while something is put in, so that nothing is when the loop is broken; reentrant, since a collection of
         #: garbage may come in between and put an abort in
@@ -257,8 +259,8 @@ class EngineLoop:
     def _generation(self, request: Request) -> Generation:
         if request.head_start is not None:
             raise ValueError(f"request {request.id}: an engine takes no request that has got on elsewhere")
-        if self._hashed_block_tokens is not None and request.prompt_token_ids is not None:
-            hashes = block_hashes_of(request.prompt_token_ids, self._hashed_block_tokens)
+        if self.shares_prompts and request.prompt_token_ids is not None:
+            hashes = block_hashes_of(request.prompt_token_ids, self._block_tokens)
             request = replace(request, block_hashes=hashes)
         self._refuse(request.sampling, f"request {request.id}: ")
         grammar = request.sampling.grammar

@@ -29,7 +29,7 @@ def beyond_recorded(steps: pd.DataFrame, costs: CostModel | None, prefix_hit: fl
     found: list[str] = []
     if not isinstance(costs, RecordedCosts):
         return found
-    if prefix_hit and not costs.about.get("prefix_cache"):
+    if prefix_hit and not costs.shares_prefixes:
         found.append(
             f"rows that share the beginnings of their prompts ({100 * prefix_hit:.2g} % of prompt tokens are from the "
             f"prefix cache; none was recorded), which a device may read faster than as many of their own"

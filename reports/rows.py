@@ -61,6 +61,7 @@ _OLDER_STEPS: Older = {
     "work_ns": lambda table: table["rows"] * 0,
     "longest_decode_context": lambda table: table["longest_context"].where(table["kind"] == "decode", 0),
     "released": lambda table: table["rows"] * 0,
+    "shared_kv_tokens": lambda table: table["rows"] * 0,
     "overlap": lambda table: table["rows"] * 0,
 }
 _KINDS: dict[str, Kind] = {"prefill": "prefill", "decode": "decode", "mixed": "mixed"}

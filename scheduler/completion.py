@@ -70,7 +70,7 @@ class Completion:
             held += sum(chunk.start for chunk in draft.chunks)
         if prefilling is not None and all(chunk.sequence is not prefilling for chunk in draft.chunks):
             held += prefilling.computed
-        return held - state.pool.shared_blocks * state.pool.block_tokens
+        return held - state.pool.shared_tokens
 
     @staticmethod
     def _alive(draft: Draft) -> int:

@@ -99,6 +99,7 @@ def measure(
         swapped_tokens=swapped_tokens,
         longest_decode_context=decode.longest_context,
         released=released,
+        shared_kv_tokens=prefill.shared_kv_tokens,
     )
     return features, DigestEntry(
         "mixed",
@@ -134,7 +135,7 @@ def _prefill(
     features = features_of((
         layout, "prefill", rows, rows, new, rows * longest_chunk if padded else graph or new, context,
         rows * longest_chunk * longest if padded else context, read, longest, blocks, samples, 0, 0, swapped, graph,
-        0, released,
+        0, released, pool.shared_tokens,
     ))  # fmt: skip
     return features, entry_of(("prefill", rows, ids & MASK64, starts & MASK64, tokens & MASK64, 1))
 
@@ -169,5 +170,6 @@ def _decode(
         layout, "decode", count, computed, count, computed, tokens,
         computed * longest if padded else tokens + computed - count, tokens, longest,
         blocks if pool.grows else count, count, count, tokens, swapped, graph_rows, longest, released,
+        pool.shared_tokens,
     ))  # fmt: skip
     return features, entry_of(("decode", count, ids, starts, ids, steps))

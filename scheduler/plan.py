@@ -90,6 +90,9 @@ class StepFeatures(NamedTuple):
     """largest end position among the rows that decode"""
     released: int = 0
     """sequences that gave their memory back since the step before: what the host and the device have to clear up"""
+    shared_kv_tokens: int = 0
+    """tokens that a prefix cache holds for several sequences, counted for each of them after the first: of all that
+    hold memory, most of which are rows of a decode step, so that it reads that many from a place it has read"""
 
 
 class StepColumns(NamedTuple):
@@ -113,6 +116,7 @@ class StepColumns(NamedTuple):
     graph_rows: int = 0
     longest_decode_context: int | npt.NDArray[np.int64] = 0
     released: int | npt.NDArray[np.int64] = 0
+    shared_kv_tokens: int = 0
 
 
 class StepPlan:
@@ -229,7 +233,7 @@ class StepPlan:
             return StepColumns(f.layout, f.kind, 1, f.rows, f.rows_computed, f.new_tokens, f.new_tokens_computed,
                                f.context_tokens, f.kv_columns_computed, f.kv_tokens_read, f.longest_context,
                                f.sampled_rows, f.decode_rows, f.swapped_tokens, f.decode_context_tokens,
-                               f.graph_rows, f.longest_decode_context, f.released)  # fmt: skip
+                               f.graph_rows, f.longest_decode_context, f.released, f.shared_kv_tokens)  # fmt: skip
         step = _STEPS[start:stop] if stop <= len(_STEPS) else np.arange(start, stop, dtype=np.int64)
         grown = step if f.rows == 1 else f.rows * step
         tokens = grown + f.kv_tokens_read
@@ -245,7 +249,8 @@ class StepPlan:
         released = f.released * (step == 0) if f.released and start == 0 else 0
         return StepColumns(f.layout, f.kind, stop - start, f.rows, f.rows_computed, f.new_tokens,
                            f.new_tokens_computed, tokens, columns, tokens, longest,
-                           f.sampled_rows, f.decode_rows, 0, tokens, f.graph_rows, longest, released)  # fmt: skip
+                           f.sampled_rows, f.decode_rows, 0, tokens, f.graph_rows, longest, released,
+                           f.shared_kv_tokens)  # fmt: skip
 
 
 class DigestEntry(NamedTuple):

@@ -38,11 +38,13 @@ ROUNDING_NS = 0.5
 
 
 class StepFloor(NamedTuple):
-    """A step takes at least ``step_ns + token_ns x new tokens + column_ns x KV tokens read``; nanoseconds, none < 0."""
+    """A step takes at least ``step_ns + token_ns x new tokens + column_ns x KV tokens read``, and ``own_ns`` more for
+    each of those that it does not read for another row, too; nanoseconds, none < 0."""
 
     step_ns: float
     token_ns: float
     column_ns: float
+    own_ns: float = 0.0
 
     def plus(self, other: StepFloor) -> StepFloor:
         """The floor of a step that takes both times."""
@@ -214,6 +216,10 @@ def _families(
         least = StepFloor(*(min(values) for values in zip(*chosen, strict=True)))
         prefill = least if limits.mixed else chosen[kinds.index("prefill")]
         computed = np.ones_like(prompt) if limits.shared_prefixes else prompt
-        first_ns = prefill.token_ns * computed + prefill.column_ns * prompt
-        others_ns = least.token_ns * (output - 1) + least.column_ns * (held - prompt)
+        first_ns = prefill.token_ns * computed + _column_ns(prefill, limits) * prompt
+        others_ns = least.token_ns * (output - 1) + _column_ns(least, limits) * (held - prompt)
         yield least.step_ns, first_ns + others_ns
+
+
+def _column_ns(floor: StepFloor, limits: Limits) -> float:
+    return floor.column_ns if limits.shared_prefixes else floor.column_ns + floor.own_ns

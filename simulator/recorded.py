@@ -78,6 +78,8 @@ class RecordedCosts:
     """the largest of each feature in :data:`LIMITED` that was recorded"""
     least: dict[Key, dict[str, int]] = field(default_factory=dict)
     """the smallest, likewise"""
+    shares_prefixes: bool = False
+    """whether rows were recorded of which several read the same KV"""
     about: dict[str, Any] = field(default_factory=dict)
     """what was recorded: of a profile its header"""
 
@@ -219,7 +221,6 @@ def recorded_costs(*folders: Path) -> RecordedCosts:
         "model": manifests[0].get("model"),
         "dtype": manifests[0].get("dtype"),
         "block_tokens": configs[0].get("block_tokens"),
-        "prefix_cache": any(config.get("prefix_cache") for config in configs),
         **graphs_of(configs),
     }
     name = "+".join(str(folder) for folder in folders)
@@ -271,6 +272,7 @@ def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: byt
         tp=about.get("tp") or 1,
         most=_extremes(steps, "max"),
         least=_extremes(steps, "min"),
+        shares_prefixes=bool((steps["shared_kv_tokens"] > 0).any()),
         about=dict(about),
     )
 

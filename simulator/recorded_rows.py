@@ -19,7 +19,7 @@ from simulator.step_cost import COST_COLUMNS
 
 #: columns that files from before there were mixed steps, swaps, overlap and graphs lack: nothing of it happened
 NEW_COLUMNS = ("decode_rows", "decode_context_tokens", "swapped_tokens", "overlap", "graph_rows",
-               "longest_decode_context", "released", "launch_ns", "work_ns")  # fmt: skip
+               "longest_decode_context", "released", "launch_ns", "work_ns", "shared_kv_tokens")  # fmt: skip
 #: columns of a recorded step that every file has
 ALWAYS = tuple(name for name in COST_COLUMNS if name not in NEW_COLUMNS)
 KNOWN: dict[str, tuple[str, ...]] = {"layout": get_args(Layout), "kind": get_args(Kind)}

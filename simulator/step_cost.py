@@ -26,7 +26,8 @@ Floats = npt.NDArray[np.float64]
 
 #: columns of a recorded step that a cost is made of
 COST_COLUMNS = ("rows_computed", "new_tokens_computed", "kv_columns_computed", "kv_tokens_read", "longest_context",
-                "decode_rows", "decode_context_tokens", "longest_decode_context", "released")  # fmt: skip
+                "decode_rows", "decode_context_tokens", "longest_decode_context", "released",
+                "shared_kv_tokens")  # fmt: skip
 #: rows that may be as many as a device works on at a time
 FILLS = (4, 8, 16, 32, 64, 128, 256)
 
@@ -52,6 +53,8 @@ class Features(Protocol):
     def longest_decode_context(self) -> Any: ...
     @property
     def released(self) -> Any: ...
+    @property
+    def shared_kv_tokens(self) -> Any: ...
 
 
 Term = Callable[[Features], Any]
@@ -90,11 +93,12 @@ FILL_TERMS: dict[str, dict[str, Term]] = {
     "prefill": {},
     "mixed": {f"fill_{rows}": _mixed_fill(rows) for rows in FILLS},
 }
-#: all other terms: columns that attention multiplies, KV that it reads, chunks, rows beside them, and sequences whose
-#: places have to be cleared
+#: all other terms: columns that attention multiplies, KV that it reads, KV of decode rows that it has not just read for
+#: another row, chunks, rows beside them, and sequences whose places have to be cleared
 PLAIN_TERMS: dict[str, dict[str, Term]] = {
     "decode": {
         "kv_columns": lambda f: f.kv_columns_computed,
+        "own_kv": lambda f: larger(f.kv_columns_computed - f.shared_kv_tokens, 0),
         "longest_context": lambda f: f.longest_context,
         "released": lambda f: f.released,
     },
@@ -110,6 +114,7 @@ PLAIN_TERMS: dict[str, dict[str, Term]] = {
         "rows": lambda f: f.rows_computed - f.decode_rows,
         "decode_rows": lambda f: f.decode_rows,
         "decode_kv": lambda f: f.decode_context_tokens,
+        "own_decode_kv": lambda f: larger(f.decode_context_tokens - f.shared_kv_tokens, 0),
         "released": lambda f: f.released,
     },
 }
@@ -239,11 +244,16 @@ class StepCost:
         weight = self.weights.get
         fills = sum(weight(f"fill_{rows}", 0.0) for rows in FILLS)
         column_ns = weight("kv_columns", 0.0) + weight("kv_tokens", 0.0)
+        own_ns = weight("own_kv", 0.0)
         if self.kind == "mixed":
-            column_ns = min(column_ns, weight("decode_kv", 0.0) + fills)
+            decode_ns = weight("decode_kv", 0.0) + fills
+            own_ns = max(0.0, min(column_ns - decode_ns, weight("own_decode_kv", 0.0)))
+            column_ns = min(column_ns, decode_ns)
         else:
             column_ns += fills
-        found = [StepFloor(max(0.0, value - ROUNDING_NS), slope, column_ns) for value, slope in self.line.floors()]
+        found = [
+            StepFloor(max(0.0, value - ROUNDING_NS), slope, column_ns, own_ns) for value, slope in self.line.floors()
+        ]
         if self.floor:
             found.append(StepFloor(max(0.0, self.floor - ROUNDING_NS), 0.0, 0.0))
         return tuple(found)
@@ -262,6 +272,7 @@ class Part:
     decode_context_tokens: Any = 0
     longest_decode_context: Any = 0
     released: Any = 0
+    shared_kv_tokens: Any = 0
 
 
 @dataclass(frozen=True)
@@ -291,7 +302,7 @@ class MixedCost:
         # files from before it was recorded have 0
         longest, mean = f.longest_decode_context, context / max(rows, 1)
         longest = (longest or mean) if isinstance(longest, int | float) else np.where(longest > 0, longest, mean)
-        decodes = Part(rows, rows, context, context, longest)
+        decodes = Part(rows, rows, context, context, longest, shared_kv_tokens=f.shared_kv_tokens)
         products = max(self.prefill.line.at(f.new_tokens_computed), self.decode.line.at(rows))
         work = products + self.prefill.attention(prompts) + self.decode.attention(decodes)
         return larger(work, max(self.prefill.floor, self.decode.floor))

@@ -52,6 +52,11 @@ class KvPool(ABC):
         return 0
 
     @property
+    def shared_tokens(self) -> int:
+        """Their tokens."""
+        return self.shared_blocks * self.block_tokens
+
+    @property
     def evictions(self) -> int:
         """Cached blocks that were overwritten so far."""
         return 0

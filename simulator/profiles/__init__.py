@@ -117,7 +117,6 @@ def joined(first: Profile, second: Profile) -> Profile:
     steps = pd.concat([first.steps, second.steps], ignore_index=True)
     told = {name: second.about[name] for name in ("recorded", "command", "git_commit", "versions")}
     told["layouts"] = sorted({*first.about["layouts"], *second.about["layouts"]})
-    told["prefix_cache"] = any(one.about.get("prefix_cache") for one in (first, second))
     return Profile({**first.about, **told, "steps": len(steps)}, steps)
 
 
@@ -171,7 +170,6 @@ def _about(manifests: list[dict[str, Any]], steps: pd.DataFrame) -> dict[str, An
         "layouts": sorted(steps["layout"].unique().tolist()),
         "kv_tokens": max((tokens for tokens in capacities if tokens), default=None),
         **{name: configs[0].get(name) for name in _SETTINGS},
-        "prefix_cache": any(config.get("prefix_cache") for config in configs),
         **graphs_of(configs),
         "steps": len(steps),
         "recorded": str(first.get("started_at", ""))[:10],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from reports.run_folder import load_run
 from scheduler.config import SchedulerConfig
 from scheduler.graphs import graph_sizes
 from scheduler.plan import StepFeatures, StepOutcome, StepPlan
+from scheduler.prefix_hashes import block_hashes_of
 from scheduler.request import Request
 from scheduler.scheduler import Scheduler
 from simulator.fits import FEWEST_STEPS, fit
@@ -147,6 +149,7 @@ class SimulatedLoop:
         self.scheduler = scheduler
         self._costs = costs
         self._time_ns = 0
+        self.shares_prompts = scheduler.config.prefix_cache
 
     def now_ns(self) -> int:
         return self._time_ns
@@ -155,6 +158,9 @@ class SimulatedLoop:
         return self._time_ns / 1e9
 
     def submit(self, request: Request) -> None:
+        if self.shares_prompts and request.prompt_token_ids is not None:
+            hashes = block_hashes_of(request.prompt_token_ids, self.scheduler.config.block_tokens)
+            request = replace(request, block_hashes=hashes)
         self.scheduler.submit(request, self._time_ns)
 
     def abort(self, name: str) -> None:
@@ -217,6 +223,10 @@ def test_what_a_gpu_would_record(gpu: str, model: str, budget_s: float) -> None:
     assert set(decodes["graph_rows"]) == set(graph_sizes(256))
     assert decodes["longest_context"].max() > 0.5 * scale.context_tokens
     assert (steps["swapped_tokens"] > 0).sum() >= 4
+    shared = decodes["shared_kv_tokens"] / decodes["kv_tokens_read"]
+    assert shared.max() > 0.5
+    assert len(decodes[shared > 0.2]["rows"].unique()) > 5
+    assert (shared == 0).mean() > 0.5
     mixed = steps[steps["kind"] == "mixed"]
     assert len(mixed) >= 30
     assert mixed["new_tokens"].nunique() > 100

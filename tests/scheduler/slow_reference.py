@@ -583,6 +583,7 @@ class Reference:
             graph_rows=min(graphs + prompts, default=0),
             longest_decode_context=max((start + n for _, start, n in decoding), default=0),
             released=self.released,
+            shared_kv_tokens=self.memory.shared,
         )
 
     def unusable(self) -> int:

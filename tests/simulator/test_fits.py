@@ -184,12 +184,32 @@ def test_rows_wait_for_the_longest_one() -> None:
     assert cost.weights["fill_16"] == pytest.approx(60, rel=0.1)
 
 
+def test_kv_that_several_rows_read_costs_less_than_as_much_of_their_own() -> None:
+    rng = Random(11)
+    steps = [decode(rng, rows, rng.randint(100, 900), ()) for rows in SIZES[:12] for _ in range(30)]
+    for step in steps:
+        step["shared_kv_tokens"] = round(rng.choice((0.0, 0.0, 0.5, 0.8)) * step["kv_tokens_read"])
+    work = [5e6 + 60.0 * step["kv_columns_computed"] + 100.0 * (step["kv_columns_computed"] - step["shared_kv_tokens"])
+            for step in steps]  # fmt: skip
+    cost = fit("decode", table(steps), np.array(work))
+    assert cost.weights["kv_columns"] == pytest.approx(60, rel=0.02)
+    assert cost.weights["own_kv"] == pytest.approx(100, rel=0.02)
+    floor, *_ = cost.floors()
+    assert floor.own_ns == cost.weights["own_kv"]
+    assert floor.column_ns == pytest.approx(cost.weights["kv_columns"])
+    # where none was recorded the two are one
+    plain = [{**step, "shared_kv_tokens": 0} for step in steps]
+    cost = fit("decode", table(plain), np.array([5e6 + 160.0 * step["kv_columns_computed"] for step in plain]))
+    assert "own_kv" not in cost.weights
+    assert cost.weights["kv_columns"] == pytest.approx(160, rel=0.02)
+
+
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     st.sampled_from(("prefill", "decode", "mixed")),
     st.integers(0, 1000),
-    st.lists(st.integers(0, 3000), min_size=9, max_size=9),
-    st.lists(st.integers(0, 3000), min_size=9, max_size=9),
+    st.lists(st.integers(0, 3000), min_size=10, max_size=10),
+    st.lists(st.integers(0, 3000), min_size=10, max_size=10),
 )
 def test_more_work_never_costs_less_and_no_step_is_below_its_floors(
     kind: str, seed: int, least: list[int], more: list[int]
@@ -201,13 +221,15 @@ def test_more_work_never_costs_less_and_no_step_is_below_its_floors(
         values[0] += values[5]
         values[2] += values[6] + values[3]
         values[3] += values[6]
+    small[9], large[9] = large[9], small[9]
     one, other = (SimpleNamespace(**dict(zip(COST_COLUMNS, values, strict=True))) for values in (small, large))
     parts = [(large[i] - large[j]) >= (small[i] - small[j]) for i, j in ((0, 5), (2, 6), (3, 6))]
     if kind != "mixed" or all(parts):
         assert cost.total(one) <= cost.total(other) * (1 + 1e-12)
     tokens = small[1]
     for floor in cost.floors():
-        low = floor.step_ns + floor.token_ns * tokens + floor.column_ns * one.kv_tokens_read
+        own = max(0, one.kv_tokens_read - one.shared_kv_tokens)
+        low = floor.step_ns + floor.token_ns * tokens + floor.column_ns * one.kv_tokens_read + floor.own_ns * own
         if axis(kind, one) >= tokens:
             assert low <= cost.total(one) * (1 + 1e-12) + 1
 

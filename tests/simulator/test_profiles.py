@@ -34,7 +34,7 @@ def features(kind: Any, rng: Random) -> StepFeatures:
                         context // rows, 0, rows, rows, context, 0, graph)  # fmt: skip
 
 
-def recording(folder: Path, seed: int = 0, **manifest: Any) -> Path:
+def recording(folder: Path, seed: int = 0, shared_kv_tokens: int = 0, **manifest: Any) -> Path:
     """A recording as a fast GPU would make it: 200 steps, graphs of up to 32 rows."""
     folder.mkdir()
     rng = Random(seed)
@@ -43,7 +43,7 @@ def recording(folder: Path, seed: int = 0, **manifest: Any) -> Path:
         writer.writerow(STEP_COLUMNS)
         for index in range(200):
             kind = "prefill" if index % 4 == 0 else "decode"
-            f = features(kind, rng)
+            f = features(kind, rng)._replace(shared_kv_tokens=shared_kv_tokens)
             device = 5_000_000 + 10_000 * f.new_tokens_computed + 160 * f.kv_columns_computed
             times = (round(device * rng.uniform(0.99, 1.01)), 150_000 + rng.randint(0, 20_000))
             writer.writerow((index, index, index + 1, 1, *f, *times, 0, 0, 0, "decode:1:2:3:4:1"))
@@ -208,10 +208,10 @@ def test_what_goes_beyond_the_recording_is_named(tmp_path: Path, capsys: pytest.
 
 
 def test_shared_prefixes_are_beyond_a_recording_without(tmp_path: Path) -> None:
-    def said(folder: str, cached: bool) -> list[str]:
+    def said(folder: str, shared_kv_tokens: int) -> list[str]:
         config = {"kv_tokens": 90_000, "context_tokens": 32_768, "block_tokens": 16, "max_running": 256,
-                  "max_prefill_tokens": 2048, "graph_rows": [], "prefix_cache": cached}  # fmt: skip
-        costs = recording(tmp_path / folder, config=config)
+                  "max_prefill_tokens": 2048, "graph_rows": [], "prefix_cache": True}  # fmt: skip
+        costs = recording(tmp_path / folder, shared_kv_tokens=shared_kv_tokens, config=config)
         flags = ["--workload", "chat-sessions", "--requests", "60", "--prefix-cache", "--max-running", "8", "--quiet"]
         assert (
             bench.main(["--mode", "sim", "--costs", str(costs), "--out", str(tmp_path / f"{folder}-sim"), *flags]) == 0
@@ -220,9 +220,9 @@ def test_shared_prefixes_are_beyond_a_recording_without(tmp_path: Path) -> None:
             text for text in load_run(tmp_path / f"{folder}-sim").summary["beyond_recorded"] if "prefix cache" in text
         ]
 
-    (text,) = said("without", False)
+    (text,) = said("without", 0)
     assert "rows that share the beginnings of their prompts" in text
-    assert said("with", True) == []
+    assert said("with", 500) == []
 
 
 def test_a_context_beyond_the_recording_counts_the_steps_of_a_stretch(tmp_path: Path) -> None:
