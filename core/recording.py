@@ -32,6 +32,7 @@ from scheduler.plan import StepFeatures, StepOutcome, StepPlan
 from scheduler.request import Request, SamplingParams
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence as SchedulerSequence
+from simulator.recorded import PUNCTUAL
 
 if TYPE_CHECKING:
     from engine.loop import EngineLoop
@@ -50,6 +51,8 @@ _ROWS_OF_TWICE_THE_TIME = 256
 MOST_DRAWN = 2000
 #: rows beside which prompts of any length come, at most
 MOST_BESIDE = 48
+#: token ids beyond a context's that prompts are taken from
+_MORE_IDS = 1 << 16
 #: of the memory, what prompts fill at most where nothing is to be swapped
 FILL = 0.8
 
@@ -79,6 +82,8 @@ class Watch:
         self.swaps = 0
         self.last: StepFeatures | None = None
         self.last_device_ns = 0
+        #: whether the host was seen to take long in the last step, so that the device may have waited for the next
+        self.late = False
         #: rows and device time of each decode step
         self.decodes: list[tuple[int, int]] = []
         self.live: dict[str, None] = {}
@@ -87,6 +92,7 @@ class Watch:
         self.steps += steps
         self.swaps += len(plan.swapped_out) + len(plan.swapped_in)
         self.last, self.last_device_ns = plan.features, outcome.device_ns
+        self.late = outcome.host_ns > PUNCTUAL * outcome.device_ns
         if plan.kind == "decode":
             self.decodes.append((plan.features.rows, outcome.device_ns))
         if self._observer is not None:
@@ -226,9 +232,9 @@ class Recording:
         self.scale = scale
         self._watch = Watch()
         self.notes: list[str] = []
-        self._vocab = vocab
         self._temperature = temperature
         self._rng = Random(seed)
+        self._ids = _token_ids(scale.config.context_tokens + _MORE_IDS, self._rng, vocab)
         self._clock = clock
         self._made = 0
         self._deadline_s = 0.0
@@ -297,7 +303,8 @@ class Recording:
     def _prompts(self) -> None:
         """Prefill steps of 16 tokens to the most of a step, as one chunk and as several; then of any size.
 
-        Each waits for the one before; with overlap it is handed in while that one runs.
+        Each waits for the one before; with overlap it is handed in while that one runs. Where hosts are late with a
+        prompt so short, every other one comes behind a longest one, which hides its launch.
         """
         most = self.scale.pilot.longest_prompt
         doubled = [*(1 << power for power in range(4, 20) if 1 << power < most), most]
@@ -305,12 +312,16 @@ class Recording:
         wanted = [(size, chunks) for sizes in (doubled, between) for chunks in (1, 4, 16) for size in sizes]
         wanted += [(self._drawn(most), (1, 1, 1, 2, 3)[place % 5]) for place in range(MOST_DRAWN)]
         wanted = [(size, chunks) for size, chunks in wanted if chunks == 1 or size // chunks >= 4]
+        # it fills its step, so that the next one has something to overlap
+        filler = [min(self.scale.config.max_prefill_tokens, self.scale.context_tokens - 2)]
         if self._loop.overlap:
-            # it fills its step, so that the next one has something to overlap
-            self._submit([min(self.scale.config.max_prefill_tokens, self.scale.context_tokens - 2)], 1)
+            self._submit(filler, 1)
         for place, (size, chunks) in enumerate(wanted):
             if place >= len(doubled) and self._late:
                 break
+            if self._loop.overlap and self._watch.late:
+                self._submit(filler, 1)
+                self._loop.step()
             self._submit([size // chunks] * min(chunks, self.scale.config.rows), 1)
             if self._loop.overlap:
                 self._loop.step()
@@ -474,7 +485,9 @@ class Recording:
     # -- what they are made of
 
     def _token_ids(self, length: int) -> TokenIds:
-        return _token_ids(length, self._rng, self._vocab)
+        """Of any beginning among ids that are there already: to make some takes time that would be the host's work."""
+        start = self._rng.randrange(len(self._ids) - length + 1)
+        return self._ids[start : start + length]
 
     @property
     def _late(self) -> bool:

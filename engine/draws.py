@@ -36,6 +36,11 @@ class Draw(NamedTuple):
     position: int
     edits: Edits | None = None
 
+    @property
+    def plain(self) -> bool:
+        """Whether the temperature and the noise say all about it."""
+        return self.edits is None and self.params.plain
+
 
 class TokenLogprobs(NamedTuple):
     """What the model thought of a token, in natural logarithms: of its own distribution, before any change to it.

@@ -41,9 +41,11 @@ class Generation:
         self._stops = StopChecker(sampling.stop)
         self._grammar = grammar
         self._edits: RequestEdits | None = None
+        self._last_ids = self._end_token_ids.union(sampling.stop_token_ids)
+        #: nothing but ids is followed
+        self._only_ids = self.plain and self._stream is None and grammar is None
         if not self.plain:
-            ends = self._end_token_ids.union(sampling.stop_token_ids)
-            self._edits = RequestEdits(sampling, request.prompt_token_ids, ends, vocab, grammar)
+            self._edits = RequestEdits(sampling, request.prompt_token_ids, self._last_ids, vocab, grammar)
             #: what the device is to know of ``sampling``
             self._drawn = SamplingParams(
                 sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, logprobs=sampling.logprobs
@@ -73,10 +75,10 @@ class Generation:
         Raises :class:`~engine.grammar.GrammarError` where its grammar cannot be followed any further.
         """
         self.token_ids.append(token_id)
-        if token_id in self.sampling.stop_token_ids:
-            return "", "stop"
-        if token_id in self._end_token_ids:
-            return "", "eos"
+        if token_id in self._last_ids:
+            return "", "stop" if token_id in self.sampling.stop_token_ids else "eos"
+        if self._only_ids:
+            return "", None
         if self._edits is not None:
             self._edits.accept(token_id)
         if self._grammar is not None:

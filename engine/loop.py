@@ -615,7 +615,9 @@ class EngineLoop:
         for sequence in ended:
             if sequence.number not in texts:
                 self._end(sequence, None, "")
-        for number, text in texts.items():
+        # with nobody to be told, only who has ended matters
+        told = texts if self._listener is not None else {number: texts[number] for number in finished & texts.keys()}
+        for number, text in told.items():
             sequence = self._live[number][0]
             token_id, logprobs = result.tokens[number], result.logprobs.get(number)
             if number in finished:

@@ -26,7 +26,7 @@ from simulator.bounds import Floors
 from simulator.costs import CostError, PerStep, whole_ns
 from simulator.fits import CANDIDATES, FEWEST_STEPS, LINEAR, Candidate, fit
 from simulator.recorded_rows import read_recorded
-from simulator.step_cost import MixedCost, Quality, StepCost
+from simulator.step_cost import MixedCost, Quality, StepCost, axis
 
 Key = tuple[str, str]
 
@@ -40,6 +40,10 @@ LIMITED = {
 
 #: steps that were planned and launched while others ran, from which the host's work is told
 FEWEST_SEEN = 50
+#: a host that is seen to take more than this share of a step's device time may have let the device wait for the next
+PUNCTUAL = 0.05
+#: sequences that leave together, at most, in serving; a recording that goes on to fewer rows aborts many
+FEW_LEAVE = 2
 
 
 @dataclass(frozen=True)
@@ -241,9 +245,11 @@ def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: byt
     ``about`` has the hardware's ``kv_tokens``, its model's ``context_tokens`` and the ``graph_rows`` that decode steps
     ran as, and whatever else is to be told of them; ``data`` is what the steps were read from.
     """
+    steps = steps.assign(late=_late(steps), crowd=_crowd(steps))
     still = steps[steps["swapped_tokens"] == 0]
     overlapped, alone = (dict(_groups(still[(still["overlap"] > 0) == yes])) for yes in (True, False))
-    launching, launched = (_fits(groups, "device_ns", CANDIDATES) for groups in (alone, overlapped))
+    launching = _fits(alone, "device_ns", CANDIDATES)
+    launched = _fits({key: _on_time(key[1], group) for key, group in overlapped.items()}, "device_ns", CANDIDATES)
     host = _fits(dict(_groups(steps[steps["overlap"] == 0])), "host_ns", (LINEAR,))
     # where each step was planned while another ran, what the host did then is all that is known of it
     seen = {key: _seen_at_work(group) for key, group in overlapped.items() if key not in host}
@@ -287,8 +293,34 @@ def _at_work(alone: pd.DataFrame, overlapped: pd.DataFrame) -> pd.DataFrame:
 
 
 def _seen_at_work(overlapped: pd.DataFrame) -> pd.DataFrame:
-    """The graphs among the steps for which the host's work was measured."""
-    return overlapped[(overlapped["graph_rows"] > 0) & (overlapped["work_ns"] > 0)]
+    """The graphs among the steps for which the host's work was measured; without those after many have left at once, if
+    there are others."""
+    seen = overlapped[(overlapped["graph_rows"] > 0) & (overlapped["work_ns"] > 0)]
+    usual = seen[~seen["crowd"]]
+    return usual if len(usual) >= FEWEST_SEEN else seen
+
+
+def _on_time(kind: str, overlapped: pd.DataFrame) -> pd.DataFrame:
+    """Steps whose device time is their own. That of a graph which the device had to wait for has some of the launch,
+    which is the host's work: such steps stand only where there are none of their size."""
+    late = overlapped["late"] & (overlapped["graph_rows"] > 0)
+    on_time, sizes = overlapped[~late], np.asarray(axis(kind, overlapped))
+    if late.mean() > 0.5 and len(on_time) < FEWEST_SEEN:
+        return overlapped
+    within = np.asarray(axis(kind, on_time))
+    kept: pd.DataFrame = overlapped[~late | (sizes < within.min()) | (sizes > within.max())]
+    return kept
+
+
+def _late(steps: pd.DataFrame) -> pd.Series:
+    """Whether the host was seen to take so long in the step before that this one may have been launched late."""
+    return ~(steps["host_ns"].shift(1) <= PUNCTUAL * steps["device_ns"].shift(1))
+
+
+def _crowd(steps: pd.DataFrame) -> pd.Series:
+    """Whether many sequences left just before a step or the one before it: it was planned while that one ran."""
+    many = steps["released"] > FEW_LEAVE
+    return many | many.shift(1, fill_value=False)
 
 
 def _extremes(steps: pd.DataFrame, which: Literal["min", "max"]) -> dict[Key, dict[str, int]]:

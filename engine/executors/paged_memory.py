@@ -213,4 +213,8 @@ def is_row(start: int, tokens: int) -> bool:
 
 def slots_of(table: Sequence[int], start: int, end: int, block_tokens: int) -> list[int]:
     """The slots (block x block tokens + offset) of the positions from ``start`` to ``end`` of a sequence."""
-    return [table[position // block_tokens] * block_tokens + position % block_tokens for position in range(start, end)]
+    slots: list[int] = []
+    for place in range(start // block_tokens, -(-end // block_tokens)):
+        first, shift = place * block_tokens, (table[place] - place) * block_tokens
+        slots += range(max(start, first) + shift, min(end, first + block_tokens) + shift)
+    return slots

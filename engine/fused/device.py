@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engine.draws import Draw
+from engine.draws import Draw, row_keys
 from engine.faults import free_unused
 from engine.fused.decoder import Chunks, Decoder, KvCache, Rows, StepTensors
 from engine.fused.graphs import PLACE, DecodeSteps, Memory
@@ -187,9 +187,22 @@ class FusedDevice:
         )  # fmt: skip
         if not inputs.sampled:
             return None
-        logits = self.decoder.logits(hidden[self._indices(inputs.sampled)])
-        sampled = Sampler(inputs.draws, logits.shape[-1], self.device)(logits)
-        self._memory.last[self._indices(inputs.sampling_places)] = sampled.tokens
+        # one copy to the device and two kernels, where the noise of a Sampler takes thirty: the host has more to do
+        # than to launch them
+        draws, warm = inputs.draws, any(draw.params.temperature > 0 for draw in inputs.draws)
+        numbers = np.zeros((4, len(draws)), dtype=np.int64)
+        numbers[0], numbers[1] = inputs.sampled, inputs.sampling_places
+        fused = warm and all(draw.plain for draw in draws)
+        if fused:
+            numbers[2] = np.array([draw.params.temperature for draw in draws], dtype=np.float32).view(np.int32)
+            numbers[3] = row_keys([draw.seed for draw in draws], np.array([draw.position for draw in draws]))
+        rows, places, heats, keys = upload(numbers, torch.int64, self.device)
+        logits = self.decoder.logits(hidden[rows])
+        if fused:
+            sampled = Sampled(self.decoder.kernels.sample(logits, heats.int().view(torch.float32), keys))
+        else:
+            sampled = Sampler(draws, logits.shape[-1], self.device)(logits)
+        self._memory.last[places] = sampled.tokens
         return sampled
 
     def _eager(self, inputs: MixedInputs) -> Tensor:
