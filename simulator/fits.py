@@ -31,6 +31,8 @@ STEPS_A_KNOT = 6
 FOLDS, BLOCKS = 5, 50
 #: a step that takes this many times what is predicted was interrupted; not if that is more than this share of them
 INTERRUPTION, MOST_INTERRUPTED = 10.0, 0.05
+#: the same of a host's work beside a running step, of which one with nothing else to do takes much the same each time
+STALL = 3.0
 #: a form takes the place of a simpler one if its error is at most this share of the other's
 BETTER = 0.98
 #: values that the spread of a step's time is kept in
@@ -81,7 +83,13 @@ LINEAR = Candidate("linear", False, _plain)
 CANDIDATES = (LINEAR, Candidate("filled", True, _plain), Candidate("floored", True, _floored))
 
 
-def fit(kind: str, table: Any, times: Floats, candidates: Iterable[Candidate] = CANDIDATES) -> StepCost:
+def fit(
+    kind: str,
+    table: Any,
+    times: Floats,
+    candidates: Iterable[Candidate] = CANDIDATES,
+    interruption: float = INTERRUPTION,
+) -> StepCost:
     """The cost of ``times`` (nanoseconds) that the steps of ``table`` took, of the best of ``candidates``.
 
     ``table`` has :data:`~simulator.step_cost.COST_COLUMNS` and ``graph_rows`` as attributes, a value for each step, in
@@ -89,7 +97,7 @@ def fit(kind: str, table: Any, times: Floats, candidates: Iterable[Candidate] = 
     """
     chosen: StepCost | None = None
     with one_thread():
-        kept = _uninterrupted(_design(kind, table, len(times), False).matrix, times)
+        kept = _uninterrupted(_design(kind, table, len(times), False).matrix, times, interruption)
         for candidate in candidates:
             cost = _fit_one(kind, candidate, _design(kind, table, len(times), candidate.fills), kept, times)
             if cost is not None and (chosen is None or _better(cost, chosen)):
@@ -121,10 +129,10 @@ def _fit_one(kind: str, candidate: Candidate, design: _Design, kept: Any, times:
     return StepCost(kind, _line(design.knots, found.weights), named, quality, found.floor, candidate.form)
 
 
-def _uninterrupted(matrix: Floats, times: Floats) -> Any:
+def _uninterrupted(matrix: Floats, times: Floats, interruption: float) -> Any:
     """``bool[steps]``: those that are part of the fit."""
     expected = np.maximum(matrix @ weights_of(matrix, times), 0.02 * max(float(times.mean()), 1.0))
-    kept = times <= INTERRUPTION * expected
+    kept = times <= interruption * expected
     return kept if (~kept).mean() <= MOST_INTERRUPTED else np.ones(len(times), dtype=bool)
 
 

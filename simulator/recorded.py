@@ -24,7 +24,7 @@ import pandas as pd
 from scheduler.plan import Layout, StepColumns
 from simulator.bounds import Floors
 from simulator.costs import CostError, PerStep, whole_ns
-from simulator.fits import CANDIDATES, FEWEST_STEPS, LINEAR, Candidate, fit
+from simulator.fits import CANDIDATES, FEWEST_STEPS, INTERRUPTION, LINEAR, STALL, Candidate, fit
 from simulator.recorded_rows import read_recorded
 from simulator.step_cost import MixedCost, Quality, StepCost, axis
 
@@ -245,7 +245,7 @@ def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: byt
     ``about`` has the hardware's ``kv_tokens``, its model's ``context_tokens`` and the ``graph_rows`` that decode steps
     ran as, and whatever else is to be told of them; ``data`` is what the steps were read from.
     """
-    steps = steps.assign(late=_late(steps), crowd=_crowd(steps))
+    steps = steps.assign(late=_late(steps), unusual=_unusual(steps))
     still = steps[steps["swapped_tokens"] == 0]
     overlapped, alone = (dict(_groups(still[(still["overlap"] > 0) == yes])) for yes in (True, False))
     launching = _fits(alone, "device_ns", CANDIDATES)
@@ -253,10 +253,10 @@ def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: byt
     host = _fits(dict(_groups(steps[steps["overlap"] == 0])), "host_ns", (LINEAR,))
     # where each step was planned while another ran, what the host did then is all that is known of it
     seen = {key: _seen_at_work(group) for key, group in overlapped.items() if key not in host}
-    host |= _fits({key: group for key, group in seen.items() if len(group) >= FEWEST_SEEN}, "work_ns", (LINEAR,))
+    host |= _fits({key: group for key, group in seen.items() if len(group) >= FEWEST_SEEN}, "work_ns", (LINEAR,), STALL)
     at_work = _fits(
         {key: _at_work(group, overlapped[key]) for key, group in alone.items() if key in launching and key in launched},
-        "work_ns", (LINEAR,),
+        "work_ns", (LINEAR,), STALL,
     )  # fmt: skip
     launches = _fits({key: group for key, group in alone.items() if key in at_work}, "launch_ns", (LINEAR,))
     device = {**launched, **launching}
@@ -293,10 +293,9 @@ def _at_work(alone: pd.DataFrame, overlapped: pd.DataFrame) -> pd.DataFrame:
 
 
 def _seen_at_work(overlapped: pd.DataFrame) -> pd.DataFrame:
-    """The graphs among the steps for which the host's work was measured; without those after many have left at once, if
-    there are others."""
+    """The graphs among the steps for which the host's work was measured; the usual ones, if there are enough."""
     seen = overlapped[(overlapped["graph_rows"] > 0) & (overlapped["work_ns"] > 0)]
-    usual = seen[~seen["crowd"]]
+    usual = seen[~seen["unusual"]]
     return usual if len(usual) >= FEWEST_SEEN else seen
 
 
@@ -317,10 +316,11 @@ def _late(steps: pd.DataFrame) -> pd.Series:
     return ~(steps["host_ns"].shift(1) <= PUNCTUAL * steps["device_ns"].shift(1))
 
 
-def _crowd(steps: pd.DataFrame) -> pd.Series:
-    """Whether many sequences left just before a step or the one before it: it was planned while that one ran."""
-    many = steps["released"] > FEW_LEAVE
-    return many | many.shift(1, fill_value=False)
+def _unusual(steps: pd.DataFrame) -> pd.Series:
+    """Whether a host has more to do for a step than when graphs follow each other: many sequences left just before it
+    or the one before (it was planned while that one ran), or that one was launched kernel by kernel."""
+    crowd = steps["released"] > FEW_LEAVE
+    return crowd | crowd.shift(1, fill_value=False) | (steps["graph_rows"].shift(1) == 0)
 
 
 def _extremes(steps: pd.DataFrame, which: Literal["min", "max"]) -> dict[Key, dict[str, int]]:
@@ -359,8 +359,13 @@ def _groups(steps: pd.DataFrame) -> Iterator[tuple[Key, pd.DataFrame]]:
             yield (str(layout), str(kind)), group
 
 
-def _fits(groups: Mapping[Key, pd.DataFrame], target: str, candidates: Sequence[Candidate]) -> dict[Key, StepCost]:
-    return {key: fit(key[1], group, group[target].to_numpy(np.float64), candidates) for key, group in groups.items()}
+def _fits(
+    groups: Mapping[Key, pd.DataFrame], target: str, candidates: Sequence[Candidate], interruption: float = INTERRUPTION
+) -> dict[Key, StepCost]:
+    return {
+        key: fit(key[1], group, group[target].to_numpy(np.float64), candidates, interruption)
+        for key, group in groups.items()
+    }
 
 
 def _swaps(steps: pd.DataFrame, fits: dict[Key, StepCost]) -> dict[str, float]:
