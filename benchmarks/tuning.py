@@ -10,8 +10,8 @@ candidates, halved as ``--mode tune`` does it and each in full, on two workers a
     python benchmarks/tuning.py refit FOLDER=SECONDS ...
 
 ``refit`` takes folders of tunings that were validated with ``--validate-s SECONDS``, and the costs that were fitted to
-the engine's runs there (``validation/costs.csv.xz``): what do these say of the settings, and of those of the other
-folders, whose runs they have not seen?
+the engine's runs there (``validation/costs.csv.xz``) where there are some: what do these say of the settings, and of
+those of the other folders, whose runs they have not seen? And what do the costs say today that it was tuned with?
 """
 
 from __future__ import annotations
@@ -169,14 +169,19 @@ def speed(rest: list[str]) -> None:
 
 def refit(rest: list[str]) -> None:
     places = {Path(name): float(seconds) for name, seconds in (word.split("=") for word in rest)}
-    fitted = {f"fitted to {place.name}": place / "validation" / "costs.csv.xz" for place in places}
+    kept = {f"fitted to {place.name}": place / "validation" / "costs.csv.xz" for place in places}
+    fitted = {title: path for title, path in kept.items() if path.is_file()}
     for place, seconds in places.items():
         result = json.loads((place / "tuning.json").read_text())
         validation = result["validation"]
         print(f"\n{place.name}, {validation['stretch']}")
         measured = [one["measured"] for one in validation["settings"]]
-        columns = {"measured": measured, result["costs"][0]: [one["predicted"] for one in validation["settings"]]}
-        for title, costs in fitted.items():
+        name = result["costs"][0]
+        columns = {
+            "measured": measured,
+            f"{name}, when it was tuned": [one["predicted"] for one in validation["settings"]],
+        }
+        for title, costs in {f"{name}, today": name, **fitted}.items():
             columns[title] = predictions(result, str(costs), seconds)
         for column, values in columns.items():
             errors = ", ".join(f"{value:.2f} ({100 * (value / real - 1):+.1f} %)"

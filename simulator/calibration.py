@@ -109,9 +109,10 @@ def errors_on(profile: Profile, rooflines: Mapping[Layout, SharedRoofline]) -> d
 
 
 def _measured(profile: Profile) -> pd.DataFrame:
-    """The steps that moved no KV, and were not lost; of those, where there are any, the ones that overlap none."""
+    """The steps that moved no KV, shared none (a roofline reads each row's from memory) and were not lost; of those,
+    where there are any, the ones that overlap none."""
     steps = profile.steps
-    steps = steps[(steps["swapped_tokens"] == 0) & (steps["device_ns"] > 0)]
+    steps = steps[(steps["swapped_tokens"] == 0) & (steps["shared_kv_tokens"] == 0) & (steps["device_ns"] > 0)]
     alone = steps["overlap"] == 0
     return steps[alone] if alone.any() else steps
 

@@ -248,8 +248,9 @@ def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: byt
     steps = steps.assign(late=_late(steps), unusual=_unusual(steps))
     still = steps[steps["swapped_tokens"] == 0]
     overlapped, alone = (dict(_groups(still[(still["overlap"] > 0) == yes])) for yes in (True, False))
-    launching = _fits(alone, "device_ns", CANDIDATES)
-    launched = _fits({key: _on_time(key[1], group) for key, group in overlapped.items()}, "device_ns", CANDIDATES)
+    launching = _fits({key: _settled(group) for key, group in alone.items()}, "device_ns", CANDIDATES)
+    on_time = {key: _on_time(key[1], _settled(group)) for key, group in overlapped.items()}
+    launched = _fits(on_time, "device_ns", CANDIDATES)
     host = _fits(dict(_groups(steps[steps["overlap"] == 0])), "host_ns", (LINEAR,))
     # where each step was planned while another ran, what the host did then is all that is known of it
     seen = {key: _seen_at_work(group) for key, group in overlapped.items() if key not in host}
@@ -297,6 +298,13 @@ def _seen_at_work(overlapped: pd.DataFrame) -> pd.DataFrame:
     seen = overlapped[(overlapped["graph_rows"] > 0) & (overlapped["work_ns"] > 0)]
     usual = seen[~seen["unusual"]]
     return usual if len(usual) >= FEWEST_SEEN else seen
+
+
+def _settled(steps: pd.DataFrame) -> pd.DataFrame:
+    """Steps that nobody left before, if that is most of them: who is aborted in a recording makes room for the first
+    chunk of the next prompt, and in the first steps of fewer rows much is new."""
+    settled = steps["released"] == 0
+    return steps[settled] if settled.mean() > 0.5 else steps
 
 
 def _on_time(kind: str, overlapped: pd.DataFrame) -> pd.DataFrame:
