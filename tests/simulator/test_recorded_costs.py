@@ -304,6 +304,48 @@ def test_steps_that_overlap_are_costed_by_such_steps(tmp_path: Path, rows: list[
     assert max(floor.step_ns for floor in floors) == pytest.approx(9_030_000 - 200_000, rel=0.01)
 
 
+def test_what_a_device_waits_for_and_what_serving_does_not_have_is_no_part_of_a_fit(
+    tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    alone = [row | {"overlap": 0, "launch_ns": 300_000, "work_ns": 0} for row in rows]
+    seen = {"overlap": 1, "graph_rows": 64, "launch_ns": 0, "work_ns": 250_000, "host_ns": 1000}
+    plain = [row | seen for row in rows * 4]
+    # every sixth step: the host is seen for long, and the launch of the next one is in its device time, but of those
+    # that are the smallest or the largest, which are all that is known of their size
+    sizes: dict[Any, list[int]] = {}
+    for row in rows:
+        sizes.setdefault((row["layout"], row["kind"]), []).append(row["new_tokens"])
+    ends = {key: (min(found), max(found)) for key, found in sizes.items()}
+    inside = [row["new_tokens"] not in ends[row["layout"], row["kind"]] for row in plain]
+    late = [
+        row | {"host_ns": 10**8 if n % 6 == 0 else 1000,
+               "device_ns": row["device_ns"] + 4_000_000 * (n % 6 == 1 and n % 11 != 4 and inside[n])}
+        for n, row in enumerate(plain)
+    ]  # fmt: skip
+    # many are aborted; the host has more to do for two steps, and one is stalled
+    crowd = [
+        row
+        | {"released": 9 * (n % 7 == 2), "work_ns": 250_000 + 300_000 * (n % 7 in (2, 3)) + 9_000_000 * (n % 40 == 6)}
+        for n, row in enumerate(late)
+    ]
+    # and behind a step that was launched kernel by kernel
+    eager = [row | {"graph_rows": 64 * (n % 11 != 4), "work_ns": row["work_ns"] * (1 + 2 * (n % 11 == 5))}
+             for n, row in enumerate(crowd)]  # fmt: skip
+    costs = recorded_costs(write(tmp_path, alone + eager)).overlapped()
+    for row in rows:
+        columns = columns_of(row)._replace(graph_rows=64)
+        assert costs.device_ns(columns) == pytest.approx(row["device_ns"], rel=1e-6)
+        assert costs.host_ns(columns) == pytest.approx(250_000, rel=1e-6)
+
+
+def test_steps_that_are_all_late_are_what_there_is(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    late = [row | {"overlap": 1, "graph_rows": 64, "work_ns": 250_000, "host_ns": 10**8} for row in rows]
+    alone = [row | {"overlap": 0, "work_ns": 0} for row in rows]
+    costs = recorded_costs(write(tmp_path, [*alone, *late])).overlapped()
+    for row in rows:
+        assert costs.device_ns(columns_of(row)) == pytest.approx(row["device_ns"], rel=1e-6)
+
+
 def test_the_larger_of_two_times_counts_the_steps_in_which_the_other_is() -> None:
     quality = Quality(4, 0.0, spread=(0.5, 0.5, 1.0, 2.0))
     draws = np.array(quality.spread)
