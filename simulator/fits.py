@@ -37,6 +37,8 @@ STALL = 3.0
 BETTER = 0.98
 #: values that the spread of a step's time is kept in
 SPREAD = 64
+#: a host that is away for longer was doing something else: kernels are compiled in half a second
+LONGEST_STALL_NS = 100e6
 
 
 class Found(NamedTuple):
@@ -121,9 +123,11 @@ def _fit_one(kind: str, candidate: Candidate, design: _Design, kept: Any, times:
     found = found.scaled(matrix, recorded)
     error, bias = (None, None) if held_out is None else (mean_error(held_out, recorded), _bias(held_out, recorded))
     predicted = found.of(matrix)
+    beyond = times[~kept] - found.of(design.matrix[~kept])
+    stalls = beyond[beyond <= LONGEST_STALL_NS]
     quality = Quality(
         len(times), mean_error(predicted, recorded), error, bias, int((~kept).sum()), float(times[~kept].sum()),
-        _spread(predicted if held_out is None else held_out, recorded),
+        _spread(predicted if held_out is None else held_out, recorded), len(stalls) / len(times), _condensed(stalls),
     )  # fmt: skip
     named = dict(zip(design.names, map(float, found.weights[len(design.knots) :]), strict=True))
     return StepCost(kind, _line(design.knots, found.weights), named, quality, found.floor, candidate.form)
@@ -203,10 +207,15 @@ def _bias(predicted: Floats, times: Floats) -> float:
 
 def _spread(predicted: Floats, times: Floats) -> tuple[float, ...]:
     """Means of equal parts of the ratios in rising order, scaled to a mean of 1."""
-    ratios = np.sort(times / np.maximum(predicted, 1.0))
-    means = np.array([part.mean() for part in np.array_split(ratios, min(SPREAD, len(ratios)))])
+    means = np.array(_condensed(times / np.maximum(predicted, 1.0)))
     mean = float(means.mean())
     return tuple((means / mean).tolist()) if mean > 0 else (1.0,)
+
+
+def _condensed(values: Floats) -> tuple[float, ...]:
+    """Means of at most ``SPREAD`` equal parts of them, in rising order."""
+    parts = np.array_split(np.sort(values), min(SPREAD, len(values))) if len(values) else []
+    return tuple(float(part.mean()) for part in parts)
 
 
 def _held_out(matrix: Floats, times: Floats, candidate: Candidate, near: Found) -> Floats | None:

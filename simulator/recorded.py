@@ -25,6 +25,7 @@ from scheduler.plan import Layout, StepColumns
 from simulator.bounds import Floors
 from simulator.costs import CostError, PerStep, whole_ns
 from simulator.fits import CANDIDATES, FEWEST_STEPS, INTERRUPTION, LINEAR, STALL, Candidate, fit
+from simulator.jitter import Variation
 from simulator.recorded_rows import read_recorded
 from simulator.step_cost import MixedCost, Quality, StepCost, axis
 
@@ -141,10 +142,10 @@ class RecordedCosts:
     def host_ns(self, columns: StepColumns) -> PerStep:
         return whole_ns(self._host_cost(columns).total(columns))
 
-    def spreads(self, columns: StepColumns) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """How a step's device time and its host time are spread around what is predicted; see
-        :class:`~simulator.step_cost.Quality`."""
-        return self._cost(self.device, columns).quality.spread, self._host_cost(columns).quality.spread
+    def variation(self, columns: StepColumns) -> Variation:
+        """How a step's times vary around what is predicted; see :class:`~simulator.step_cost.Quality`."""
+        device, host = self._cost(self.device, columns).quality, self._host_cost(columns).quality
+        return Variation(device.spread, host.spread, host.stalled, host.stalls)
 
     def fits(self) -> dict[str, dict[str, Any]]:
         """Which form each fit has, and how good it is, for the manifest: "device paged decode" and so on."""

@@ -165,8 +165,9 @@ class Quality:
     ``error`` is the mean of |error| / mean over the ``steps`` that it was fitted to, ``held_out`` the same over steps
     that were left out in turn, and ``bias`` (predicted - recorded) / recorded of their sum; ``None`` where there were
     too few to leave any out. ``interruptions``: steps that took so much longer than any like them that they are no
-    part of the fit, and ``interrupted_ns`` what they took in all. ``spread``: what a step took / what was predicted,
-    equally likely values in rising order whose mean is 1, of steps that were left out.
+    part of the fit, and ``interrupted_ns`` what they took in all; ``stalled`` is the share of steps that were away for
+    no longer than a stall is, and ``stalls`` how much more than predicted they took. ``spread``: what a step took /
+    what was predicted, equally likely values in rising order whose mean is 1, of steps that were left out.
     """
 
     steps: int
@@ -176,6 +177,8 @@ class Quality:
     interruptions: int = 0
     interrupted_ns: float = 0.0
     spread: tuple[float, ...] = (1.0,)
+    stalled: float = 0.0
+    stalls: tuple[float, ...] = ()
 
     def larger(self, other: Any, mean: Any) -> Any:
         """Mean of the larger of ``other`` and of a time that is ``mean`` on average and spread as these are."""

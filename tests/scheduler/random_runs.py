@@ -20,7 +20,7 @@ from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
 from simulator.bounds import Floors, StepFloor
 from simulator.costs import IntegerCosts, PerStep
-from simulator.jitter import Jitter, Spread
+from simulator.jitter import Jitter, Variation
 from simulator.replica import simulate
 
 #: how many times as many examples as continuous integration runs; those of more than 1 are drawn anew each time
@@ -97,8 +97,8 @@ class HostCosts:
     def host_ns(self, columns: StepColumns) -> PerStep:
         return self.host
 
-    def spreads(self, columns: StepColumns) -> tuple[Spread, Spread]:
-        return (0.8, 0.95, 1.25), (0.5, 1.5)
+    def variation(self, columns: StepColumns) -> Variation:
+        return Variation((0.8, 0.95, 1.25), (0.5, 1.5), 0.1, (3.0, 40.0))
 
     def floors(self, layout: Layout, overlap: bool = False) -> Floors:
         both = {}

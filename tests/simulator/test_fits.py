@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.graphs import graph_rows_for, graph_sizes
-from simulator.fits import FEWEST_STEPS, LINEAR, fit
+from simulator.fits import FEWEST_STEPS, LINEAR, STALL, fit
 from simulator.step_cost import COST_COLUMNS, Line, axis
 
 SIZES = graph_sizes(256)
@@ -288,3 +288,17 @@ def test_a_line_goes_on_as_its_upper_half_did() -> None:
     line = Line((1.0, 2.0, 10.0), (5.0, 5.0, 21.0), 2.0)
     assert [line.at(x) for x in (0, 1, 1.5, 2, 6, 10, 14)] == [5, 5, 5, 5, 13, 21, 29]
     assert all(intercept + slope * x <= line.at(x) + 1e-9 for intercept, slope in line.floors() for x in range(1, 60))
+
+
+def test_stalls_are_known_apart_from_what_the_others_take() -> None:
+    rng = Random(12)
+    steps = [decode(rng, rows, 500, ()) for rows in (2, 4, 8, 16) for _ in range(50)]
+    usual = np.array([5e5 + 2e4 * step["rows_computed"] for step in steps])
+    away = np.array([(n % 50 == 7) * (4e6 if n < 100 else 9e6) + (n == 11) * 5e8 for n in range(200)])
+    cost = fit("decode", table(steps), usual + away, interruption=STALL)
+    assert cost.totals(table(steps)) == pytest.approx(usual, rel=1e-6)
+    assert cost.quality.interruptions == 5
+    # of half a second, which is no stall, nothing is said
+    assert cost.quality.stalled == 4 / 200
+    assert cost.quality.stalls == pytest.approx((4e6, 4e6, 9e6, 9e6), rel=1e-6)
+    assert cost.quality.spread[-1] == pytest.approx(1.0)

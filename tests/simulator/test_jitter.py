@@ -11,17 +11,20 @@ from hypothesis import strategies as st
 
 from scheduler.plan import StepColumns
 from simulator.costs import IntegerCosts
-from simulator.jitter import Jitter, Spread
+from simulator.jitter import Jitter, Variation
 
 SPREAD = (0.9, 0.95, 1.0, 1.15)
+STALLS = (4e6, 9e6)
 
 
 @dataclass(frozen=True)
 class Spreading(IntegerCosts):
     """Integer costs whose step times are spread."""
 
-    def spreads(self, columns: StepColumns) -> tuple[Spread, Spread]:
-        return SPREAD, (0.5, 1.5)
+    stalled: float = 0.0
+
+    def variation(self, columns: StepColumns) -> Variation:
+        return Variation(SPREAD, (0.5, 1.5), self.stalled, STALLS if self.stalled else ())
 
 
 def stretch(steps: int) -> StepColumns:
@@ -30,11 +33,11 @@ def stretch(steps: int) -> StepColumns:
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.integers(0, 2**40), st.integers(0, 2**40), st.integers(2, 70), st.data())
+@given(st.integers(0, 2**40), st.integers(0, 2**40), st.integers(2, 70), st.sampled_from((0.0, 0.2, 1.0)), st.data())
 def test_a_stretch_varies_as_its_steps_do_however_it_is_cut(
-    seed: int, first: int, steps: int, data: st.DataObject
+    seed: int, first: int, steps: int, stalled: float, data: st.DataObject
 ) -> None:
-    jitter = Jitter(Spreading(), seed)
+    jitter = Jitter(Spreading(stalled=stalled), seed)
     device, host = 1_000_000 + 37 * np.arange(steps), 500_001
     whole, on_host = jitter.times(stretch(steps), first, device, host)
     cut = data.draw(st.integers(1, steps - 1))
@@ -65,3 +68,12 @@ def test_draws_are_those_of_the_spread_and_of_the_seed() -> None:
     assert np.array_equal(device, again)
     assert not np.array_equal(device, other)
     assert not np.array_equal(device, elsewhere)
+
+
+def test_the_host_is_taken_away_in_as_many_steps_as_was_recorded() -> None:
+    device, host = Jitter(Spreading(stalled=0.02), 5).times(stretch(50_000), 0, 1000, 1000)
+    plain, without = Jitter(Spreading(), 5).times(stretch(50_000), 0, 1000, 1000)
+    assert np.array_equal(device, plain)
+    stalls, counts = np.unique(np.asarray(host) - np.asarray(without), return_counts=True)
+    assert stalls.tolist() == [0, *STALLS]
+    assert counts[1:] == pytest.approx(np.full(2, 500), rel=0.15)
