@@ -305,7 +305,7 @@ def _settled(steps: pd.DataFrame) -> pd.DataFrame:
     """Steps that nobody left before, if that is most of them: who is aborted in a recording makes room for the first
     chunk of the next prompt, and in the first steps of fewer rows much is new."""
     settled = steps["released"] == 0
-    return steps[settled] if settled.mean() > 0.5 else steps
+    return steps[settled] if settled.sum() >= max(FEWEST_STEPS, len(steps) / 2) else steps
 
 
 def _on_time(kind: str, overlapped: pd.DataFrame) -> pd.DataFrame:
