@@ -434,28 +434,36 @@ class Recording:
         return True
 
     def _drawn_beside_decodes(self) -> None:
-        """Prompts of any length, each in its chunks beside rows that decode: fewer rows each time, down to two."""
+        """Prompts of any length, each in its chunks beside rows that decode, of any context: fewer rows each time, down
+        to two, and then others."""
         scale = self.scale
         kv_tokens, affordable = scale.config.kv_tokens, self._part_s * scale.pilot.tokens_per_s
-        # half of the memory is theirs, in which they grow, and a fifth of the time
-        room = kv_tokens // (8 * SHORTEST_CONTEXT)
-        rows = min(MOST_BESIDE, scale.config.max_running - 1, room, int(0.2 * affordable / SHORTEST_CONTEXT))
-        left = kv_tokens - rows * 4 * SHORTEST_CONTEXT
-        most = min(scale.context_tokens * 3 // 4, left // 2, int(0.1 * affordable))
-        if rows < 1 or most < SHORTEST_PROMPT:
+        # half of the memory is theirs, of which they fill a half and grow in the other, and a fifth of the time
+        theirs = int(min(kv_tokens // 4, 0.2 * affordable))
+        most = min(scale.context_tokens * 3 // 4, kv_tokens // 4, int(0.1 * affordable))
+        if theirs < 2 * SHORTEST_CONTEXT or most < SHORTEST_PROMPT or scale.config.max_running < 3:
             self.notes.append("no prompts beside rows: there is too little time or memory")
             return
-        self._submit([SHORTEST_CONTEXT] * rows, None)
-        self._settle()
         for _ in range(MOST_DRAWN):
             if self._late:
                 return
+            if len(self._watch.live) <= 2:
+                self._abort(list(self._watch.live))
+                self._submit(self._drawn_contexts(theirs), None)
+                self._settle()
             (name,) = self._submit([self._drawn(most)], 1)
             while name in self._watch.live:
                 if self._late or not self._loop.step():
                     return
-            if len(self._watch.live) > 2:
-                self._abort([next(iter(self._watch.live))])
+            self._abort(list(self._watch.live)[:1])
+
+    def _drawn_contexts(self, tokens: int) -> list[int]:
+        """Of at least two rows, ``tokens`` together at most."""
+        longest = min(self.scale.context_tokens // 2, tokens // 2)
+        lengths = [
+            self._drawn(longest, SHORTEST_CONTEXT) for _ in range(min(MOST_BESIDE, self.scale.config.max_running - 1))
+        ]
+        return [length for place, length in enumerate(lengths) if sum(lengths[: place + 1]) <= tokens]
 
     def _swaps(self) -> None:
         """Rows fill the memory and grow; whoever is moved out comes back when others have left."""

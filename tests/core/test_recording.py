@@ -13,7 +13,17 @@ import torch
 
 import bench
 from core.folders import replay_folder
-from core.recording import Pilot, Recording, Watch, decode_seconds, recording_config, run_pilot, scale_of, swap_rows
+from core.recording import (
+    SHORTEST_CONTEXT,
+    Pilot,
+    Recording,
+    Watch,
+    decode_seconds,
+    recording_config,
+    run_pilot,
+    scale_of,
+    swap_rows,
+)
 from reports.run_folder import load_run
 from scheduler.config import SchedulerConfig
 from scheduler.graphs import graph_sizes
@@ -230,6 +240,9 @@ def test_what_a_gpu_would_record(gpu: str, model: str, budget_s: float) -> None:
     mixed = steps[steps["kind"] == "mixed"]
     assert len(mixed) >= 30
     assert mixed["new_tokens"].nunique() > 100
+    few = mixed[mixed["decode_rows"] <= 16]
+    assert few["longest_decode_context"].nunique() > 20
+    assert few["longest_decode_context"].max() > 4 * SHORTEST_CONTEXT
     prompts = steps[steps["kind"] == "prefill"]
     assert {16, 64, 256, 1024, 2048} <= set(prompts["new_tokens"])
     assert prompts["new_tokens"].nunique() > 100
