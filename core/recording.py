@@ -18,6 +18,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from random import Random
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,7 +33,7 @@ from scheduler.plan import StepFeatures, StepOutcome, StepPlan
 from scheduler.request import Request, SamplingParams
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence as SchedulerSequence
-from simulator.recorded import PUNCTUAL
+from simulator.recorded import keeps_waiting
 
 if TYPE_CHECKING:
     from engine.loop import EngineLoop
@@ -82,8 +83,8 @@ class Watch:
         self.swaps = 0
         self.last: StepFeatures | None = None
         self.last_device_ns = 0
-        #: whether the host was seen to take long in the last step, so that the device may have waited for the next
-        self.late = False
+        #: whether the device may have waited for what comes after the last step
+        self.late: bool = False
         #: rows and device time of each decode step
         self.decodes: list[tuple[int, int]] = []
         self.live: dict[str, None] = {}
@@ -92,7 +93,7 @@ class Watch:
         self.steps += steps
         self.swaps += len(plan.swapped_out) + len(plan.swapped_in)
         self.last, self.last_device_ns = plan.features, outcome.device_ns
-        self.late = outcome.host_ns > PUNCTUAL * outcome.device_ns
+        self.late = keeps_waiting(outcome.host_ns, outcome.device_ns)
         if plan.kind == "decode":
             self.decodes.append((plan.features.rows, outcome.device_ns))
         if self._observer is not None:
@@ -463,7 +464,7 @@ class Recording:
         lengths = [
             self._drawn(longest, SHORTEST_CONTEXT) for _ in range(min(MOST_BESIDE, self.scale.config.max_running - 1))
         ]
-        return [length for place, length in enumerate(lengths) if sum(lengths[: place + 1]) <= tokens]
+        return [length for length, together in zip(lengths, accumulate(lengths), strict=True) if together <= tokens]
 
     def _swaps(self) -> None:
         """Rows fill the memory and grow; whoever is moved out comes back when others have left."""

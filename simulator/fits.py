@@ -31,7 +31,7 @@ STEPS_A_KNOT = 6
 FOLDS, BLOCKS = 5, 50
 #: a step that takes this many times what is predicted was interrupted; not if that is more than this share of them
 INTERRUPTION, MOST_INTERRUPTED = 10.0, 0.05
-#: the same of a host's work beside a running step, of which one with nothing else to do takes much the same each time
+#: the same of a host's work beside a running step, which varies less: it does not wait for the device
 STALL = 3.0
 #: a form takes the place of a simpler one if its error is at most this share of the other's
 BETTER = 0.98

@@ -246,7 +246,8 @@ def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: byt
     ``about`` has the hardware's ``kv_tokens``, its model's ``context_tokens`` and the ``graph_rows`` that decode steps
     ran as, and whatever else is to be told of them; ``data`` is what the steps were read from.
     """
-    steps = steps.assign(late=_late(steps), unusual=_unusual(steps))
+    steps = steps.assign(late=keeps_waiting(steps["host_ns"], steps["device_ns"]).shift(1, fill_value=True))
+    steps = steps.assign(unusual=_unusual(steps))
     still = steps[steps["swapped_tokens"] == 0]
     overlapped, alone = (dict(_groups(still[(still["overlap"] > 0) == yes])) for yes in (True, False))
     launching = _fits({key: _settled(group) for key, group in alone.items()}, "device_ns", CANDIDATES)
@@ -320,9 +321,10 @@ def _on_time(kind: str, overlapped: pd.DataFrame) -> pd.DataFrame:
     return kept
 
 
-def _late(steps: pd.DataFrame) -> pd.Series:
-    """Whether the host was seen to take so long in the step before that this one may have been launched late."""
-    return ~(steps["host_ns"].shift(1) <= PUNCTUAL * steps["device_ns"].shift(1))
+def keeps_waiting(host_ns: Any, device_ns: Any) -> Any:
+    """Whether a step after which the host was seen for ``host_ns`` may have kept the device waiting for the next one:
+    of one, or of each of several."""
+    return host_ns > PUNCTUAL * device_ns
 
 
 def _unusual(steps: pd.DataFrame) -> pd.Series:

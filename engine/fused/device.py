@@ -185,14 +185,18 @@ class FusedDevice:
             Prompts(inputs.ids, inputs.positions, inputs.slots, inputs.places, inputs.starts, inputs.offsets),
             inputs.unknown,
         )  # fmt: skip
-        if not inputs.sampled:
-            return None
-        # one copy to the device and two kernels, where the noise of a Sampler takes thirty: the host has more to do
-        # than to launch them
-        draws, warm = inputs.draws, any(draw.params.temperature > 0 for draw in inputs.draws)
+        return self._sampled(inputs, hidden) if inputs.sampled else None
+
+    def _sampled(self, inputs: MixedInputs, hidden: Tensor) -> Sampled:
+        """The tokens of a step's ``hidden`` ``[tokens, hidden]``, which are the last ones of their sequences now.
+
+        Where temperatures say all about the rows they are one copy to the device and two kernels. The noise of a
+        :class:`Sampler` takes thirty, and launching them is much of what a host has to do for a prompt.
+        """
+        draws = inputs.draws
+        fused = all(draw.plain for draw in draws) and any(draw.params.temperature > 0 for draw in draws)
         numbers = np.zeros((4, len(draws)), dtype=np.int64)
         numbers[0], numbers[1] = inputs.sampled, inputs.sampling_places
-        fused = warm and all(draw.plain for draw in draws)
         if fused:
             numbers[2] = np.array([draw.params.temperature for draw in draws], dtype=np.float32).view(np.int32)
             numbers[3] = row_keys([draw.seed for draw in draws], np.array([draw.position for draw in draws]))
