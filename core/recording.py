@@ -174,15 +174,19 @@ def swap_rows(config: SchedulerConfig, pilot: Pilot, budget_s: float) -> int:
 def decode_seconds(decodes: Sequence[tuple[int, int]]) -> tuple[float, float]:
     """Seconds for a row and for a step, of decode steps (rows, nanoseconds): a straight line, neither below zero.
 
-    Some hundred rows take twice the time of a few, at least: more of them than the pilot has are to be expected slower.
+    Its slope is the median of those between any two (Theil and Sen), since a pilot's kernels are launched one by one
+    and a host may be away for longer than a step. Some hundred rows take twice the time of a few, at least: more of
+    them than the pilot has are to be expected slower.
     """
     if not decodes:
         return 1e-9, 0.0
     rows, times_ns = np.array(decodes, dtype=np.float64).T
-    spread = float(((rows - rows.mean()) ** 2).sum())
-    slope = float(((rows - rows.mean()) * times_ns).sum()) / spread if spread else 0.0
+    one, other = np.triu_indices(len(rows), 1)
+    apart = rows[one] != rows[other]
+    slopes = (times_ns[other] - times_ns[one])[apart] / (rows[other] - rows[one])[apart]
+    slope = float(np.median(slopes)) if len(slopes) else 0.0
     slope = max(slope, float(times_ns.mean()) / _ROWS_OF_TWICE_THE_TIME, 1.0)
-    constant = float(times_ns.mean() - slope * rows.mean())
+    constant = float(np.median(times_ns - slope * rows))
     if constant < 0:
         slope, constant = max(float(times_ns.sum() / rows.sum()), 1.0), 0.0
     return slope / 1e9, constant / 1e9
@@ -276,7 +280,7 @@ class Recording:
                 if context >= self.scale.config.block_tokens:
                     parts.append((f"rows that share {context:,} tokens", 1, self._sharing_sweep_of(context)))
             parts.append(("rows among which one is long", 1, self._uneven_sweep))
-            parts.append(("prompts beside rows", 1, self._drawn_beside_decodes))
+            parts.append(("prompts beside rows", 2, self._drawn_beside_decodes))
         else:
             parts += [
                 (f"rows of about {context:,} tokens", 2, self._sweep_of(context)) for context in self.scale.contexts
@@ -435,8 +439,10 @@ class Recording:
         return True
 
     def _drawn_beside_decodes(self) -> None:
-        """Prompts of any length, each in its chunks beside rows that decode, of any context: fewer rows each time, down
-        to two, and then others."""
+        """Prompts beside rows that decode, of any context: fewer rows each time, down to two, and then others.
+
+        One in four is of any length, and comes in chunks, most of which fill their step; the others are no longer than
+        a step takes, so that there are steps of as many tokens as smaller budgets have."""
         scale = self.scale
         kv_tokens, affordable = scale.config.kv_tokens, self._part_s * scale.pilot.tokens_per_s
         # half of the memory is theirs, of which they fill a half and grow in the other, and a fifth of the time
@@ -445,14 +451,16 @@ class Recording:
         if theirs < 2 * SHORTEST_CONTEXT or most < SHORTEST_PROMPT or scale.config.max_running < 3:
             self.notes.append("no prompts beside rows: there is too little time or memory")
             return
-        for _ in range(MOST_DRAWN):
+        whole = min(most, scale.config.max_prefill_tokens)
+        for place in range(MOST_DRAWN):
             if self._late:
                 return
             if len(self._watch.live) <= 2:
                 self._abort(list(self._watch.live))
                 self._submit(self._drawn_contexts(theirs), None)
                 self._settle()
-            (name,) = self._submit([self._drawn(most)], 1)
+            length = self._rng.randint(SHORTEST_PROMPT, whole) if place % 4 else self._drawn(most)
+            (name,) = self._submit([length], 1)
             while name in self._watch.live:
                 if self._late or not self._loop.step():
                     return
