@@ -48,6 +48,8 @@ STEPS_EACH = 6
 SWAPS, SWAP_STEPS = 12, 200
 #: rows for which a decode step takes twice the time of one of few, at least
 _ROWS_OF_TWICE_THE_TIME = 256
+#: tokens of a long prompt that a device computes while it decodes one more row of a short context, at most
+MOST_TOKENS_OF_A_ROW = 8
 #: prompts of lengths of their own, at most, in a part of the plan that has time for them
 MOST_DRAWN = 2000
 #: rows beside which prompts of any length come, at most
@@ -218,7 +220,9 @@ def run_pilot(
         seconds = max(watch.last_device_ns, 1) / 1e9
         rate = size / seconds
         if size == longest or seconds > 0.03 * budget_s:
-            return Pilot(rate, size, *decode_seconds(watch.decodes))
+            row_s, step_s = decode_seconds(watch.decodes)
+            # a row is a token of a product, and some KV: a slope beyond that is the host's, of whom graphs ask little
+            return Pilot(rate, size, min(row_s, MOST_TOKENS_OF_A_ROW / rate), step_s)
         size = min(2 * size, longest)
 
 

@@ -134,6 +134,29 @@ class FusedDevice:
             self.decoder, self.cache, self._memory, settings.most_rows, model.context_tokens, settings.graph_rows
         )
         self.prompts = self.prompt_steps(settings.graph_tokens)
+        if self.device.type == "cuda":
+            with torch.inference_mode():
+                self._meet_mixed_steps(settings)
+
+    def _meet_mixed_steps(self, settings: DeviceSettings) -> None:
+        """Run small prompts beside rows once: their kernels are compiled now, not while somebody waits.
+
+        A kernel is compiled anew where the rows' tables begin at another alignment, which the number of chunks decides,
+        and where there are more rows than kernels overlap for. Nothing is stored: all is of the place that no sequence
+        has, in a block that none has yet.
+        """
+        from engine.kernels.hopper import MOST_ROWS  # imports Triton, which only a GPU needs
+
+        size, none = 16, settings.places
+        for rows in sorted({1, min(MOST_ROWS + 1, settings.most_rows)}):
+            for chunks in (1, 4):
+                tokens = size * chunks + rows
+                self._eager(MixedInputs(
+                    ids=[0] * tokens, unknown=[], positions=[*range(size)] * chunks + [0] * rows, slots=[0] * tokens,
+                    places=[none] * (chunks + rows), starts=[0] * chunks,
+                    offsets=[size * chunk for chunk in range(chunks + 1)], longest=size, lengths=[1] * rows,
+                    sampled=[], sampling_places=[], draws=[],
+                ))  # fmt: skip
 
     def prompt_steps(self, sizes: Sequence[int]) -> PromptSteps:
         """Steps of prompts of up to ``sizes[-1]`` tokens, captured on a GPU."""

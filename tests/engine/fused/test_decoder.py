@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from engine.errors import ModelError
 from engine.fused.architecture import FAMILIES, missing_features, read_architecture
 from engine.fused.decoder import Decoder
-from engine.fused.device import DecodeInputs, DeviceSettings, FusedDevice
+from engine.fused.device import DecodeInputs, DeviceSettings, FusedDevice, MixedInputs
 from engine.fused.graphs import COLUMNS, SLOT
 from engine.kernels import reference
 from engine.models import load_model, loaded
@@ -121,3 +121,26 @@ def test_no_tiles_are_searched_once_an_executor_is_made() -> None:
             numbers[SLOT] = -1
             device.compute(DecodeInputs(numbers, [], []))
     assert best_tiles.cache_info().misses == searched
+
+
+@pytest.mark.gpu
+def test_no_attention_is_compiled_once_an_executor_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for prompts beside rows either, whatever their numbers: that took a second while somebody waited."""
+    from engine.kernels import launching
+
+    monkeypatch.setattr(launching, "_COMPILED", {})
+
+    def attention() -> set[Any]:
+        return {key for key in launching._COMPILED if key[0].__name__ in ("_decode_kernel", "_prefill_kernel")}
+
+    device = FusedDevice(load_model("shape:tiny", device="cuda"), DeviceSettings(64, 16, 100, 100, ()))
+    compiled = attention()
+    assert compiled
+    for chunks, rows in ((1, 1), (1, 2), (2, 40), (3, 7), (4, 100), (5, 33)):
+        ones, tokens = [0] * (chunks + rows), 8 * chunks + rows
+        with torch.inference_mode():
+            device.compute(MixedInputs(
+                [0] * tokens, [], [*range(8)] * chunks + [0] * rows, [0] * tokens, ones, ones[:chunks],
+                [8 * chunk for chunk in range(chunks + 1)], 8, [1] * rows, [], [], [],
+            ))  # fmt: skip
+    assert attention() == compiled
