@@ -21,7 +21,7 @@ from reports.salvage import salvage_run
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
-H100 = Path(__file__).parents[2] / "benchmarks" / "validation" / "h100-2026-11-26.tar.xz"
+H100 = Path(__file__).parents[2] / "benchmarks" / "validation" / "h100-2026-11-27.tar.xz"
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 DRAWN = "document.documentElement.dataset.charts === 'drawn'"
 #: light grounds are near 1, dark ones near 0
