@@ -162,6 +162,9 @@ def cost_notes(costs: CostModel, config: SchedulerConfig) -> dict[str, Any]:
             "fits": costs.fits(),
             "sha256": {"costs": costs.sha256},
         }
+        if config.overlap and costs.overlapped_warmth is not None:
+            cool, warm = costs.overlapped_warmth[:2]
+            notes["warmth"] = {"cool": round(cool, 4), "warm": round(warm, 4)}
         if "hardware" in costs.about:
             notes["costs_of"] = profile_title(costs.about)
         composed = compose(config)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from scheduler.plan import Layout, StepColumns, StepFeatures
 from simulator.bounds import Floors, StepFloor
+from simulator.warmth import Warmth
 
 
 class CostError(ValueError):
@@ -59,6 +60,10 @@ DecodeLine = tuple[float, float, float, int]
 @runtime_checkable
 class TellsOverlap(CostModel, Protocol):
     """A cost model that knows what steps take which are planned while another runs."""
+
+    @property
+    def warmth(self) -> Warmth | None:
+        """What a rest of the card does to steps of prompts, where that is known."""
 
     def overlapped(self) -> TellsOverlap:
         """The costs of such steps."""

@@ -28,6 +28,7 @@ from simulator.fits import CANDIDATES, FEWEST_STEPS, INTERRUPTION, LINEAR, STALL
 from simulator.jitter import Variation
 from simulator.recorded_rows import read_recorded
 from simulator.step_cost import MixedCost, Quality, StepCost, axis
+from simulator.warmth import Warmth, fitted
 
 Key = tuple[str, str]
 
@@ -72,6 +73,10 @@ class RecordedCosts:
     """of :meth:`overlapped` costs: what the host does before a graph can begin"""
     launch: dict[Key, StepCost] = field(default_factory=dict)
     """of :meth:`overlapped` costs: launching kernels one by one, of which the device has begun the first"""
+    overlapped_warmth: Warmth | None = None
+    """what a rest of the card does to overlapped steps of prompts, where that was seen"""
+    warmth: Warmth | None = None
+    """of :meth:`overlapped` costs: likewise"""
     swap_token_ns: dict[str, float] = field(default_factory=dict)
     graph_rows: tuple[int, ...] = ()
     """of the graphs that the recorded decode steps ran as"""
@@ -99,6 +104,7 @@ class RecordedCosts:
             self, device={**self.device, **self.overlapped_device},
             graph_host={**self.graph_host, **self.overlapped_host}, launch={**self.launch, **self.overlapped_launch},
             overlapped_device={}, overlapped_host={}, overlapped_launch={},
+            warmth=self.overlapped_warmth or self.warmth, overlapped_warmth=None,
         )  # fmt: skip
 
     def together_ns(self, columns: StepColumns, device: PerStep, host: PerStep) -> PerStep:
@@ -171,6 +177,8 @@ class RecordedCosts:
         for kind in sorted(kind for recorded, kind in self.device if recorded == layout):
             device = self.device[layout, kind].floors()
             host = self.host[layout, kind].floors()[:1] if (layout, kind) in self.host and not overlap else ()
+            if self.warmth is not None and kind != "decode":
+                device = tuple(map(self.warmth.lowered, device))
             floors[kind] = tuple(d.plus(h) for d in device for h in host) or device
         return floors
 
@@ -265,7 +273,7 @@ def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: byt
     device = {**launched, **launching}
     if not device:
         raise CostError(f"{name}: fewer than {FEWEST_STEPS} steps of any kind were recorded; record a longer run")
-    return RecordedCosts(
+    found = RecordedCosts(
         name=name,
         kv_tokens=about.get("kv_tokens"),
         context_tokens=about.get("context_tokens"),
@@ -284,6 +292,17 @@ def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: byt
         shares_prefixes=bool((steps["shared_kv_tokens"] > 0).any()),
         about=dict(about),
     )
+    return replace(found, overlapped_warmth=_warmth(steps[steps["overlap"] > 0], found.overlapped_device))
+
+
+def _warmth(overlapped: pd.DataFrame, device: Mapping[Key, StepCost]) -> Warmth | None:
+    """What a rest of the card does to overlapped steps of prompts that were launched kernel by kernel."""
+    predicted = np.full(len(overlapped), np.nan)
+    for (layout, kind), cost in device.items():
+        if kind != "decode":
+            told = (overlapped["layout"] == layout) & (overlapped["kind"] == kind) & (overlapped["graph_rows"] == 0)
+            predicted[told.to_numpy()] = cost.totals(overlapped[told])
+    return fitted(overlapped, predicted)
 
 
 def _at_work(alone: pd.DataFrame, overlapped: pd.DataFrame) -> pd.DataFrame:

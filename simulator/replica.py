@@ -18,6 +18,7 @@ from scheduler.request import Request
 from scheduler.scheduler import Scheduler
 from simulator.costs import CostModel, DecodeLine, LinearDecode, PerStep, TellsOverlap
 from simulator.jitter import Jitter
+from simulator.warmth import Heat, Warmth
 
 #: after everything else that happens at the same time: what arrives as a step ends is seen by the next plan
 LATE = EventPriority(NORMAL + 1)
@@ -108,8 +109,13 @@ class Replica:
         self._together: Callable[[StepColumns, PerStep, PerStep], PerStep] = _larger
         #: what the host goes on launching of a step that the device has begun
         self._launching: Callable[[StepColumns], PerStep] = _at_once
+        #: what a rest of the card does to large steps, and how warm it is
+        self._warmth: Warmth | None = None
+        self._heat = Heat()
         if scheduler.config.overlap and isinstance(costs, TellsOverlap):
             costs = costs.overlapped()
+            if costs.warmth is not None:
+                self._warmth, self._heat = costs.warmth, Heat(costs.warmth.time_ns)
             self._launching = costs.launching_ns
             if jitter is None:
                 self._together = costs.together_ns
@@ -305,6 +311,8 @@ class Replica:
         begin_ns, late_ns = self.now_ns + _at(times.host, 0), _at(times.launch, 0)
         while True:
             start_ns = self.now_ns
+            if self._warmth is not None:
+                times = self._warmed(self._warmth, plan.columns(), times, begin_ns)
             late = self._begin_overlapped(plan, times, begin_ns, late_ns)
             if not self._endures():
                 return False
@@ -344,6 +352,15 @@ class Replica:
         columns = plan.columns()
         device, host = self._times(columns, first)
         return Overlapping(device, host, self._as_now(self._launching(columns)))
+
+    def _warmed(self, warmth: Warmth, columns: StepColumns, times: Overlapping, begin_ns: int) -> Overlapping:
+        """What a plan's steps take that begin then, on a card as warm as the steps before have made it."""
+        if columns.kind == "decode" or not warmth.warms(columns):
+            return times
+        factor = warmth.factor(self._heat.during(begin_ns, _at(times.device, 0)))
+        device = _scaled(times.device, factor)
+        self._heat.run(begin_ns, _total(device, columns.repeat))
+        return times._replace(device=device)
 
     def _hiding(
         self, after: StepColumns, device_ns: int, late_ns: int, times: Overlapping, step: int

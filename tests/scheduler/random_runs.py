@@ -22,6 +22,7 @@ from simulator.bounds import Floors, StepFloor
 from simulator.costs import IntegerCosts, PerStep
 from simulator.jitter import Jitter, Variation
 from simulator.replica import simulate
+from simulator.warmth import Warmth
 
 #: how many times as many examples as continuous integration runs; those of more than 1 are drawn anew each time
 SOAK = int(os.environ.get("LOCKSTEP_SOAK", "1"))
@@ -114,6 +115,14 @@ class LaunchCosts(HostCosts):
     where the host has less to do, a step takes a little more than the larger of the two."""
 
     launch: int = 0
+    warmth: Warmth | None = None
+
+    def floors(self, layout: Layout, overlap: bool = False) -> Floors:
+        floors = super().floors(layout, overlap)
+        if self.warmth is None or not overlap:
+            return floors
+        return {kind: found if kind == "decode" else tuple(map(self.warmth.lowered, found))
+                for kind, found in floors.items()}  # fmt: skip
 
     def overlapped(self) -> LaunchCosts:
         return self
@@ -274,7 +283,8 @@ def draw_run(policy: str, count: int, seed: int) -> Run:
     device = IntegerCosts(step_ns, row_ns, token_ns, column_ns)
     aborts = draw_aborts(rng, requests, scale)
     launch_ns = scale * Random(f"launch {policy} {seed}").choice((0, 100, 700, 1500))
-    overlapping = LaunchCosts(device, host_ns, launch=launch_ns)
+    warmth = Random(f"warmth {policy} {seed}").choice((None, Warmth(0.6, 1.2, 4, 5000.0 * scale)))
+    overlapping = LaunchCosts(device, host_ns, launch=launch_ns, warmth=warmth)
     jitter_seed = rng.choice((None, None, 1, 2))
     return Run(config, requests, aborts, overlapping if config.overlap else HostCosts(device, host_ns), jitter_seed)
 

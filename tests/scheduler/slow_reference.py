@@ -22,6 +22,7 @@ from scheduler.plan import StepColumns, StepFeatures
 from scheduler.request import Request
 from simulator.costs import CostModel, TellsOverlap
 from simulator.jitter import Jitter
+from simulator.warmth import Heat
 
 
 class EvictionNeededError(Exception):
@@ -108,6 +109,8 @@ class Reference:
     # -- time
 
     def run(self) -> Reference:
+        if isinstance(self.costs, TellsOverlap) and self.costs.warmth is not None:
+            self.heat = Heat(self.costs.warmth.time_ns)
         now = 0
         step: Step | None = None
         while True:
@@ -144,6 +147,7 @@ class Reference:
             return now + device + host
         if not step.ahead:
             now, self.late = now + host, launch
+        device = self.warmed(step, device, now)
         if self.ahead is None:
             return now + max(device, self.late)
         # the host finishes with this step before it turns to the one after
@@ -156,6 +160,16 @@ class Reference:
         took = self.late + both
         self.late = max(0, self.late + host + launch - took)
         return now + took
+
+    def warmed(self, step: Step, device: int, now: int) -> int:
+        """What a step takes of the device that begins now, on a card as warm as the steps before have made it."""
+        warmth = self.costs.warmth if isinstance(self.costs, TellsOverlap) else None
+        columns = self.columns(step.features)
+        if warmth is None or columns.kind == "decode" or columns.new_tokens_computed < warmth.large:
+            return device
+        device = round(device * warmth.factor(self.heat.during(now, device)))
+        self.heat.run(now, device)
+        return device
 
     def deliver(self, now: int) -> None:
         while self.requests and self.requests[0].arrival_ns <= now:
