@@ -28,7 +28,8 @@ from simulator.fits import CANDIDATES, FEWEST_STEPS, INTERRUPTION, LINEAR, STALL
 from simulator.jitter import Variation
 from simulator.recorded_rows import read_recorded
 from simulator.step_cost import MixedCost, Quality, StepCost, axis
-from simulator.warmth import Warmth, fitted
+from simulator.warmth import Warmth
+from simulator.warmth_fit import fitted
 
 Key = tuple[str, str]
 

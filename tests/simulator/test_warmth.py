@@ -17,7 +17,8 @@ from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
 from simulator.recorded import RecordedCosts
 from simulator.replica import simulate
-from simulator.warmth import LARGE, TIME_NS, Heat, Warmth, fitted
+from simulator.warmth import LARGE, TIME_NS, Heat, Warmth
+from simulator.warmth_fit import fitted
 
 
 class Seen:
