@@ -355,7 +355,7 @@ class Replica:
 
     def _warmed(self, warmth: Warmth, columns: StepColumns, times: Overlapping, begin_ns: int) -> Overlapping:
         """What a plan's steps take that begin then, on a card as warm as the steps before have made it."""
-        if columns.kind == "decode" or not warmth.warms(columns):
+        if not warmth.warms(columns):
             return times
         factor = warmth.factor(self._heat.during(begin_ns, _at(times.device, 0)))
         device = _scaled(times.device, factor)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from scheduler.plan import StepColumns
 from simulator.bounds import ROUNDING_NS, StepFloor
 
 #: how fast a card warms and cools: it is 63 % of the way after so long
@@ -29,9 +30,9 @@ class Warmth(NamedTuple):
     large: int = LARGE
     time_ns: float = TIME_NS
 
-    def warms(self, features: Any) -> Any:
-        """Whether a step, or each of many, is large: decode steps are not."""
-        return features.new_tokens_computed >= self.large
+    def warms(self, columns: StepColumns) -> bool:
+        """Whether a step is large; decode steps are not."""
+        return columns.kind != "decode" and columns.new_tokens_computed >= self.large
 
     def factor(self, heat: float) -> float:
         """Of a step during which the card is at ``heat``, 0 to 1."""
