@@ -110,8 +110,10 @@ class EmulatedExecutor:
         device_ns, host_ns = int(self._costs.device_ns(columns)), int(self._costs.host_ns(columns))
         period_ns = max(device_ns, host_ns) if self._overlap else device_ns + host_ns
         self._end_ns = max(self._end_ns + period_ns, time.monotonic_ns() + device_ns)
-        sampled = {sequence.number: states[sequence.number] for sequence in iter_sampled(plan)}
-        tokens = {number: self._token(state) for number, state in sampled.items()}
+        sampled, tokens = {}, {}
+        for sequence in iter_sampled(plan):
+            state = sampled[sequence.number] = states[sequence.number]
+            tokens[sequence.number] = self._token(state, first=len(state.token_ids) == sequence.prompt_tokens)
         logprobs = {
             number: self._logprobs(state.sampling.logprobs)
             for number, state in sampled.items()
@@ -125,9 +127,10 @@ class EmulatedExecutor:
     def close(self) -> None:
         """Nothing of its own runs."""
 
-    def _token(self, state: SequenceState) -> int:
+    def _token(self, state: SequenceState, first: bool) -> int:
+        """A word, or now and then the end; an answer has one word at least."""
         key = row_key(state.seed, len(state.token_ids))
-        if key % TYPICAL_TOKENS == 0 and self._may_end(state):
+        if key % TYPICAL_TOKENS == 0 and not first and self._may_end(state):
             assert self._end_token_id is not None
             return self._end_token_id
         return self._words[key // TYPICAL_TOKENS % len(self._words)]

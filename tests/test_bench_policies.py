@@ -194,28 +194,7 @@ def test_the_runs_before_it_are_reported_too(
 # -- on the engine
 
 
-@pytest.fixture
-def tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model of random weights, small enough for a run of milliseconds."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    from engine import models
-    from engine.attention import ATTENTION
-
-    def load(*_: Any, **__: Any) -> models.LoadedModel:
-        torch.set_num_threads(1)
-        config = transformers.LlamaConfig(
-            vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=256, pad_token_id=None, eos_token_id=None,
-            bos_token_id=None,
-        )  # fmt: skip
-        model = transformers.models.auto.AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
-        return models.loaded("tiny", model)
-
-    monkeypatch.setattr(models, "load_model", load)
-
-
-@pytest.mark.usefixtures("tiny_model")
+@pytest.mark.usefixtures("small_model")
 def test_a_real_run_keeps_what_there_was_and_replays_up_to_there(
     python: Path, trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,7 +208,7 @@ def test_a_real_run_keeps_what_there_was_and_replays_up_to_there(
     assert run("--mode", "report", out, "--quiet") == 0
 
 
-@pytest.mark.usefixtures("tiny_model")
+@pytest.mark.usefixtures("small_model")
 def test_a_changed_file_is_told_where_a_journal_would_be_replayed(
     python: Path, trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

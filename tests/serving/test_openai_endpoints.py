@@ -86,6 +86,12 @@ class TestCompletions:
             texts[chunk.choices[0].index] += chunk.choices[0].text
         assert texts == whole
 
+    def test_an_answer_that_may_end_by_itself_has_a_word_before_that(self, emulated: RunningServer) -> None:
+        made = emulated.openai().completions.create(model="emulated", prompt=["a", "b"], n=128, max_tokens=8, seed=1)
+        reasons = [choice.finish_reason for choice in made.choices]
+        assert {*reasons} == {"stop", "length"}
+        assert all(choice.text for choice in made.choices)
+
     def test_a_seed_repeats_tokens_and_none_does_not(self, emulated: RunningServer) -> None:
         client = emulated.openai()
 
