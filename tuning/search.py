@@ -122,6 +122,8 @@ class Search:
         self._trials: dict[int, Any] = {}
         self._kept: dict[Future[Evaluation], Job] = {}
         self._limits: dict[Part, int] = {}
+        #: seconds that settings took for a request of the last part
+        self._request_s: dict[str, float] = {}
 
     # -- how far it is
 
@@ -199,7 +201,17 @@ class Search:
             del running[number]
             ended.add(number)
             return
-        running[number].begin([self._begin(job) for job in jobs])
+        running[number].begin(self._begin_all(jobs))
+
+    def _begin_all(self, jobs: Sequence[Job]) -> list[Future[Evaluation]]:
+        """Begin jobs, those that promise to take longest first: none is left over for one worker at the end."""
+        by_time = sorted(range(len(jobs)), key=lambda i: self._expected_s(jobs[i]), reverse=True)
+        futures = {i: self._begin(jobs[i]) for i in by_time}
+        return [futures[i] for i in range(len(jobs))]
+
+    def _expected_s(self, job: Job) -> float:
+        """What a job takes, by what its setting took for a shorter part."""
+        return (job.part.stop - job.part.start) * self._request_s.get(job.setting.key, 1.0)
 
     def _begin(self, job: Job) -> Future[Evaluation]:
         known = self._store.get(job.key)
@@ -223,10 +235,11 @@ class Search:
                 result = future.result()
                 self._store.put(job.key, result)
                 self.requests += result.simulated
+                self._request_s[job.setting.key] = result.seconds / max(1, job.part.stop - job.part.start)
 
     def simulate(self, jobs: Sequence[Job]) -> list[Evaluation]:
         """Jobs beside the search, such as those on what is held out, in their order."""
-        futures = [self._begin(job) for job in jobs]
+        futures = self._begin_all(jobs)
         for future in as_completed(set(futures)):
             self._keep([future])
             self._progress(self)
