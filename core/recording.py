@@ -34,6 +34,7 @@ from scheduler.request import Request, SamplingParams
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence as SchedulerSequence
 from simulator.recorded import keeps_waiting
+from simulator.warmth import LARGE
 
 if TYPE_CHECKING:
     from engine.loop import EngineLoop
@@ -50,6 +51,8 @@ SWAPS, SWAP_STEPS = 12, 200
 _ROWS_OF_TWICE_THE_TIME = 256
 #: tokens of a long prompt that a device computes while it decodes one more row of a short context, at most
 MOST_TOKENS_OF_A_ROW = 8
+#: rests between prompts, at most: a few times what a card needs to cool, see :mod:`simulator.warmth`, and in steps
+LONGEST_REST_S, MOST_RESTING = 0.15, 20
 #: prompts of lengths of their own, at most, in a part of the plan that has time for them
 MOST_DRAWN = 2000
 #: rows beside which prompts of any length come, at most
@@ -272,7 +275,7 @@ class Recording:
     def _play(self, title: str) -> None:
         config, watch = self.scale.config, self._watch
         parts: list[tuple[str, float, Callable[[], None]]] = [
-            ("prompts", 2, self._prompts),
+            ("prompts", 4 if self._loop.overlap else 2, self._prompts),
             ("prompts behind long contexts", 2, self._behind_contexts),
         ]
         if config.layout == "paged" and len(self.scale.contexts) > 1:
@@ -284,7 +287,7 @@ class Recording:
                 if context >= self.scale.config.block_tokens:
                     parts.append((f"rows that share {context:,} tokens", 1, self._sharing_sweep_of(context)))
             parts.append(("rows among which one is long", 1, self._uneven_sweep))
-            parts.append(("prompts beside rows", 2, self._drawn_beside_decodes))
+            parts.append(("prompts beside rows", 3 if self._loop.overlap else 2, self._drawn_beside_decodes))
         else:
             parts += [
                 (f"rows of about {context:,} tokens", 2, self._sweep_of(context)) for context in self.scale.contexts
@@ -312,8 +315,9 @@ class Recording:
     def _prompts(self) -> None:
         """Prefill steps of 16 tokens to the most of a step, as one chunk and as several; then of any size.
 
-        Each waits for the one before; with overlap it is handed in while that one runs. Where hosts are late with a
-        prompt so short, every other one comes behind a longest one, which hides its launch.
+        Each waits for the one before; with overlap it is handed in while that one runs, and every other large one comes
+        after a rest: a card that waits for memory is clocked higher than one that has just computed a prompt. Where
+        hosts are late with a prompt so short, it comes behind a longest one, which hides its launch.
         """
         most = self.scale.pilot.longest_prompt
         doubled = [*(1 << power for power in range(4, 20) if 1 << power < most), most]
@@ -331,6 +335,10 @@ class Recording:
             if self._loop.overlap and self._watch.late:
                 self._submit(filler, 1)
                 self._loop.step()
+            elif self._loop.overlap and place % 2 and size >= LARGE:
+                (name,) = self._submit([SHORTEST_PROMPT], None)
+                self._rest()
+                self._abort([name])
             self._submit([size // chunks] * min(chunks, self.scale.config.rows), 1)
             if self._loop.overlap:
                 self._loop.step()
@@ -446,7 +454,9 @@ class Recording:
         """Prompts beside rows that decode, of any context: fewer rows each time, down to two, and then others.
 
         One in four is of any length, and comes in chunks, most of which fill their step; the others are no longer than
-        a step takes, so that there are steps of as many tokens as smaller budgets have."""
+        a step takes, so that there are steps of as many tokens as smaller budgets have. With overlap every other one
+        comes after a rest.
+        """
         scale = self.scale
         kv_tokens, affordable = scale.config.kv_tokens, self._part_s * scale.pilot.tokens_per_s
         # half of the memory is theirs, of which they fill a half and grow in the other, and a fifth of the time
@@ -463,6 +473,8 @@ class Recording:
                 self._abort(list(self._watch.live))
                 self._submit(self._drawn_contexts(theirs), None)
                 self._settle()
+            if self._loop.overlap and place % 2:
+                self._rest()
             length = self._rng.randint(SHORTEST_PROMPT, whole) if place % 4 else self._drawn(most)
             (name,) = self._submit([length], 1)
             while name in self._watch.live:
@@ -542,6 +554,13 @@ class Recording:
         for name in names:
             self._loop.abort(name)
             self._watch.live.pop(name, None)
+
+    def _rest(self) -> None:
+        """Let whoever is there decode for a while, of any length."""
+        end_s = self._clock() + self._rng.uniform(0.0, LONGEST_REST_S)
+        for _ in range(MOST_RESTING):
+            if self._clock() > end_s or self._late or not self._loop.step():
+                return
 
     def _settle(self) -> None:
         """Step until all that there is room for decode, and nothing is left to prefill.

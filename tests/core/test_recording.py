@@ -34,6 +34,7 @@ from scheduler.scheduler import Scheduler
 from simulator.fits import FEWEST_STEPS, fit
 from simulator.recorded import recorded_costs
 from simulator.roofline import RooflineCosts, roofline
+from simulator.warmth import LARGE, Heat
 
 # small products gain nothing from threads, and lose much where other processes want the cores
 torch.set_num_threads(1)
@@ -153,12 +154,16 @@ def test_a_dry_run_says_what_would_be_recorded(capsys: pytest.CaptureFixture[str
 
 
 class SimulatedLoop:
-    """An engine loop on a projected GPU, in simulated time: requests have lengths, and no tokens are computed."""
+    """An engine loop on a projected GPU, in simulated time: requests have lengths, and no tokens are computed.
+
+    With overlap all of the host's time is hidden.
+    """
 
     def __init__(self, scheduler: Scheduler, costs: RooflineCosts) -> None:
         self.scheduler = scheduler
         self._costs = costs
         self._time_ns = 0
+        self.overlap = False
         self.shares_prompts = scheduler.config.prefix_cache
 
     def now_ns(self) -> int:
@@ -187,7 +192,8 @@ class SimulatedLoop:
         if plan is None:
             return False
         columns = plan.columns()
-        device, host = int(np.sum(self._costs.device_ns(columns))), int(np.sum(self._costs.host_ns(columns)))
+        device = int(np.sum(self._costs.device_ns(columns)))
+        host = 0 if self.overlap else int(np.sum(self._costs.host_ns(columns)))
         self._time_ns += device + host
         self.scheduler.complete(plan, StepOutcome([self._time_ns], device, host), self._time_ns)
         return True
@@ -271,3 +277,34 @@ def test_prompts_beside_rows_take_as_many_rows_as_there_is_memory_for(kv_tokens:
     assert (len({features.new_tokens for features in mixed}) > 10) != skipped
     # the loop is not held up by a prompt for which there is no place
     assert loop.now_s() < 1.2
+
+
+def test_with_overlap_prompts_come_after_rests_and_right_behind_each_other() -> None:
+    """Both, of all lengths, alone and beside rows: else nobody could tell what a rest does to a card."""
+    costs = roofline("h100", "qwen-7b")
+    config = recording_config(
+        SchedulerConfig(kv_tokens=costs.kv_tokens, context_tokens=costs.context_tokens, max_running=256, overlap=True,
+                        graph_rows=graph_sizes(256))
+    )  # fmt: skip
+    pilot = run_pilot(lambda scheduler: SimulatedLoop(scheduler, costs), config, 1000, 90.0)  # type: ignore[arg-type,return-value]
+    rows = Rows()
+    scale = scale_of(config, pilot, 90.0)
+    loop = SimulatedLoop(Scheduler(replace(scale.config, overlap=False), rows), costs)
+    recording = Recording(scale, 1000, temperature=0.0, clock=loop.now_s)
+    recording._watch = rows
+    recording.play(loop)  # type: ignore[arg-type]
+    assert loop.now_s() < 1.1 * 90.0, recording.notes
+    heat, found, now_ns = Heat(), [], 0
+    for features, took_ns in zip(rows.features, rows.device_ns, strict=True):
+        if features.kind != "decode" and features.new_tokens >= LARGE:
+            found.append((features.kind, features.new_tokens, heat.during(now_ns, took_ns)))
+            heat.run(now_ns, took_ns)
+        now_ns += took_ns
+    for kind in ("prefill", "mixed"):
+        rested, warm = (
+            {length for name, length, level in found if name == kind and low < level < high}
+            for low, high in ((0.0, 0.6), (0.8, 1.0))
+        )
+        assert len(rested) > 40, kind
+        assert len(warm) > 50, kind
+        assert min(rested) < 512 < 1536 < max(rested), kind
