@@ -140,7 +140,7 @@ def _folder(args: argparse.Namespace, name: str) -> Path:
 
 def _say_what_would_be(tuning: Tuning) -> None:
     parts = tuning.parts
-    lengths = ", ".join(f"{part.stop - part.start:,}" for part in parts.rungs)
+    lengths = ", ".join(f"{part.requests:,}" for part in parts.rungs)
     print(f"workload {tuning.workload.name}: {tuning.workload.source}")
     print(f"  searched: {parts.searched.stop:,} requests, lengths {lengths}; held out in {parts.held_out.pieces} parts")
     for knob in tuning.space.knobs:

@@ -181,7 +181,7 @@ class Search:
                     self._advance(running, number, running[number].results(), ended)
                     self._progress(self)
         self._play_off()
-        full = self.requests / (self.parts.searched.stop - self.parts.searched.start)
+        full = self.requests / self.parts.searched.requests
         return Found(self.candidates, len(self._baselines), self.requests, full, self.asked, started)
 
     def _goes_on(self, number: int, noted: int) -> bool:
@@ -211,7 +211,7 @@ class Search:
 
     def _expected_s(self, job: Job) -> float:
         """What a job takes, by what its setting took for a shorter part."""
-        return (job.part.stop - job.part.start) * self._request_s.get(job.setting.key, 1.0)
+        return job.part.requests * self._request_s.get(job.setting.key, 1.0)
 
     def _begin(self, job: Job) -> Future[Evaluation]:
         known = self._store.get(job.key)
@@ -235,7 +235,7 @@ class Search:
                 result = future.result()
                 self._store.put(job.key, result)
                 self.requests += result.simulated
-                self._request_s[job.setting.key] = result.seconds / max(1, job.part.stop - job.part.start)
+                self._request_s[job.setting.key] = result.seconds / max(1, job.part.requests)
 
     def simulate(self, jobs: Sequence[Job]) -> list[Evaluation]:
         """Jobs beside the search, such as those on what is held out, in their order."""
@@ -347,8 +347,7 @@ class Search:
 
     def _share(self, one: Candidate) -> Fraction:
         """What its next part is of all that is searched."""
-        part, searched = self._next(one), self.parts.searched
-        return Fraction(part.stop - part.start, searched.stop - searched.start)
+        return Fraction(self._next(one).requests, self.parts.searched.requests)
 
     def _promising(self) -> list[Candidate]:
         """Who would come near the best or pass it: in turns who promises most, and whose policy has been simulated in

@@ -450,7 +450,7 @@ def _trials(tuning: Tuning, found: Found) -> str:
                 "candidate": one.number,
                 **{name: one.setting.values.get(name) for name in knobs},
                 "lengths": len(one.results),
-                "requests": part.stop - part.start if part else 0,
+                "requests": part.requests if part else 0,
                 **values,
                 "overdue": last.overdue if last else 0,
                 "failed": one.failed,

@@ -50,9 +50,14 @@ class Part(NamedTuple):
     pieces: int = 0
     """that the run is judged in, one after the other, besides as one"""
 
+    @property
+    def requests(self) -> int:
+        """How many there are."""
+        return self.stop - self.start
+
     def edges(self) -> list[int]:
         """Of the pieces."""
-        return [self.start + (self.stop - self.start) * place // self.pieces for place in range(self.pieces + 1)]
+        return [self.start + self.requests * place // self.pieces for place in range(self.pieces + 1)]
 
 
 class Job(NamedTuple):
@@ -224,7 +229,7 @@ class World:
     def evaluate(self, job: Job) -> Evaluation:
         """Simulate a job and judge it; a setting that cannot be is a failed evaluation."""
         started_s = time.perf_counter()
-        count = job.part.stop - job.part.start
+        count = job.part.requests
         try:
             played = self.play(job)
         except IMPOSSIBLE as error:
@@ -326,7 +331,7 @@ def highest_rate(world: World, job: Job, objective: Objective, step: float = RAT
 
     def tried(speed: float) -> Rate:
         nonlocal simulated
-        simulated += part.stop - part.start
+        simulated += part.requests
         requests, _ = counted(world.play(job, speed), part)
         good, seconds = float(objective.good(requests).sum()), makespan_s(requests) or 0.0
         if not seconds:

@@ -17,6 +17,7 @@ from core.recording import (
     SHORTEST_CONTEXT,
     Pilot,
     Recording,
+    Scale,
     Watch,
     decode_seconds,
     recording_config,
@@ -213,26 +214,32 @@ class Rows(Watch):
         self.device_ns.append(outcome.device_ns)
 
 
+def played(gpu: str, model: str, budget_s: float, overlap: bool = False) -> tuple[Scale, Rows]:
+    """The plan on a projected GPU, to its end in about the time given: its scale, and its steps."""
+    costs = roofline(gpu, model)
+    config = recording_config(
+        SchedulerConfig(kv_tokens=costs.kv_tokens, context_tokens=costs.context_tokens, max_running=256,
+                        overlap=overlap, graph_rows=graph_sizes(256))
+    )  # fmt: skip
+    pilot = run_pilot(lambda scheduler: SimulatedLoop(scheduler, costs), config, 1000, budget_s)  # type: ignore[arg-type,return-value]
+    scale = scale_of(config, pilot, budget_s)
+    rows = Rows()
+    loop = SimulatedLoop(Scheduler(replace(scale.config, overlap=False), rows), costs)
+    recording = Recording(scale, 1000, temperature=0.0, clock=loop.now_s)
+    recording._watch = rows
+    recording.play(loop)  # type: ignore[arg-type]
+    assert loop.scheduler.idle
+    assert loop.now_s() < 1.1 * budget_s, recording.notes
+    return scale, rows
+
+
 @pytest.mark.parametrize(
     ("gpu", "model", "budget_s"),
     [("h100", "qwen-7b", 60.0), ("h100", "qwen2.5-0.5b", 60.0), ("h100", "smollm2-135m", 45.0), ("t4", "tiny", 20.0)],
 )
 def test_what_a_gpu_would_record(gpu: str, model: str, budget_s: float) -> None:
     """The plan on a projected GPU: all graphs, contexts to the end, swaps, in about the time given, and a good fit."""
-    costs = roofline(gpu, model)
-    config = recording_config(
-        SchedulerConfig(kv_tokens=costs.kv_tokens, context_tokens=costs.context_tokens, max_running=256,
-                        graph_rows=graph_sizes(256))
-    )  # fmt: skip
-    pilot = run_pilot(lambda scheduler: SimulatedLoop(scheduler, costs), config, 1000, budget_s)  # type: ignore[arg-type,return-value]
-    scale = scale_of(config, pilot, budget_s)
-    rows = Rows()
-    loop = SimulatedLoop(Scheduler(scale.config, rows), costs)
-    recording = Recording(scale, 1000, temperature=0.0, clock=loop.now_s)
-    recording._watch = rows
-    recording.play(loop)  # type: ignore[arg-type]
-    assert loop.scheduler.idle
-    assert loop.now_s() < 1.1 * budget_s, recording.notes
+    scale, rows = played(gpu, model, budget_s)
     steps = pd.DataFrame(rows.features)
     steps["device_ns"] = rows.device_ns
     decodes = steps[steps["kind"] == "decode"]
@@ -281,19 +288,7 @@ def test_prompts_beside_rows_take_as_many_rows_as_there_is_memory_for(kv_tokens:
 
 def test_with_overlap_prompts_come_after_rests_and_right_behind_each_other() -> None:
     """Both, of all lengths, alone and beside rows: else nobody could tell what a rest does to a card."""
-    costs = roofline("h100", "qwen-7b")
-    config = recording_config(
-        SchedulerConfig(kv_tokens=costs.kv_tokens, context_tokens=costs.context_tokens, max_running=256, overlap=True,
-                        graph_rows=graph_sizes(256))
-    )  # fmt: skip
-    pilot = run_pilot(lambda scheduler: SimulatedLoop(scheduler, costs), config, 1000, 90.0)  # type: ignore[arg-type,return-value]
-    rows = Rows()
-    scale = scale_of(config, pilot, 90.0)
-    loop = SimulatedLoop(Scheduler(replace(scale.config, overlap=False), rows), costs)
-    recording = Recording(scale, 1000, temperature=0.0, clock=loop.now_s)
-    recording._watch = rows
-    recording.play(loop)  # type: ignore[arg-type]
-    assert loop.now_s() < 1.1 * 90.0, recording.notes
+    _, rows = played("h100", "qwen-7b", 90.0, overlap=True)
     heat, found, now_ns = Heat(), [], 0
     for features, took_ns in zip(rows.features, rows.device_ns, strict=True):
         if features.kind != "decode" and features.new_tokens >= LARGE:
