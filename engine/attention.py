@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from engine.errors import ModelError
@@ -33,6 +34,34 @@ class StepAttention(Protocol):
         ``query`` is ``[batch, heads, tokens, head_dim]``, ``key`` and ``value`` have ``kv_heads``; all are views,
         already rotated.
         """
+
+
+def grouped_attention(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scale: float,
+    *,
+    mask: torch.Tensor | None = None,
+    causal: bool = False,
+) -> torch.Tensor:
+    """SDPA of heads in groups that share keys and values: ``[batch, heads, tokens, head_dim]``, like ``query``.
+
+    ``keys`` and ``values`` are ``[batch, kv_heads, context, head_dim]``, ``mask`` is ``bool[batch, 1, tokens,
+    context]``, or without its batch and heads. On a GPU torch 2.13's only kernel that knows such groups takes no mask,
+    and what it falls back to writes every weight in float32: so heads of one token are handed in as tokens of one head,
+    and under a mask keys and values are repeated.
+    """
+    batch, heads, tokens, head_dim = query.shape
+    group = heads // keys.shape[1]
+    if group > 1 and tokens == 1:
+        folded = query.reshape(batch, -1, group, head_dim)
+        return scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale).reshape(query.shape)
+    if group > 1 and mask is not None:
+        keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
+    return scaled_dot_product_attention(
+        query, keys, values, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=heads != keys.shape[1]
+    )
 
 
 def step_attention(

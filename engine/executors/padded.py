@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
+from engine.attention import grouped_attention
 from engine.executors.base import Batch, Copy, ModelExecutor, draws_of
 from engine.models import LoadedModel
 from engine.steps import SequenceState
@@ -88,13 +88,12 @@ class PaddedAttention:
         row, column, slot, position = self._write
         keys[slot, position] = key[row, :, column]
         values[slot, position] = value[row, :, column]
-        attended = scaled_dot_product_attention(
+        attended = grouped_attention(
             query,
             keys[self._rows, : self.longest_context].transpose(1, 2),
             values[self._rows, : self.longest_context].transpose(1, 2),
-            attn_mask=self._mask,
-            scale=scale,
-            enable_gqa=query.shape[1] != keys.shape[2],
+            scale,
+            mask=self._mask,
         )
         return attended.transpose(1, 2)
 

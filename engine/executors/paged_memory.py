@@ -9,9 +9,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
-from engine.attention import StepAttention
+from engine.attention import StepAttention, grouped_attention
 from engine.fused.decoder import Chunks, KvCache, Rows, attend
 from engine.kernels import DecodeWorkspace, Heads, Kernels, decode_splits, processors_of
 from engine.models import LoadedModel
@@ -125,14 +124,13 @@ class GatheredAttention:
     def _attend_group(pool: Tensor, queries: Tensor, group: Group, scale: float) -> Tensor:
         """``[rows * tokens, heads, head_dim]`` for one group of queries of that shape."""
         held = pool.index_select(0, group.blocks).reshape(group.rows, -1, *pool.shape[2:])[:, : group.end]
-        attended = scaled_dot_product_attention(
+        attended = grouped_attention(
             queries.reshape(group.rows, group.tokens, *queries.shape[1:]).transpose(1, 2),
             held[:, :, 0].transpose(1, 2),
             held[:, :, 1].transpose(1, 2),
-            attn_mask=group.mask,
-            is_causal=group.mask is None and group.tokens > 1,
-            scale=scale,
-            enable_gqa=queries.shape[1] != pool.shape[3],
+            scale,
+            mask=group.mask,
+            causal=group.mask is None and group.tokens > 1,
         )
         return attended.transpose(1, 2).reshape(queries.shape)
 

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from engine import attention
 from engine.executors import PaddedExecutor, StepResult, build_executor
-from engine.executors import padded as padded_module
-from engine.executors import paged_memory as paged_module
 from engine.executors.paged import PrivateBlocks
 from engine.loop import EngineLoop
 from scheduler.config import SchedulerConfig
@@ -20,7 +19,7 @@ from scheduler.scheduler import Scheduler
 
 
 class SlotMeter:
-    """Counts the attention slots of every SDPA call, and compares the sums with each plan's formula."""
+    """Counts the attention slots of every SDPA call, head by head, and compares the sums with each plan's formula."""
 
     launches_ahead = False
 
@@ -31,12 +30,11 @@ class SlotMeter:
         self._pairs = 0
         self.steps = 0
         self.wasted = 0
-        for module in (padded_module, paged_module):
-            monkeypatch.setattr(module, "scaled_dot_product_attention", self._attend)
+        monkeypatch.setattr(attention, "scaled_dot_product_attention", self._attend)
 
     def _attend(self, query: torch.Tensor, key: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
-        rows, tokens, context = query.shape[0], query.shape[2], key.shape[2]
-        self._pairs += rows * (tokens * (tokens + 1) // 2 if options.get("is_causal") else tokens * context)
+        (rows, heads, tokens, _), context = query.shape, key.shape[2]
+        self._pairs += rows * heads * (tokens * (tokens + 1) // 2 if options.get("is_causal") else tokens * context)
         return self._sdpa(query, key, *args, **options)
 
     def launch(self, plan: StepPlan, states: Mapping[int, Any]) -> Any:
@@ -44,7 +42,7 @@ class SlotMeter:
         pending = self._executor.launch(plan, states)
         result: StepResult = pending.result()
         formula = plan.features.kv_columns_computed + result.waste.attention_slots
-        assert self._pairs == formula * self._executor.model.layers
+        assert self._pairs == formula * self._executor.model.layers * self._executor.model.heads
         assert result.waste.linear_slots == 0
         self.steps += 1
         self.wasted += result.waste.attention_slots
