@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from scheduler.plan import Layout, StepColumns
@@ -260,8 +261,7 @@ def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: byt
     still = steps[steps["swapped_tokens"] == 0]
     overlapped, alone = (dict(_groups(still[(still["overlap"] > 0) == yes])) for yes in (True, False))
     launching = _fits({key: _settled(group) for key, group in alone.items()}, "device_ns", CANDIDATES)
-    on_time = {key: _on_time(key[1], _settled(group)) for key, group in overlapped.items()}
-    launched = _fits(on_time, "device_ns", CANDIDATES)
+    launched, warmth = _launched(still[still["overlap"] > 0])
     host = _fits(dict(_groups(steps[steps["overlap"] == 0])), "host_ns", (LINEAR,))
     # where each step was planned while another ran, what the host did then is all that is known of it
     seen = {key: _seen_at_work(group) for key, group in overlapped.items() if key not in host}
@@ -274,7 +274,7 @@ def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: byt
     device = {**launched, **launching}
     if not device:
         raise CostError(f"{name}: fewer than {FEWEST_STEPS} steps of any kind were recorded; record a longer run")
-    found = RecordedCosts(
+    return RecordedCosts(
         name=name,
         kv_tokens=about.get("kv_tokens"),
         context_tokens=about.get("context_tokens"),
@@ -284,6 +284,7 @@ def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: byt
         overlapped_device={key: cost for key, cost in launched.items() if key in launching},
         overlapped_host=at_work,
         overlapped_launch=launches,
+        overlapped_warmth=warmth,
         swap_token_ns=_swaps(steps, device),
         graph_rows=tuple(about.get("graph_rows") or ()),
         graph_tokens=tuple(about.get("graph_tokens") or ()),
@@ -293,17 +294,27 @@ def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: byt
         shares_prefixes=bool((steps["shared_kv_tokens"] > 0).any()),
         about=dict(about),
     )
-    return replace(found, overlapped_warmth=_warmth(steps[steps["overlap"] > 0], found.overlapped_device))
 
 
-def _warmth(overlapped: pd.DataFrame, device: Mapping[Key, StepCost]) -> Warmth | None:
-    """What a rest of the card does to overlapped steps of prompts that were launched kernel by kernel."""
-    predicted = np.full(len(overlapped), np.nan)
-    for (layout, kind), cost in device.items():
-        if kind != "decode":
-            told = (overlapped["layout"] == layout) & (overlapped["kind"] == kind) & (overlapped["graph_rows"] == 0)
-            predicted[told.to_numpy()] = cost.totals(overlapped[told])
-    return fitted(overlapped, predicted)
+def _launched(overlapped: pd.DataFrame) -> tuple[dict[Key, StepCost], Warmth | None]:
+    """What steps that were launched while others ran take of the device, and what a rest of it does to prompts."""
+
+    def predict(steps: pd.DataFrame) -> npt.NDArray[np.float64]:
+        """Of those that were launched kernel by kernel."""
+        predicted = np.full(len(steps), np.nan)
+        for (layout, kind), cost in _device_fits(steps[steps["kind"] != "decode"]).items():
+            told = (steps["layout"] == layout) & (steps["kind"] == kind) & (steps["graph_rows"] == 0)
+            predicted[told.to_numpy()] = cost.totals(steps[told])
+        return predicted
+
+    told = fitted(overlapped, predict)
+    warmth, steps = told or (None, overlapped)
+    return _device_fits(steps), warmth
+
+
+def _device_fits(overlapped: pd.DataFrame) -> dict[Key, StepCost]:
+    on_time = {key: _on_time(key[1], _settled(group)) for key, group in _groups(overlapped)}
+    return _fits(on_time, "device_ns", CANDIDATES)
 
 
 def _at_work(alone: pd.DataFrame, overlapped: pd.DataFrame) -> pd.DataFrame:

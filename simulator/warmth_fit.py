@@ -1,6 +1,13 @@
-"""What recorded steps tell of a card's clock: see :mod:`simulator.warmth`."""
+"""What recorded steps tell of a card's clock: see :mod:`simulator.warmth`.
+
+Which steps of a recording come after a rest is no accident: most full ones come right behind others. A cost that knows
+nothing of rests is then fitted to some of what they do, and what it leaves shows half of it. So costs are fitted for
+several clocks, to the times that such a clock leaves, and the clock is the one with which they are nearest.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -9,19 +16,50 @@ import pandas as pd
 from simulator.fits import BETTER
 from simulator.warmth import LARGE, Heat, Warmth
 
+Floats = npt.NDArray[np.float64]
+
 #: steps that a fit needs
 FEWEST = 100
 #: a step that is further from its fit than this was no clock's
 FURTHEST = 0.3
+#: shares that a warm card takes longer than one that has rested, of those that are tried
+RISES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25)
 
 
-def fitted(steps: pd.DataFrame, predicted: npt.NDArray[np.float64]) -> Warmth | None:
-    """What recorded ``steps``, in their order, tell of the card; ``predicted``: device nanoseconds, NaN for those that
-    are no part of it.
+def fitted(steps: pd.DataFrame, predict: Callable[[pd.DataFrame], Floats]) -> tuple[Warmth, pd.DataFrame] | None:
+    """What recorded ``steps``, in their order, tell of the card, and the steps as one would do them whose clock stays.
 
-    A line over the heat that leaves the sum of the times as it is. ``None`` where there are too few large steps, where
-    they tell of no clock, or where knowing it would not make the prediction better by 2 %.
+    ``predict`` fits costs to such steps and says what each takes in device nanoseconds, NaN for those that are no part
+    of it. A line over the heat, of mean 1, so that the costs have the sum of the times. ``None`` where there are too
+    few large steps, where they tell of no clock, or where knowing it would not make the prediction better by 2 %.
     """
+    device_ns = steps["device_ns"].to_numpy(np.float64)
+    large, heats = _heats(steps)
+    plain = predict(steps)
+    with np.errstate(invalid="ignore"):
+        chosen = large & (np.abs(device_ns / plain - 1.0) < FURTHEST)
+    if chosen.sum() < FEWEST:
+        return None
+    mean = float(np.average(heats[chosen], weights=plain[chosen]))
+
+    def clocked(rise: float) -> tuple[float, pd.DataFrame]:
+        """How far times are from costs fitted with such a clock, and the steps without it."""
+        factors = np.where(large, 1.0 + rise * (heats - mean), 1.0)
+        steady = steps.assign(device_ns=device_ns / factors)
+        ratio, weight = (device_ns / (predict(steady) * factors))[chosen], plain[chosen]
+        return float(np.average((ratio - np.average(ratio, weights=weight)) ** 2, weights=weight)), steady
+
+    variances = [clocked(rise)[0] for rise in RISES]
+    bend, slope, _ = np.polyfit(RISES, variances, 2)
+    rise = float(np.clip(-slope / (2 * bend), 0.0, RISES[-1])) if bend > 0 else 0.0
+    variance, steady = clocked(rise)
+    if rise == 0 or variance > BETTER**2 * variances[0]:
+        return None
+    return Warmth(1.0 - rise * mean, 1.0 + rise * (1.0 - mean)), steady
+
+
+def _heats(steps: pd.DataFrame) -> tuple[npt.NDArray[np.bool_], Floats]:
+    """Which steps are large, and the heat of the card during each of those."""
     device_ns = steps["device_ns"].to_numpy(np.float64)
     large = ((steps["new_tokens_computed"] >= LARGE) & (steps["kind"] != "decode")).to_numpy()
     ends_ns = np.cumsum(device_ns + steps["host_ns"].to_numpy(np.float64))
@@ -30,16 +68,4 @@ def fitted(steps: pd.DataFrame, predicted: npt.NDArray[np.float64]) -> Warmth | 
         start_ns, took_ns = float(ends_ns[place] - device_ns[place]), float(device_ns[place])
         heats[place] = heat.during(start_ns, took_ns)
         heat.run(start_ns, took_ns)
-    with np.errstate(invalid="ignore"):
-        chosen = large & (np.abs(device_ns / predicted - 1.0) < FURTHEST)
-    if chosen.sum() < FEWEST:
-        return None
-    level, weight = heats[chosen], np.sqrt(predicted[chosen])
-    ratio = device_ns[chosen] / predicted[chosen]
-    lines = np.column_stack([np.ones(len(level)), level])
-    (cool, rise), *_ = np.linalg.lstsq(lines * weight[:, None], ratio * weight, rcond=None)
-    before = (ratio - np.average(ratio, weights=weight**2)) * weight
-    after = (ratio - cool - rise * level) * weight
-    if rise <= 0 or cool <= 0 or after.std() > BETTER * before.std():
-        return None
-    return Warmth(float(cool), float(cool + rise))
+    return large, heats

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from engine.attention import ATTENTION, StepAttention
+from engine.attention import ATTENTION, StepAttention, plans_nothing
 from engine.draws import Draw
 from engine.errors import ModelError
 from engine.faults import free_unused, is_out_of_memory
@@ -244,9 +244,10 @@ class ModelExecutor(ABC):
         with current_device(self.device), torch.inference_mode():
             step.timer.start()
             step.booking.move()
-            hidden = self._body(
-                input_ids=batch.token_ids, position_ids=batch.positions, use_cache=False, step=batch.attention
-            ).last_hidden_state
+            with plans_nothing():
+                hidden = self._body(
+                    input_ids=batch.token_ids, position_ids=batch.positions, use_cache=False, step=batch.attention
+                ).last_hidden_state
             if batch.draws:
                 logits = self._head(hidden.reshape(-1, hidden.shape[-1])[batch.sampled])
                 step.sampled = step.sampler(logits).to_host()

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from engine.attention import grouped_attention
+from engine import attention
+from engine.attention import grouped_attention, plans_nothing
+from engine.executors import build_executor
+from engine.loop import EngineLoop
+from scheduler.config import SchedulerConfig
+from scheduler.request import Request
+from scheduler.scheduler import Scheduler
+
+BACKENDS: Any = torch.backends.cuda
 
 
 def tensors(heads: int, kv_heads: int, tokens: int, context: int, **where: Any) -> list[torch.Tensor]:
@@ -55,3 +64,25 @@ def test_a_gpu_has_a_kernel_for_it(masked: bool, tokens: int, context: int) -> N
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]):
         given = grouped_attention(query, keys, values, 0.3, mask=mask if masked else None)
     assert given.shape == query.shape
+
+
+def test_attention_is_never_one_that_plans_each_shape() -> None:
+    with plans_nothing():
+        assert not BACKENDS.cudnn_sdp_enabled()
+    assert BACKENDS.cudnn_sdp_enabled()
+
+
+@pytest.mark.parametrize("layout", ["padded", "paged"])
+def test_executors_ask_for_that(reference: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
+    seen = []
+
+    def attend(*args: Any, **options: Any) -> torch.Tensor:
+        seen.append(BACKENDS.cudnn_sdp_enabled())
+        return torch.nn.functional.scaled_dot_product_attention(*args, **options)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", attend)
+    config = SchedulerConfig.from_dict({"layout": layout, "kv_tokens": 64, "context_tokens": 64, "max_running": 2})
+    executor = build_executor(reference("qwen2").ours, config)
+    EngineLoop(Scheduler(config), executor).run([Request("a", 0, 3, 2, prompt_token_ids=(1, 2, 3))])
+    assert seen
+    assert not any(seen)
