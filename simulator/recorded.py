@@ -44,6 +44,8 @@ LIMITED = {
 
 #: steps that were planned and launched while others ran, from which the host's work is told
 FEWEST_SEEN = 50
+#: share of a step's device time for which its kernels were still being launched, from which it is the launch's
+LAUNCHING = 0.9
 #: a host that is seen to take more than this share of a step's device time may have let the device wait for the next
 PUNCTUAL = 0.05
 #: sequences that leave together, at most, in serving; a recording that goes on to fewer rows aborts many
@@ -256,8 +258,7 @@ def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: byt
     ``about`` has the hardware's ``kv_tokens``, its model's ``context_tokens`` and the ``graph_rows`` that decode steps
     ran as, and whatever else is to be told of them; ``data`` is what the steps were read from.
     """
-    steps = steps.assign(late=keeps_waiting(steps["host_ns"], steps["device_ns"]).shift(1, fill_value=True))
-    steps = steps.assign(unusual=_unusual(steps))
+    steps = steps.assign(late=_late(steps), unusual=_unusual(steps))
     still = steps[steps["swapped_tokens"] == 0]
     overlapped, alone = (dict(_groups(still[(still["overlap"] > 0) == yes])) for yes in (True, False))
     launching = _fits({key: _settled(group) for key, group in alone.items()}, "device_ns", CANDIDATES)
@@ -300,10 +301,10 @@ def _launched(overlapped: pd.DataFrame) -> tuple[dict[Key, StepCost], Warmth | N
     """What steps that were launched while others ran take of the device, and what a rest of it does to prompts."""
 
     def predict(steps: pd.DataFrame) -> npt.NDArray[np.float64]:
-        """Of those that were launched kernel by kernel."""
+        """Of those that were launched kernel by kernel, in time."""
         predicted = np.full(len(steps), np.nan)
         for (layout, kind), cost in _device_fits(steps[steps["kind"] != "decode"]).items():
-            told = (steps["layout"] == layout) & (steps["kind"] == kind) & (steps["graph_rows"] == 0)
+            told = (steps["layout"] == layout) & (steps["kind"] == kind) & (steps["graph_rows"] == 0) & ~steps["late"]
             predicted[told.to_numpy()] = cost.totals(steps[told])
         return predicted
 
@@ -341,15 +342,25 @@ def _settled(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def _on_time(kind: str, overlapped: pd.DataFrame) -> pd.DataFrame:
-    """Steps whose device time is their own. That of a graph which the device had to wait for has some of the launch,
-    which is the host's work: such steps stand only where there are none of their size."""
-    late = overlapped["late"] & (overlapped["graph_rows"] > 0)
-    on_time, sizes = overlapped[~late], np.asarray(axis(kind, overlapped))
+    """Steps whose device time is their own, where there are enough; the others stand only for sizes that those lack."""
+    late, sizes = overlapped["late"], np.asarray(axis(kind, overlapped))
+    on_time = overlapped[~late]
     if late.mean() > 0.5 and len(on_time) < FEWEST_SEEN:
         return overlapped
     within = np.asarray(axis(kind, on_time))
     kept: pd.DataFrame = overlapped[~late | (sizes < within.min()) | (sizes > within.max())]
     return kept
+
+
+def _late(steps: pd.DataFrame) -> pd.Series:
+    """Of steps that were launched while others ran, those whose device time has some of the launch, which is the
+    host's work: graphs that the device had to wait for, and steps whose kernels were launched one by one until the
+    device was nearly done with them."""
+    waited = keeps_waiting(steps["host_ns"], steps["device_ns"]).shift(1, fill_value=True)
+    unhidden_ns = steps["launch_ns"] - steps["device_ns"].shift(1, fill_value=0)
+    graphs = steps["graph_rows"] > 0
+    late: pd.Series = (graphs & waited) | (~graphs & (unhidden_ns > LAUNCHING * steps["device_ns"]))
+    return late
 
 
 def keeps_waiting(host_ns: Any, device_ns: Any) -> Any:

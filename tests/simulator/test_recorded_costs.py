@@ -338,6 +338,22 @@ def test_what_a_device_waits_for_and_what_serving_does_not_have_is_no_part_of_a_
         assert costs.host_ns(columns) == pytest.approx(250_000, rel=1e-6)
 
 
+def test_steps_that_were_still_being_launched_when_the_device_was_done_are_no_part_of_a_fit(
+    tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    alone = [row | {"overlap": 0, "launch_ns": 0, "work_ns": 0} for row in rows]
+    seen = {"overlap": 1, "graph_rows": 0, "work_ns": 250_000, "host_ns": 0}
+    late = []
+    for n, row in enumerate(rows * 4):
+        slow_ns = 3_000_000 * (n % 6 == 1 and n > len(rows))  # behind steps of all sizes that were launched in time
+        hidden_ns = late[-1]["device_ns"] if late else 0
+        device_ns = row["device_ns"] + slow_ns
+        late.append(row | seen | {"device_ns": device_ns, "launch_ns": hidden_ns + device_ns if slow_ns else 300_000})
+    costs = recorded_costs(write(tmp_path, [*alone, *late])).overlapped()
+    for row in rows:
+        assert costs.device_ns(columns_of(row)) == pytest.approx(row["device_ns"], rel=1e-6)
+
+
 def test_steps_that_are_all_late_are_what_there_is(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     late = [row | {"overlap": 1, "graph_rows": 64, "work_ns": 250_000, "host_ns": 10**8} for row in rows]
     alone = [row | {"overlap": 0, "work_ns": 0} for row in rows]
