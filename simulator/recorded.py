@@ -308,8 +308,7 @@ def _launched(overlapped: pd.DataFrame) -> tuple[dict[Key, StepCost], Warmth | N
             predicted[told.to_numpy()] = cost.totals(steps[told])
         return predicted
 
-    told = fitted(overlapped, predict)
-    warmth, steps = told or (None, overlapped)
+    warmth, steps = fitted(overlapped, predict) or (None, overlapped)
     return _device_fits(steps), warmth
 
 

@@ -22,8 +22,8 @@ Floats = npt.NDArray[np.float64]
 FEWEST = 100
 #: a step that is further from its fit than this was no clock's
 FURTHEST = 0.3
-#: shares that a warm card takes longer than one that has rested, of those that are tried
-RISES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25)
+#: shares that a warm card takes longer than one that has rested, of those that are tried beside none
+RISES = (0.05, 0.1, 0.15, 0.2, 0.25)
 
 
 def fitted(steps: pd.DataFrame, predict: Callable[[pd.DataFrame], Floats]) -> tuple[Warmth, pd.DataFrame] | None:
@@ -40,20 +40,27 @@ def fitted(steps: pd.DataFrame, predict: Callable[[pd.DataFrame], Floats]) -> tu
         chosen = large & (np.abs(device_ns / plain - 1.0) < FURTHEST)
     if chosen.sum() < FEWEST:
         return None
-    mean = float(np.average(heats[chosen], weights=plain[chosen]))
+    weight = plain[chosen]
+    mean = float(np.average(heats[chosen], weights=weight))
+
+    def variance(predicted: Floats) -> float:
+        """Of what is taken over what is predicted."""
+        ratio = (device_ns / predicted)[chosen]
+        return float(np.average((ratio - np.average(ratio, weights=weight)) ** 2, weights=weight))
 
     def clocked(rise: float) -> tuple[float, pd.DataFrame]:
         """How far times are from costs fitted with such a clock, and the steps without it."""
         factors = np.where(large, 1.0 + rise * (heats - mean), 1.0)
         steady = steps.assign(device_ns=device_ns / factors)
-        ratio, weight = (device_ns / (predict(steady) * factors))[chosen], plain[chosen]
-        return float(np.average((ratio - np.average(ratio, weights=weight)) ** 2, weights=weight)), steady
+        return variance(predict(steady) * factors), steady
 
-    variances = [clocked(rise)[0] for rise in RISES]
-    bend, slope, _ = np.polyfit(RISES, variances, 2)
+    unclocked = variance(plain)
+    bend, slope, _ = np.polyfit((0.0, *RISES), [unclocked, *(clocked(rise)[0] for rise in RISES)], 2)
     rise = float(np.clip(-slope / (2 * bend), 0.0, RISES[-1])) if bend > 0 else 0.0
-    variance, steady = clocked(rise)
-    if rise == 0 or variance > BETTER**2 * variances[0]:
+    if rise == 0:
+        return None
+    left, steady = clocked(rise)
+    if left > BETTER**2 * unclocked:
         return None
     return Warmth(1.0 - rise * mean, 1.0 + rise * (1.0 - mean)), steady
 

@@ -241,13 +241,12 @@ class ModelExecutor(ABC):
 
     def _run(self, step: Step) -> Step:
         batch = step.batch
-        with current_device(self.device), torch.inference_mode():
+        with current_device(self.device), torch.inference_mode(), plans_nothing():
             step.timer.start()
             step.booking.move()
-            with plans_nothing():
-                hidden = self._body(
-                    input_ids=batch.token_ids, position_ids=batch.positions, use_cache=False, step=batch.attention
-                ).last_hidden_state
+            hidden = self._body(
+                input_ids=batch.token_ids, position_ids=batch.positions, use_cache=False, step=batch.attention
+            ).last_hidden_state
             if batch.draws:
                 logits = self._head(hidden.reshape(-1, hidden.shape[-1])[batch.sampled])
                 step.sampled = step.sampler(logits).to_host()

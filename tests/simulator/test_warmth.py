@@ -97,7 +97,7 @@ def test_the_sum_of_the_times_stays_as_it_is() -> None:
             total += told_ns * warmth.factor(heat.during(now_ns, device_ns))
             heat.run(now_ns, device_ns)
         now_ns += device_ns
-    assert total == pytest.approx(steps["device_ns"][steps["kind"] == "prefill"].sum(), rel=2e-3)
+    assert total == pytest.approx(steps["device_ns"][steps["kind"] == "prefill"].sum(), rel=1e-5)
 
 
 @pytest.mark.parametrize("warmth", [Warmth(1.0, 1.0), Warmth(1.05, 0.95)])
