@@ -2,8 +2,9 @@
 
 The loop and the scheduler are the usual ones, on requests of random token ids. What is unusual is who hands them in:
 not a workload with its times, but a plan that waits for the steps it wants, and aborts requests to have fewer rows. No
-step overlaps another, so that the host's time shows. With ``overlap`` the plan is played a second time, each step
-planned and launched while one runs: then the device does not wait for its launches, and its time is less.
+step overlaps another, so that the host's time shows. With ``overlap`` each part of the plan is played a second time,
+each step planned and launched while one runs: then the device does not wait for its launches, and its time is less.
+Both come in turn, since a host is not the same from one minute to the next.
 
 How much is recorded follows from what the device can do in ``budget_s`` seconds. A pilot finds the prompt tokens that
 it computes in a second, and the time that a decode step takes, by its rows. The run's KV memory is what a tenth of the
@@ -265,50 +266,60 @@ class Recording:
         self._loop = loop
         loop.shares_prompts = False
         try:
-            for overlap in (False, True)[: 1 + self.scale.config.overlap]:
-                loop.overlap = overlap
-                self._play("overlapped, " if overlap else "")
+            self._play()
         except KeyboardInterrupt:
             loop.abort_all()
             raise
 
-    def _play(self, title: str) -> None:
+    def _play(self) -> None:
         config, watch = self.scale.config, self._watch
-        parts: list[tuple[str, float, Callable[[], None]]] = [
-            ("prompts", 4 if self._loop.overlap else 2, self._prompts),
-            ("prompts behind long contexts", 2, self._behind_contexts),
+        modes = (False, True)[: 1 + config.overlap]
+        schedule = [
+            (name, weight, part, overlap)
+            for name, *weights, part in self._parts()
+            for overlap, weight in zip(modes, weights, strict=False)
         ]
-        if config.layout == "paged" and len(self.scale.contexts) > 1:
-            first, *others = self.scale.contexts
-            parts.append((f"rows of about {first:,} tokens", 2, self._sweep_of(first)))
-            for context in others:
-                parts.append((f"rows of about {context:,} tokens", 1, self._sweep_of(context)))
-                parts.append((f"rows of {context:,} tokens on average", 1, self._sweep_of(context, very_different)))
-                if context >= self.scale.config.block_tokens:
-                    parts.append((f"rows that share {context:,} tokens", 1, self._sharing_sweep_of(context)))
-            parts.append(("rows among which one is long", 1, self._uneven_sweep))
-            parts.append(("prompts beside rows", 3 if self._loop.overlap else 2, self._drawn_beside_decodes))
-        else:
-            parts += [
-                (f"rows of about {context:,} tokens", 2, self._sweep_of(context)) for context in self.scale.contexts
-            ]
-        parts.append(("swaps", 1, self._swaps))
-        # what a fast device has time for: contexts between those, which say how straight the fits are
-        parts += [
-            (f"rows of about {2 * context:,} tokens", 0.5, self._sweep_of(2 * context))
-            for context in self.scale.contexts
-            if 3 * context <= self.scale.context_tokens
-        ]
-        end_s = self._clock() + self.scale.budget_s
-        for place, (name, weight, part) in enumerate(parts):
+        end_s = self._clock() + self.scale.budget_s * len(modes)
+        for place, (name, weight, part, overlap) in enumerate(schedule):
             before = watch.steps
-            left = sum(weight for _, weight, _ in parts[place:])
+            left = sum(weight for _, weight, *_ in schedule[place:])
             now_s = self._clock()
             self._part_s = max(0.0, end_s - now_s) * weight / left
             self._deadline_s = now_s + self._part_s
+            self._loop.overlap = overlap
             part()
             self._drain()
+            title = "overlapped, " if overlap else ""
             self.notes.append(f"{title}{name}: {watch.steps - before} steps in {self._clock() - now_s:.1f} s")
+
+    def _parts(self) -> list[tuple[str, float, float, Callable[[], None]]]:
+        """What is played: its name, and its weight the first time and the second."""
+        contexts = self.scale.contexts
+        parts: list[tuple[str, float, float, Callable[[], None]]] = [
+            ("prompts", 2, 4, self._prompts),
+            ("prompts behind long contexts", 2, 2, self._behind_contexts),
+        ]
+        if self.scale.config.layout == "paged" and len(contexts) > 1:
+            first, *others = contexts
+            parts.append((f"rows of about {first:,} tokens", 2, 2, self._sweep_of(first)))
+            for context in others:
+                parts.append((f"rows of about {context:,} tokens", 1, 1, self._sweep_of(context)))
+                spread = self._sweep_of(context, very_different)
+                parts.append((f"rows of {context:,} tokens on average", 1, 1, spread))
+                if context >= self.scale.config.block_tokens:
+                    parts.append((f"rows that share {context:,} tokens", 1, 1, self._sharing_sweep_of(context)))
+            parts.append(("rows among which one is long", 1, 1, self._uneven_sweep))
+            parts.append(("prompts beside rows", 2, 3, self._drawn_beside_decodes))
+        else:
+            parts += [(f"rows of about {context:,} tokens", 2, 2, self._sweep_of(context)) for context in contexts]
+        parts.append(("swaps", 1, 1, self._swaps))
+        # what a fast device has time for: contexts between those, which say how straight the fits are
+        parts += [
+            (f"rows of about {2 * context:,} tokens", 0.5, 0.5, self._sweep_of(2 * context))
+            for context in contexts
+            if 3 * context <= self.scale.context_tokens
+        ]
+        return parts
 
     # -- the parts
 

@@ -8,8 +8,7 @@ are below 2**31: no product leaves 63 bits.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +20,7 @@ WORD = 0xFFFFFFFF
 MULTIPLY_1 = 0x7FEB352D
 MULTIPLY_2 = 0x45D9F3B5
 TOKEN_STRIDE = 0x1E3779B1
-#: rows whose keys are made one by one, which is as fast
-_FEW_ROWS = 16
+Words = TypeVar("Words", int, npt.NDArray[np.int64])
 
 
 class Draw(NamedTuple):
@@ -64,27 +62,24 @@ def request_seed(params: SamplingParams, request_id: str) -> int:
     return seed_of_request(request_id) if params.seed is None else params.seed
 
 
+def seed_key(seed: int) -> int:
+    """What :func:`row_key` makes of a ``seed``, before it knows the position: 32 bits."""
+    return _absorbed(_absorbed(0, seed & WORD), seed >> 32 & WORD)
+
+
 def row_key(seed: int, position: int) -> int:
     """A 32-bit key of a row; mixed as :mod:`engine.sampling` mixes words, on Python integers."""
-    key = 0
-    for word in (seed & WORD, seed >> 32 & WORD, position & WORD):
-        key = (key + word + TOKEN_STRIDE) & WORD
-        key = (key ^ (key >> 16)) * MULTIPLY_1 & WORD
-        key = (key ^ (key >> 15)) * MULTIPLY_2 & WORD
-        key ^= key >> 16
-    return key
+    return _absorbed(seed_key(seed), position & WORD)
 
 
-def row_keys(seeds: Sequence[int], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """:func:`row_key` of many rows: ``int64[rows]``."""
-    if len(seeds) <= _FEW_ROWS:
-        return np.array([row_key(*row) for row in zip(seeds, positions.tolist(), strict=True)], dtype=np.int64)
-    keys = np.zeros(len(seeds), dtype=np.int64)
-    low = np.array([seed & WORD for seed in seeds], dtype=np.int64)
-    high = np.array([seed >> 32 & WORD for seed in seeds], dtype=np.int64)
-    for words in (low, high, positions & WORD):
-        keys = (keys + words + TOKEN_STRIDE) & WORD
-        keys = (keys ^ (keys >> 16)) * MULTIPLY_1 & WORD
-        keys = (keys ^ (keys >> 15)) * MULTIPLY_2 & WORD
-        keys ^= keys >> 16
-    return keys
+def row_keys(seed_keys: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """:func:`row_key` of many rows, ``int64[rows]``, from the :func:`seed_key` of each."""
+    return _absorbed(seed_keys, positions & WORD)
+
+
+def _absorbed(key: Words, word: Words) -> Words:
+    """``key`` with 32 bits more in it."""
+    key = (key + word + TOKEN_STRIDE) & WORD
+    key = (key ^ (key >> 16)) * MULTIPLY_1 & WORD
+    key = (key ^ (key >> 15)) * MULTIPLY_2 & WORD
+    return key ^ (key >> 16)

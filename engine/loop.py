@@ -595,14 +595,14 @@ class EngineLoop:
         """
         texts: dict[int, str] = {}
         stops: dict[int, StopReason] = {}
-        for sequence in iter_sampled(plan):
-            number = sequence.number
-            if sequence.ended or number in self._failed:
+        live, failed = self._live, self._failed
+        for number, token_id in result.tokens.items():
+            if number not in live or number in failed:
                 continue
             try:
-                texts[number], stop = states[number].accept(result.tokens[number])
+                texts[number], stop = states[number].accept(token_id)
             except GrammarError as error:
-                self._failed[number] = str(error)
+                failed[number] = str(error)
                 continue
             if stop is not None:
                 stops[number] = stop

@@ -41,7 +41,11 @@ class Draft:
 
     def decode_chunks(self) -> list[Chunk]:
         """The decode rows as chunks, in no order."""
-        return [Chunk(s, s.known - 1, 1, True) for s in self.members()]
+        found = [chunk_of((s, s.known - 1, 1, True)) for s in self.rows]
+        for cohort in self.cohorts:
+            before = cohort.tick - 1
+            found += [chunk_of((s, s.offset + before, 1, True)) for s in cohort.members.values()]
+        return found
 
     def in_row_order(self) -> list[Chunk]:
         """All chunks, by sequence number."""
@@ -51,6 +55,11 @@ class Draft:
 def features_of(fields: tuple[Any, ...]) -> StepFeatures:
     """The features whose fields, in their order, are given, without the checks of a call."""
     return tuple.__new__(StepFeatures, fields)
+
+
+def chunk_of(fields: tuple[Any, ...]) -> Chunk:
+    """Likewise."""
+    return tuple.__new__(Chunk, fields)
 
 
 def entry_of(fields: tuple[Any, ...]) -> DigestEntry:

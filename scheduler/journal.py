@@ -16,6 +16,9 @@ from scheduler.sequence import Sequence
 
 SCHEMA = 2
 
+#: two entries a step: to make an encoder for each takes as long as to encode it
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
 
 class JournalError(ValueError):
     """A journal that cannot be replayed; the message is one line that names the place."""
@@ -69,7 +72,7 @@ class JournaledScheduler(Scheduler):
         self._write({"e": "header", "schema": SCHEMA, "config": self.config.as_dict()})
 
     def _write(self, entry: dict[str, Any]) -> None:
-        self._stream.write(json.dumps(entry, separators=(",", ":")) + "\n")
+        self._stream.write(_encode(entry) + "\n")
 
     def submit(self, request: Request, now_ns: int) -> Sequence:
         sequence = super().submit(request, now_ns)

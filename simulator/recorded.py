@@ -271,7 +271,7 @@ def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: byt
         {key: _at_work(group, overlapped[key]) for key, group in alone.items() if key in launching and key in launched},
         "work_ns", (LINEAR,), STALL,
     )  # fmt: skip
-    launches = _fits({key: group for key, group in alone.items() if key in at_work}, "launch_ns", (LINEAR,))
+    launches = _fits({key: _seen_launching(overlapped[key], alone[key]) for key in at_work}, "launch_ns", (LINEAR,))
     device = {**launched, **launching}
     if not device:
         raise CostError(f"{name}: fewer than {FEWEST_STEPS} steps of any kind were recorded; record a longer run")
@@ -331,6 +331,13 @@ def _seen_at_work(overlapped: pd.DataFrame) -> pd.DataFrame:
     seen = overlapped[(overlapped["graph_rows"] > 0) & (overlapped["work_ns"] > 0)]
     usual = seen[~seen["unusual"]]
     return usual if len(usual) >= FEWEST_SEEN else seen
+
+
+def _seen_launching(overlapped: pd.DataFrame, alone: pd.DataFrame) -> pd.DataFrame:
+    """Steps whose kernels are launched one by one, of those that overlap where there are enough: a host is not the
+    same from one minute to the next, and these are of the minutes of the device times that go with them."""
+    seen = overlapped[(overlapped["graph_rows"] == 0) & (overlapped["launch_ns"] > 0)]
+    return seen if len(seen) >= FEWEST_SEEN else alone
 
 
 def _settled(steps: pd.DataFrame) -> pd.DataFrame:

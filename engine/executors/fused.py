@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from operator import attrgetter
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from engine.draws import TokenLogprobs, row_keys
 from engine.executors.base import Booking, DeviceTimer, draws_of, halves
 from engine.executors.paged import PrivateBlocks
-from engine.executors.paged_memory import is_row, slots_of
+from engine.executors.paged_memory import is_row
+from engine.executors.places import Places
 from engine.faults import free_unused, is_out_of_memory
 from engine.fused.decoder import Decoder, KvCache
 from engine.fused.device import (
@@ -31,8 +34,20 @@ from engine.fused.device import (
     StepInputs,
     TableUpdate,
 )
-from engine.fused.graphs import COLUMNS, ID, KEY, LENGTH, PLACE, POSITION, SLOT, TEMPERATURE, DecodeSteps
-from engine.fused.prompts import PromptSteps
+from engine.fused.graphs import DecodeSteps
+from engine.fused.packing import (
+    COLUMNS,
+    ID,
+    KEY,
+    LENGTH,
+    PLACE,
+    POSITION,
+    SLOT,
+    TEMPERATURE,
+    PromptSizes,
+    prompt_lines,
+)
+from engine.fused.prompts import PromptSteps, graph_room, nothing
 from engine.host_copies import HostCopies
 from engine.models import LoadedModel
 from engine.parallel.workers import Workers
@@ -42,6 +57,8 @@ from engine.tensors import current_device
 from scheduler.graphs import graph_tokens_for
 from scheduler.kv import PoolKind
 from scheduler.plan import Chunk, Kind, Layout, StepPlan, Swap
+
+Words = npt.NDArray[np.int64]
 
 _start = attrgetter("start")
 
@@ -108,6 +125,7 @@ class FusedExecutor:
             blocks += max_running + 1
             self._private = PrivateBlocks(blocks, block_tokens)
         self._max_running = max_running
+        self._width = -(-model.context_tokens // block_tokens) + 1
         #: swapped out by a scheduler before this one: every rank forgets them with its next step
         self._forgotten: tuple[int, ...] = ()
         self._forget()
@@ -173,10 +191,7 @@ class FusedExecutor:
 
     def _forget(self) -> None:
         """No sequence holds KV on the device."""
-        #: of sequences that hold KV: their place, and those of their blocks that the device's table names
-        self._places: dict[int, int] = {}
-        self._tables: dict[int, list[int]] = {}
-        self._free_places = list(range(self._max_running - 1, -1, -1))
+        self._places = Places(self._max_running, self._width)
         self._booking: Booking | None = None
 
     def launch(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> PendingStep:
@@ -192,7 +207,7 @@ class FusedExecutor:
         # what the host makes of the plan is none of the device's time
         with current_device(self.device), torch.inference_mode():
             if self._workers is not None:
-                moves = self._moves(plan)
+                moves = self._moves(plan, states)
                 numbers, rows = self._rows(plan.kind, plan.chunks, states)
                 timer.start()
                 sampled = _on_host(numbers, self._workers.run(self._device, StepInputs(moves, rows)))
@@ -201,7 +216,7 @@ class FusedExecutor:
                 booking.move()
                 sampled = self._in_pieces(plan.kind, plan.chunks, states)
             else:
-                self._booking = booking = Booking(plan, plan, deque(self._device.moves(self._moves(plan))))
+                self._booking = booking = Booking(plan, plan, deque(self._device.moves(self._moves(plan, states))))
                 numbers, rows = self._rows(plan.kind, plan.chunks, states)
                 timer.start()
                 booking.move()
@@ -211,7 +226,7 @@ class FusedExecutor:
 
     # -- what a step is made of
 
-    def _moves(self, plan: StepPlan) -> Moves:
+    def _moves(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> Moves:
         """Take note of ``plan``: the memory of its sequences is theirs. Nothing here asks for memory of the device."""
         forgotten, self._forgotten = self._forgotten, ()
         swapped_out = []
@@ -221,7 +236,7 @@ class FusedExecutor:
         for number in plan.released:
             self._leave(number)
         swapped_in = [self._moved(swap) for swap in plan.swapped_in]
-        return Moves(swapped_out, (*forgotten, *plan.released), swapped_in, self._named_blocks(plan, plan.chunks))
+        return Moves(swapped_out, (*forgotten, *plan.released), swapped_in, self._named_blocks(plan, states))
 
     def _rows(
         self, kind: Kind, chunks: list[Chunk], states: Mapping[int, SequenceState]
@@ -256,99 +271,99 @@ class FusedExecutor:
         """Rows of one token each, all of which sample. The longest come first: a GPU that begins with them ends
         evenly."""
         chunks = sorted(chunks, key=_start, reverse=True)
-        size = self.block_tokens
-        members = [(chunk.sequence.number, chunk.start) for chunk in chunks]
+        known, size = self._places, self.block_tokens
+        owners = [chunk.sequence.number for chunk in chunks]
+        places = np.array([known.of[number] for number in owners], dtype=np.int64)
+        starts = np.array([chunk.start for chunk in chunks], dtype=np.int64)
         numbers = np.empty((COLUMNS, len(chunks)), dtype=np.int64)
-        starts = numbers[POSITION]
-        starts[:] = [start for _, start in members]
-        numbers[LENGTH] = starts + 1
-        numbers[PLACE] = [self._places[number] for number, _ in members]
-        numbers[SLOT] = [self._tables[number][start // size] for number, start in members]
-        numbers[SLOT] = numbers[SLOT] * size + starts % size
-        own = [states[number] for number, _ in members]
         numbers[ID] = [
-            state.token_ids[start] if start < len(state.token_ids) else -1
-            for state, (_, start) in zip(own, members, strict=True)
+            ids[chunk.start] if chunk.start < len(ids) else -1
+            for ids, chunk in zip([states[number].token_ids for number in owners], chunks, strict=True)
         ]
-        temperatures = np.array([state.sampling.temperature for state in own], dtype=np.float32)
-        numbers[TEMPERATURE] = temperatures.view(np.int32)
-        numbers[KEY] = 0
-        if temperatures.any():
-            numbers[KEY] = row_keys([state.seed for state in own], numbers[LENGTH])
-        redrawn = [row for row, state in enumerate(own) if not state.plain]
-        draws = [own[row].draw(members[row][1] + 1) for row in redrawn]
-        return [number for number, _ in members], DecodeInputs(numbers, redrawn, draws)
+        numbers[PLACE], numbers[POSITION], numbers[LENGTH] = places, starts, starts + 1
+        numbers[SLOT] = known.blocks[places, starts // size] * size + starts % size
+        self._draw(numbers[TEMPERATURE], numbers[KEY], places, numbers[LENGTH])
+        redrawn = [] if known.plain[places].all() else np.flatnonzero(~known.plain[places]).tolist()
+        draws = [states[owners[row]].draw(chunks[row].start + 1) for row in redrawn]
+        return owners, DecodeInputs(numbers, redrawn, draws)
 
     def _mixed(
         self, chunks: list[Chunk], states: Mapping[int, SequenceState], graph: int
     ) -> tuple[list[int], MixedInputs]:
         """Chunks of prompts, and rows that decode beside them; a graph takes all as chunks."""
-        prompts = [chunk for chunk in chunks if graph or not is_row(chunk.start, chunk.tokens)]
-        rows = [chunk for chunk in chunks if not graph and is_row(chunk.start, chunk.tokens)]
-        ids: list[int] = []
-        unknown: list[tuple[int, int]] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        sampled: list[int] = []
-        offsets = [0]
-        for sequence, start, tokens, samples in prompts + rows:
-            end, number = start + tokens, sequence.number
-            known = states[number].token_ids
-            if end > len(known):
-                unknown.append((len(ids), self._places[number]))
-                ids.append(0)
-            else:
-                ids += known[start:end]
-            positions += range(start, end)
-            slots += slots_of(self._tables[number], start, end, self.block_tokens)
-            if samples:
-                sampled.append(len(ids) - 1)
-            offsets.append(len(ids))
-        sampling = [chunk for chunk in prompts + rows if chunk.samples]
-        return [chunk.sequence.number for chunk in sampling], MixedInputs(
-            ids,
-            unknown,
-            positions,
-            slots,
-            places=[self._places[chunk.sequence.number] for chunk in prompts + rows],
-            starts=[chunk.start for chunk in prompts],
-            offsets=offsets[: len(prompts) + 1],
-            longest=max((chunk.tokens for chunk in prompts), default=0),
-            lengths=[chunk.start + 1 for chunk in rows],
-            sampled=sampled,
-            sampling_places=[self._places[chunk.sequence.number] for chunk in sampling],
-            draws=draws_of(sampling, states),
-            graph=graph,
+        known, size = self._places, self.block_tokens
+        rows = [] if graph else [chunk for chunk in chunks if is_row(chunk.start, chunk.tokens)]
+        prompts = [chunk for chunk in chunks if not is_row(chunk.start, chunk.tokens)] if rows else chunks
+        packed = prompts + rows if rows else chunks
+        ends = [*accumulate(chunk.tokens for chunk in packed)]
+        sampling = [place for place, chunk in enumerate(packed) if chunk.samples]
+        sizes = PromptSizes(ends[-1], len(prompts), len(rows), len(sampling))
+        numbers = nothing(graph_room(graph) if graph else sizes, self._max_running)
+        lines = prompt_lines(numbers, graph_room(graph) if graph else sizes)
+        places = np.array([known.of[chunk.sequence.number] for chunk in packed], dtype=np.int64)
+        for (sequence, start, tokens, _), end, place in zip(packed, ends, places.tolist(), strict=True):
+            of_it = slice(end - tokens, end)
+            ids = states[sequence.number].token_ids
+            lines.ids[of_it] = [*ids[start:], -1] if start + tokens > len(ids) else ids[start : start + tokens]
+            positions = np.arange(start, start + tokens)
+            lines.positions[of_it] = positions
+            lines.slots[of_it] = known.blocks[place, positions // size] * size + positions % size
+            lines.places[of_it] = place
+        lines.chunk_places[: len(prompts)] = places[: len(prompts)]
+        lines.starts[: len(prompts)] = [chunk.start for chunk in prompts]
+        lines.offsets[1:] = ends[-1]
+        lines.offsets[1 : len(prompts) + 1] = ends[: len(prompts)]
+        lines.row_places[:] = places[len(prompts) :]
+        lines.lengths[:] = [chunk.start + 1 for chunk in rows]
+        count = len(sampling)
+        lines.sampled[:count] = [ends[place] - 1 for place in sampling]
+        lines.sampling_places[:count] = of_sampling = places[sampling]
+        drawn = [packed[place] for place in sampling]
+        after = np.array([chunk.start + chunk.tokens for chunk in drawn], dtype=np.int64)
+        self._draw(lines.temperatures[:count], lines.keys[:count], of_sampling, after)
+        redrawn = np.flatnonzero(~known.plain[of_sampling]).tolist()
+        return [chunk.sequence.number for chunk in drawn], MixedInputs(
+            numbers,
+            sizes,
+            max((chunk.tokens for chunk in prompts), default=0),
+            redrawn,
+            draws_of([drawn[row] for row in redrawn], states),
+            graph,
         )
+
+    def _draw(self, temperatures: Words, keys: Words, places: Words, positions: Words) -> None:
+        """Write how the tokens at ``positions`` are drawn: the bits of their temperatures, and their noise's keys."""
+        heats = self._places.temperatures[places]
+        temperatures[:] = heats.view(np.int32)
+        keys[:] = row_keys(self._places.seed_keys[places], positions) if heats.any() else 0
 
     # -- memory
 
-    def _named_blocks(self, plan: StepPlan, chunks: list[Chunk]) -> TableUpdate | None:
-        """Give every sequence of the step a place; the blocks that the device's table does not name yet."""
+    def _named_blocks(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> TableUpdate | None:
+        """Give every sequence of the step a place; the blocks with tokens in them that the device does not know of yet.
+
+        Those that the step writes to it finds by its tokens' slots.
+        """
+        known, size = self._places, self.block_tokens
         update = TableUpdate([], [], [])
-        for sequence, start, tokens, _ in chunks:
+        for sequence, start, tokens, _ in plan.chunks:
             number = sequence.number
-            if number not in self._places:
-                self._places[number] = self._free_places.pop()
-                self._tables[number] = []
-            needed = -(-(start + tokens) // self.block_tokens)
-            held = self._tables[number]
-            named = len(held)
+            place = known.take(number, states[number])
+            needed, named = -(-(start + tokens) // size), int(known.named[place])
             if needed <= named:
                 continue
             table = plan.block_table(sequence) if self._private is None else self._private.table(number, start + tokens)
-            held += table[named:needed]
-            update.places.extend([self._places[number]] * (needed - named))
-            update.indices.extend(range(named, needed))
-            update.blocks.extend(held[named:])
+            known.blocks[place, named:needed] = table[named:needed]
+            known.named[place] = needed
+            behind = range(named, start // size)
+            update.places.extend([place] * len(behind))
+            update.indices.extend(behind)
+            update.blocks.extend(table[named : start // size])
         return update if update.blocks else None
 
     def _leave(self, number: int) -> None:
         """The sequence holds no KV on the device any more."""
-        place = self._places.pop(number, None)
-        if place is not None:
-            self._free_places.append(place)
-        self._tables.pop(number, None)
+        self._places.leave(number)
         if self._private is not None:
             self._private.release(number)
 

@@ -15,11 +15,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engine.draws import Draw, row_keys
+from engine.draws import Draw
 from engine.faults import free_unused
-from engine.fused.decoder import Chunks, Decoder, KvCache, Rows, StepTensors
-from engine.fused.graphs import PLACE, DecodeSteps, Memory
-from engine.fused.prompts import Prompts, PromptSteps
+from engine.fused.decoder import Decoder, KvCache
+from engine.fused.graphs import DecodeSteps
+from engine.fused.memory import Memory
+from engine.fused.packing import PLACE, PromptSizes, prompt_lines
+from engine.fused.prompts import Drawn, PromptSteps, graph_room, nothing
 from engine.host_copies import HostCopies, from_host, to_host
 from engine.models import LoadedModel
 from engine.sampling import Sampled, Sampler
@@ -48,7 +50,10 @@ class Moved(NamedTuple):
 
 
 class TableUpdate(NamedTuple):
-    """Blocks that sequences have got: ``tables[places[i], indices[i]] = blocks[i]``."""
+    """Blocks that sequences have got with tokens in them: ``tables[places[i], indices[i]] = blocks[i]``.
+
+    Those that a step writes to it names itself.
+    """
 
     places: list[int]
     indices: list[int]
@@ -56,7 +61,7 @@ class TableUpdate(NamedTuple):
 
 
 class DecodeInputs(NamedTuple):
-    """Rows of one token, all of which sample: ``int64[COLUMNS, rows]``, see :data:`~engine.fused.graphs.ID` and after.
+    """Rows of one token, all of which sample: ``int64[COLUMNS, rows]``, see :data:`~engine.fused.packing.ID` and after.
 
     ``redrawn`` are the rows that ask for more than a temperature, in order, ``draws`` what they are sampled with. The
     others keep the tokens that the step itself gives.
@@ -68,25 +73,18 @@ class DecodeInputs(NamedTuple):
 
 
 class MixedInputs(NamedTuple):
-    """Chunks of prompts and, behind them, rows of one token; packed.
+    """Chunks of prompts and, behind them, rows of one token; packed, as
+    :func:`~engine.fused.packing.prompt_lines` lays them out.
 
-    A token that is on the device only has an entry in ``unknown``: where it is among ``ids``, and the place of its
-    sequence. ``places`` are those of all chunks, then rows. ``starts`` and ``offsets`` (one more) belong to the chunks,
-    ``lengths`` to the rows. ``sampled`` are indices of packed tokens, ``sampling_places`` whose they are. ``graph``:
-    tokens of the graph that the step runs as, 0 for none.
+    ``sizes`` are those of the step; ``graph``: tokens of the graph that it runs as, 0 for none: of a graph ``numbers``
+    have its room. No chunk has more than ``longest`` tokens. ``redrawn`` and ``draws`` are as in a decode step, of the
+    rows that sample.
     """
 
-    ids: list[int]
-    unknown: list[tuple[int, int]]
-    positions: list[int]
-    slots: list[int]
-    places: list[int]
-    starts: list[int]
-    offsets: list[int]
+    numbers: npt.NDArray[np.int64]
+    sizes: PromptSizes
     longest: int
-    lengths: list[int]
-    sampled: list[int]
-    sampling_places: list[int]
+    redrawn: list[int]
     draws: list[Draw]
     graph: int = 0
 
@@ -129,6 +127,7 @@ class FusedDevice:
         self._memory = Memory(
             torch.zeros(settings.places + 1, width, dtype=torch.int32, device=self.device),
             torch.zeros(settings.places + 1, dtype=torch.int64, device=self.device),
+            settings.block_tokens,
         )
         self.decodes = DecodeSteps(
             self.decoder, self.cache, self._memory, settings.most_rows, model.context_tokens, settings.graph_rows
@@ -142,21 +141,20 @@ class FusedDevice:
         """Run small prompts beside rows once: their kernels are compiled now, not while somebody waits.
 
         A kernel is compiled anew where the rows' tables begin at another alignment, which the number of chunks decides,
-        and where there are more rows than kernels overlap for. Nothing is stored: all is of the place that no sequence
-        has, in a block that none has yet.
+        and where there are more rows than kernels overlap for. Nothing is stored, and all is of the place that no
+        sequence has.
         """
         from engine.kernels.hopper import MOST_ROWS  # imports Triton, which only a GPU needs
 
-        size, none = 16, settings.places
+        size = 16
         for rows in sorted({1, min(MOST_ROWS + 1, settings.most_rows)}):
             for chunks in (1, 4):
-                tokens = size * chunks + rows
-                self._eager(MixedInputs(
-                    ids=[0] * tokens, unknown=[], positions=[*range(size)] * chunks + [0] * rows, slots=[0] * tokens,
-                    places=[none] * (chunks + rows), starts=[0] * chunks,
-                    offsets=[size * chunk for chunk in range(chunks + 1)], longest=size, lengths=[1] * rows,
-                    sampled=[], sampling_places=[], draws=[],
-                ))  # fmt: skip
+                sizes = PromptSizes(size * chunks + rows, chunks, rows, 0)
+                numbers = nothing(sizes, self._memory.filler)
+                lines = prompt_lines(numbers, sizes)
+                lines.offsets[:] = range(0, size * chunks + 1, size)
+                lines.lengths[:] = 1
+                self.prompts.run(numbers, sizes, size)
 
     def prompt_steps(self, sizes: Sequence[int]) -> PromptSteps:
         """Steps of prompts of up to ``sizes[-1]`` tokens, captured on a GPU."""
@@ -191,69 +189,34 @@ class FusedDevice:
 
     def _decode(self, inputs: DecodeInputs) -> Sampled:
         tokens, logits = self.decodes.run(inputs.numbers)
-        if not inputs.draws:
-            return Sampled(tokens)
-        rows = self._indices(inputs.redrawn)
-        some = logits if len(inputs.redrawn) == len(logits) else logits[rows]
-        drawn, logprobs = Sampler(inputs.draws, logits.shape[-1], self.device)(some)
-        tokens[rows] = drawn
-        self._memory.last[self._indices(inputs.numbers[PLACE, inputs.redrawn].tolist())] = drawn
-        if logprobs is not None:
-            logprobs = logprobs._replace(rows=[inputs.redrawn[row] for row in logprobs.rows])
-        return Sampled(tokens, logprobs)
+        return self._drawn(tokens, logits, inputs.numbers[PLACE], inputs.redrawn, inputs.draws)
 
     def _mixed(self, inputs: MixedInputs) -> Sampled | None:
-        hidden = self._eager(inputs) if not inputs.graph else self.prompts.run(
-            inputs.graph,
-            Prompts(inputs.ids, inputs.positions, inputs.slots, inputs.places, inputs.starts, inputs.offsets),
-            inputs.unknown,
-        )  # fmt: skip
-        return self._sampled(inputs, hidden) if inputs.sampled else None
-
-    def _sampled(self, inputs: MixedInputs, hidden: Tensor) -> Sampled:
-        """The tokens of a step's ``hidden`` ``[tokens, hidden]``, which are the last ones of their sequences now.
-
-        Where temperatures say all about the rows they are one copy to the device and two kernels. The noise of a
-        :class:`Sampler` takes thirty, and launching them is much of what a host has to do for a prompt.
-        """
-        draws = inputs.draws
-        fused = all(draw.plain for draw in draws) and any(draw.params.temperature > 0 for draw in draws)
-        numbers = np.zeros((4, len(draws)), dtype=np.int64)
-        numbers[0], numbers[1] = inputs.sampled, inputs.sampling_places
-        if fused:
-            numbers[2] = np.array([draw.params.temperature for draw in draws], dtype=np.float32).view(np.int32)
-            numbers[3] = row_keys([draw.seed for draw in draws], np.array([draw.position for draw in draws]))
-        rows, places, heats, keys = upload(numbers, torch.int64, self.device)
-        logits = self.decoder.logits(hidden[rows])
-        if fused:
-            sampled = Sampled(self.decoder.kernels.sample(logits, heats.int().view(torch.float32), keys))
+        if inputs.graph:
+            drawn: Drawn | None = self.prompts.run_graph(inputs.graph, inputs.numbers)
         else:
-            sampled = Sampler(draws, logits.shape[-1], self.device)(logits)
-        self._memory.last[places] = sampled.tokens
-        return sampled
+            drawn = self.prompts.run(inputs.numbers, inputs.sizes, inputs.longest)
+        count = inputs.sizes.samples
+        if drawn is None or not count:
+            return None
+        room = graph_room(inputs.graph) if inputs.graph else inputs.sizes
+        places = prompt_lines(inputs.numbers, room).sampling_places[:count]
+        return self._drawn(drawn.tokens[:count], drawn.logits[:count], places, inputs.redrawn, inputs.draws)
 
-    def _eager(self, inputs: MixedInputs) -> Tensor:
-        """What :meth:`Decoder.forward` gives, kernel by kernel."""
-        packed = self._indices(inputs.ids)
-        if inputs.unknown:
-            at, source = zip(*inputs.unknown, strict=True)
-            packed[self._indices(at)] = self._memory.last[self._indices(source)]
-        tables = self._memory.tables[self._indices(inputs.places)]
-        split = len(inputs.starts)
-        step = StepTensors(
-            packed,
-            self._indices(inputs.positions),
-            self._indices(inputs.slots),
-            Chunks(
-                inputs.offsets[-1],
-                tables[:split],
-                upload(inputs.starts, torch.int32, self.device),
-                upload(inputs.offsets, torch.int32, self.device),
-                inputs.longest,
-            ) if split else None,
-            Rows(tables[split:], upload(inputs.lengths, torch.int32, self.device)) if inputs.lengths else None,
-        )  # fmt: skip
-        return self.decoder.forward(step, self.cache)
+    def _drawn(
+        self, tokens: Tensor, logits: Tensor, places: npt.NDArray[np.int64], redrawn: list[int], draws: list[Draw]
+    ) -> Sampled:
+        """The step's ``tokens``, of which those of the rows ``redrawn`` are drawn anew."""
+        if not redrawn:
+            return Sampled(tokens)
+        rows = self._indices(redrawn)
+        some = logits if len(redrawn) == len(logits) else logits[rows]
+        drawn, logprobs = Sampler(draws, logits.shape[-1], self.device)(some)
+        tokens[rows] = drawn
+        self._memory.last[self._indices(places[redrawn])] = drawn
+        if logprobs is not None:
+            logprobs = logprobs._replace(rows=[redrawn[row] for row in logprobs.rows])
+        return Sampled(tokens, logprobs)
 
     def _name_blocks(self, table: TableUpdate) -> None:
         places, indices, blocks = table
@@ -266,5 +229,5 @@ class FusedDevice:
         from_host(self.cache.tensors, moved.blocks, self.host_copies.get(moved.number))
         self.host_copies.drop(moved.number)
 
-    def _indices(self, values: Sequence[int]) -> Tensor:
+    def _indices(self, values: Sequence[int] | npt.NDArray[np.int64]) -> Tensor:
         return upload(values, torch.int64, self.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,25 +12,12 @@ import torch
 from torch import Tensor
 
 from engine.fused.decoder import Decoder, KvCache, Rows, StepTensors
+from engine.fused.memory import Memory
+from engine.fused.packing import COLUMNS, ID, KEY, LENGTH, PLACE, POSITION, SLOT, TEMPERATURE, line_length
 from engine.kernels import DecodeWorkspace, decode_splits, processors_of
 from engine.kernels.captures import captured
 from scheduler.graphs import graph_rows_for
 from scheduler.graphs import graph_sizes as default_sizes
-
-#: columns of the numbers that a decode step is given, one row for each row of the step
-ID, PLACE, POSITION, SLOT, LENGTH, TEMPERATURE, KEY = range(7)
-COLUMNS = 7
-
-
-class Memory(NamedTuple):
-    """What a decode step reads and writes besides the KV, by the *place* that a sequence has while it holds KV.
-
-    ``tables`` ``int32[places + 1, max_blocks]``: blocks; ``last`` ``int64[places + 1]``: the last sampled token, read
-    where the host does not know it yet. The extra place is for rows that only fill a graph up.
-    """
-
-    tables: Tensor
-    last: Tensor
 
 
 class DecodeSteps:
@@ -61,7 +48,8 @@ class DecodeSteps:
         room = max(size * self._splits[size].most for size in self.sizes)
         most_splits = max(splits.most for splits in self._splits.values())
         self._workspace = DecodeWorkspace(max(-(-room // most_splits), most_rows), heads, most_splits, device)
-        self._numbers = torch.zeros(COLUMNS, most_rows, dtype=torch.int64, device=device)
+        #: of the step, in lines whose length is its own
+        self._flat = torch.zeros(COLUMNS * line_length(most_rows), dtype=torch.int64, device=device)
         self._tokens = torch.zeros(most_rows, dtype=torch.int64, device=device)
         self._logits: dict[int, Tensor] = {}
         self._graphs: dict[int, Any] = {}
@@ -76,13 +64,9 @@ class DecodeSteps:
         """Capture the graph of ``size`` rows."""
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-            self._numbers.zero_()
-            self._numbers[SLOT] = -1
-            self._numbers[PLACE] = len(self._memory.last) - 1
+        self._fill(np.zeros((COLUMNS, 0), dtype=np.int64), size)
         with torch.inference_mode():
-            self._graphs[size], self._logits[size] = captured(
-                partial(self._run, size), self._numbers.device, self._pool
-            )
+            self._graphs[size], self._logits[size] = captured(partial(self._run, size), self._flat.device, self._pool)
 
     def size_for(self, rows: int) -> int:
         """The rows that are computed for ``rows`` rows."""
@@ -95,14 +79,7 @@ class DecodeSteps:
         """
         rows = numbers.shape[1]
         size = self.size_for(rows)
-        if size > rows:
-            filler = np.zeros((COLUMNS, size - rows), dtype=np.int64)
-            filler[PLACE], filler[SLOT] = len(self._memory.last) - 1, -1
-            numbers = np.concatenate((numbers, filler), axis=1)
-        given = torch.from_numpy(np.ascontiguousarray(numbers))
-        if self._numbers.is_cuda:
-            given = given.pin_memory()
-        self._numbers[:, :size].copy_(given, non_blocking=True)
+        self._fill(numbers, size)
         if size in self._graphs:
             self._graphs[size].replay()
             logits = self._logits[size]
@@ -110,21 +87,38 @@ class DecodeSteps:
             logits = self._run(size)
         return self._tokens[:rows], logits[:rows]
 
+    def _lines(self, size: int) -> Tensor:
+        """The numbers of a step of ``size`` rows: ``int64[COLUMNS, size]``."""
+        length = line_length(size)
+        return self._flat[: COLUMNS * length].view(COLUMNS, length)[:, :size]
+
+    def _fill(self, numbers: npt.NDArray[np.int64], size: int) -> None:
+        """Copy ``numbers`` ``int64[COLUMNS, rows]`` to the device. Rows that only fill the step up write and see
+        nothing."""
+        rows, length = numbers.shape[1], line_length(size)
+        lines = np.zeros((COLUMNS, length), dtype=np.int64)
+        lines[:, :rows] = numbers
+        lines[PLACE, rows:], lines[SLOT, rows:] = self._memory.filler, -1
+        given = torch.from_numpy(lines.reshape(-1))
+        if self._flat.is_cuda:
+            given = given.pin_memory()
+        self._flat[: COLUMNS * length].copy_(given, non_blocking=True)
+
     def _run(self, size: int) -> Tensor:
         """The step itself; everything it reads has its place. Returns the logits ``[size, vocab]``."""
-        numbers, memory = self._numbers[:, :size], self._memory
-        places = numbers[PLACE]
-        ids = torch.where(numbers[ID] < 0, memory.last[places], numbers[ID])
+        numbers, memory = self._lines(size), self._memory
+        places, positions, slots = numbers[PLACE], numbers[POSITION], numbers[SLOT]
+        ids = memory.take_in(numbers[ID], places, positions, slots)
         rows = Rows(
             memory.tables[places],
             numbers[LENGTH].int(),
             self._workspace,
             self._splits[graph_rows_for(size, self.sizes)],
         )
-        step = StepTensors(ids, numbers[POSITION].contiguous(), numbers[SLOT].contiguous(), None, rows)
+        step = StepTensors(ids, positions, slots, None, rows)
         logits = self._decoder.logits(self._decoder.forward(step, self._cache))
         temperature = numbers[TEMPERATURE].int().view(torch.float32)
-        tokens = self._decoder.kernels.sample(logits, temperature, numbers[KEY].contiguous())
+        tokens = self._decoder.kernels.sample(logits, temperature, numbers[KEY])
         memory.last[places] = tokens
         self._tokens[:size] = tokens
         return logits

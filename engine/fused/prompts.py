@@ -1,7 +1,8 @@
-"""Steps of prompts as CUDA graphs: one for each of some numbers of tokens, with room for a few chunks.
+"""Steps with prompts: kernel by kernel, or as CUDA graphs, one for each of some numbers of tokens.
 
-They pay where a GPU is done with a step sooner than a host can launch its kernels. Attention has a program for each
-tile of each chunk that there may be; those that find nothing to do end at once.
+Graphs have room for a few chunks, and none for rows beside them. They pay where a GPU is done with a step sooner than a
+host can launch its kernels. Attention has a program for each tile of each chunk that there may be; those that find
+nothing to do end at once.
 """
 
 from __future__ import annotations
@@ -11,41 +12,43 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engine.fused.decoder import Chunks, Decoder, KvCache, StepTensors
-from engine.fused.graphs import Memory
+from engine.fused.decoder import Chunks, Decoder, KvCache, Rows, StepTensors
+from engine.fused.memory import Memory
+from engine.fused.packing import PromptLines, PromptSizes, prompt_lines, prompt_numbers
 from engine.kernels.captures import captured
 from engine.tensors import upload
 from scheduler.graphs import MOST_CHUNKS
 
 
-class Prompts(NamedTuple):
-    """Packed chunks: of each token its id, position and slot; of each chunk its sequence's place and where it starts
-    in the context, and (one more) where it begins in the pack."""
+class Drawn(NamedTuple):
+    """The tokens ``int64[samples]`` that a step's rows have sampled, and the logits they were drawn from."""
 
-    ids: list[int]
-    positions: list[int]
-    slots: list[int]
-    places: list[int]
-    starts: list[int]
-    offsets: list[int]
+    tokens: Tensor
+    logits: Tensor
+
+
+def graph_room(tokens: int) -> PromptSizes:
+    """The room that the graph of so many tokens has."""
+    return PromptSizes(tokens, MOST_CHUNKS, 0, MOST_CHUNKS)
 
 
 class PromptSteps:
-    """Steps of up to ``sizes[-1]`` tokens in at most ``MOST_CHUNKS`` chunks, each computed as ``size`` tokens.
+    """Steps with prompts; those of one of the ``sizes``, in tokens, are computed as that graph.
 
-    On a GPU the sizes are captured as graphs; elsewhere they are plain calls of so many tokens.
+    On a GPU the sizes are captured; elsewhere they are plain calls of so many tokens.
     """
 
     def __init__(self, decoder: Decoder, cache: KvCache, memory: Memory, sizes: Sequence[int]) -> None:
         self._decoder, self._cache, self._memory = decoder, cache, memory
-        self._most = max(sizes, default=0)
         device = memory.last.device
-        #: ids, positions and slots of the tokens; then places, starts and offsets of the chunks
-        self._numbers = torch.zeros(3 * self._most + 3 * MOST_CHUNKS + 1, dtype=torch.int64, device=device)
-        self._hidden: dict[int, Tensor] = {}
+        most = prompt_numbers(graph_room(max(sizes))) if sizes else 0
+        #: of the step, as its size lays them out
+        self._numbers = torch.zeros(most, dtype=torch.int64, device=device)
+        self._drawn: dict[int, Drawn] = {}
         self._graphs: dict[int, Any] = {}
         #: the memory pool of the graphs
         self._pool: Any = None
@@ -58,43 +61,67 @@ class PromptSteps:
         """Capture the graph of ``size`` tokens."""
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-            self._fill(Prompts([], [], [], [], [], [0]))
+        self._fill(nothing(graph_room(size), self._memory.filler))
         with torch.inference_mode():
-            self._graphs[size], self._hidden[size] = captured(
-                partial(self._run, size), self._numbers.device, self._pool
+            self._graphs[size], self._drawn[size] = captured(
+                partial(self._run_graph, size), self._numbers.device, self._pool
             )
 
-    def run(self, size: int, prompts: Prompts, unknown: Sequence[tuple[int, int]]) -> Tensor:
-        """One step as ``size`` tokens: ``[size, hidden]``, normalised for the head, good until the next step is run.
+    def run(self, numbers: npt.NDArray[np.int64], sizes: PromptSizes, longest: int) -> Drawn | None:
+        """One step of ``numbers``, as :func:`~engine.fused.packing.prompt_lines` lays them out, kernel by kernel.
 
-        ``unknown``: where among the ids the last sampled token of a place belongs.
+        No chunk has more than ``longest`` tokens. ``None`` where no row samples.
         """
-        self._fill(prompts)
-        if unknown:
-            at, source = (upload(values, torch.int64, self._numbers.device) for values in zip(*unknown, strict=True))
-            self._numbers[at] = self._memory.last[source]
+        lines = prompt_lines(upload(numbers, torch.int64, self._memory.last.device), sizes)
+        hidden = self._hidden(lines, sizes, longest)
+        return self._sampled(lines, hidden) if sizes.samples else None
+
+    def run_graph(self, size: int, numbers: npt.NDArray[np.int64]) -> Drawn:
+        """One step as the graph of ``size`` tokens, good until the next step is run; see :func:`graph_room`."""
+        self._fill(numbers)
         if size in self._graphs:
             self._graphs[size].replay()
-            return self._hidden[size]
-        return self._run(size)
+            return self._drawn[size]
+        return self._run_graph(size)
 
-    def _fill(self, prompts: Prompts) -> None:
-        """Copy the numbers to the device. Tokens and chunks that only fill the graph up write and see nothing."""
-        most, tokens, chunks = self._most, len(prompts.ids), len(prompts.places)
-        numbers = np.zeros(len(self._numbers), dtype=np.int64)
-        numbers[2 * most : 3 * most] = -1
-        for place, values in enumerate((prompts.ids, prompts.positions, prompts.slots)):
-            numbers[place * most : place * most + tokens] = values
-        places, starts, offsets = np.split(numbers[3 * most :], (MOST_CHUNKS, 2 * MOST_CHUNKS))
-        places[:], offsets[:] = len(self._memory.last) - 1, tokens
-        places[:chunks], starts[:chunks], offsets[: chunks + 1] = prompts.places, prompts.starts, prompts.offsets
+    def _fill(self, numbers: npt.NDArray[np.int64]) -> None:
         given = torch.from_numpy(numbers)
-        self._numbers.copy_(given.pin_memory() if self._numbers.is_cuda else given, non_blocking=True)
+        if self._numbers.is_cuda:
+            given = given.pin_memory()
+        self._numbers[: len(numbers)].copy_(given, non_blocking=True)
 
-    def _run(self, size: int) -> Tensor:
-        """The step itself; everything it reads has its place."""
-        most = self._most
-        ids, positions, slots = (self._numbers[place * most : place * most + size] for place in range(3))
-        places, starts, offsets = self._numbers[3 * most :].tensor_split((MOST_CHUNKS, 2 * MOST_CHUNKS))
-        chunks = Chunks(size, self._memory.tables[places], starts.int(), offsets.int(), size)
-        return self._decoder.forward(StepTensors(ids, positions, slots, chunks, None), self._cache)
+    def _run_graph(self, size: int) -> Drawn:
+        """Everything it reads has its place."""
+        room = graph_room(size)
+        lines = prompt_lines(self._numbers, room)
+        return self._sampled(lines, self._hidden(lines, room, size))
+
+    def _hidden(self, lines: PromptLines, sizes: PromptSizes, longest: int) -> Tensor:
+        """``[tokens, hidden]``, normalised for the head."""
+        memory = self._memory
+        ids = memory.take_in(lines.ids, lines.places, lines.positions, lines.slots)
+        chunks = rows = None
+        if sizes.chunks:
+            chunks = Chunks(
+                sizes.tokens - sizes.rows, memory.tables[lines.chunk_places], lines.starts.int(), lines.offsets.int(),
+                longest,
+            )  # fmt: skip
+        if sizes.rows:
+            rows = Rows(memory.tables[lines.row_places], lines.lengths.int())
+        return self._decoder.forward(StepTensors(ids, lines.positions, lines.slots, chunks, rows), self._cache)
+
+    def _sampled(self, lines: PromptLines, hidden: Tensor) -> Drawn:
+        decoder = self._decoder
+        logits = decoder.logits(hidden[lines.sampled])
+        tokens = decoder.kernels.sample(logits, lines.temperatures.int().view(torch.float32), lines.keys)
+        self._memory.last[lines.sampling_places] = tokens
+        return Drawn(tokens, logits)
+
+
+def nothing(sizes: PromptSizes, filler: int) -> npt.NDArray[np.int64]:
+    """The numbers of a step of so much room that writes nothing and sees nothing, of the place ``filler``."""
+    numbers = np.zeros(prompt_numbers(sizes), dtype=np.int64)
+    lines = prompt_lines(numbers, sizes)
+    lines.slots[:] = -1
+    lines.places[:] = lines.chunk_places[:] = lines.row_places[:] = lines.sampling_places[:] = filler
+    return numbers

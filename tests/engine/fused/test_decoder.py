@@ -14,7 +14,8 @@ from engine.errors import ModelError
 from engine.fused.architecture import FAMILIES, missing_features, read_architecture
 from engine.fused.decoder import Decoder
 from engine.fused.device import DecodeInputs, DeviceSettings, FusedDevice, MixedInputs
-from engine.fused.graphs import COLUMNS, SLOT
+from engine.fused.packing import COLUMNS, SLOT, PromptSizes, prompt_lines
+from engine.fused.prompts import nothing
 from engine.kernels import reference
 from engine.models import load_model, loaded
 
@@ -137,10 +138,11 @@ def test_no_attention_is_compiled_once_an_executor_is_made(monkeypatch: pytest.M
     compiled = attention()
     assert compiled
     for chunks, rows in ((1, 1), (1, 2), (2, 40), (3, 7), (4, 100), (5, 33)):
-        ones, tokens = [0] * (chunks + rows), 8 * chunks + rows
+        sizes = PromptSizes(8 * chunks + rows, chunks, rows, 0)
+        numbers = nothing(sizes, 100)
+        lines = prompt_lines(numbers, sizes)
+        lines.offsets[:] = range(0, 8 * chunks + 1, 8)
+        lines.lengths[:] = 1
         with torch.inference_mode():
-            device.compute(MixedInputs(
-                [0] * tokens, [], [*range(8)] * chunks + [0] * rows, [0] * tokens, ones, ones[:chunks],
-                [8 * chunk for chunk in range(chunks + 1)], 8, [1] * rows, [], [], [],
-            ))  # fmt: skip
+            device.compute(MixedInputs(numbers, sizes, 8, [], []))
     assert attention() == compiled
