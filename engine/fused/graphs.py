@@ -108,7 +108,9 @@ class DecodeSteps:
         """The step itself; everything it reads has its place. Returns the logits ``[size, vocab]``."""
         numbers, memory = self._lines(size), self._memory
         places, positions, slots = numbers[PLACE], numbers[POSITION], numbers[SLOT]
-        ids = memory.take_in(numbers[ID], places, positions, slots)
+        ids = self._decoder.kernels.take_in(
+            numbers[ID], places, positions, slots, memory.tables, memory.last, memory.block_tokens
+        )
         rows = Rows(
             memory.tables[places],
             numbers[LENGTH].int(),

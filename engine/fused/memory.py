@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 
@@ -23,10 +22,3 @@ class Memory(NamedTuple):
     def filler(self) -> int:
         """The extra place."""
         return len(self.last) - 1
-
-    def take_in(self, ids: Tensor, places: Tensor, positions: Tensor, slots: Tensor) -> Tensor:
-        """Name the blocks that a step's tokens are in, and return their ids ``int64[T]``, of which -1 is the last token
-        that was sampled at its place. All arguments are ``int64[T]``; a slot of -1 is in no block."""
-        blocks = torch.div(slots, self.block_tokens, rounding_mode="trunc")
-        self.tables[places, positions // self.block_tokens] = blocks.int()
-        return torch.where(ids < 0, self.last[places], ids)

@@ -99,7 +99,9 @@ class PromptSteps:
     def _hidden(self, lines: PromptLines, sizes: PromptSizes, longest: int) -> Tensor:
         """``[tokens, hidden]``, normalised for the head."""
         memory = self._memory
-        ids = memory.take_in(lines.ids, lines.places, lines.positions, lines.slots)
+        ids = self._decoder.kernels.take_in(
+            lines.ids, lines.places, lines.positions, lines.slots, memory.tables, memory.last, memory.block_tokens
+        )
         chunks = rows = None
         if sizes.chunks:
             chunks = Chunks(

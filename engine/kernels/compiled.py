@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engine.kernels.activation import embed, gated
+from engine.kernels.begin import take_in
 from engine.kernels.decode_attention import decode_attention
 from engine.kernels.norms import add_rms_norm, rms_norm
 from engine.kernels.prefill_attention import prefill_attention
@@ -23,4 +24,5 @@ __all__ = [
     "sample",
     "skinny_gated",
     "skinny_linear",
+    "take_in",
 ]

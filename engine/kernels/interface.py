@@ -91,6 +91,23 @@ def processors_of(device: torch.device) -> int:
 class Kernels(Protocol):
     """The functions of a decoder; a module is one. Every result is a new tensor unless the function says otherwise."""
 
+    def take_in(
+        self,
+        ids: Tensor,
+        places: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        tables: Tensor,
+        last: Tensor,
+        block_tokens: int,
+    ) -> Tensor:
+        """The ids ``int64[T]`` of a step's tokens, whose blocks are named in ``tables``.
+
+        Where ``ids`` ``int64[T]`` is negative, it is the entry of ``last`` ``int64[places]`` at the token's place.
+        ``tables[place, position // block_tokens]`` (int32) becomes the block of the token's slot, in place; a slot of
+        -1 is in none. ``places``, ``positions`` and ``slots`` are ``int64[T]``.
+        """
+
     def embed(self, ids: Tensor, table: Tensor, scale: float = 1.0) -> Tensor:
         """Rows ``ids`` ``int64[T]`` of ``table`` ``[vocab, H]``, times ``scale`` rounded to the table's dtype."""
 

@@ -13,6 +13,15 @@ from engine.kernels.interface import Activation, DecodeWorkspace, Heads, Rotary,
 from engine.sampling import gumbel_noise
 
 
+def take_in(
+    ids: Tensor, places: Tensor, positions: Tensor, slots: Tensor, tables: Tensor, last: Tensor, block_tokens: int
+) -> Tensor:
+    """See :meth:`~engine.kernels.interface.Kernels.take_in`."""
+    named = slots >= 0
+    tables[places[named], positions[named] // block_tokens] = (slots[named] // block_tokens).int()
+    return torch.where(ids < 0, last[places], ids)
+
+
 def embed(ids: Tensor, table: Tensor, scale: float = 1.0) -> Tensor:
     """See :meth:`~engine.kernels.interface.Kernels.embed`."""
     rows = table[ids]

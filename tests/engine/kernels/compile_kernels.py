@@ -75,6 +75,8 @@ def call_all(dtype: torch.dtype, heads_of: tuple[Heads, ...], dependent: bool) -
     for heads in heads_of:
         call_attention(dtype, heads)
     x, weight = _zeros(dtype, 4, 1024), _zeros(dtype, 1024)
+    tokens = _zeros(torch.int64, 4)
+    kernels.take_in(tokens, tokens, tokens, tokens, _zeros(torch.int32, 5, 9), tokens, 16)
     kernels.embed(_zeros(torch.int64, 4), _zeros(dtype, 64, 1024), 2.0)
     kernels.rms_norm(x, weight, 1e-6)
     parts = _zeros(torch.float32, 2, 4, 1024)

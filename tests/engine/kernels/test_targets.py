@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 HERE = Path(__file__).parent
 KERNELS = {
     "_best_kernel", "_best_of_piece_kernel", "_decode_kernel", "_embed_kernel", "_gated_kernel", "_norm_kernel",
-    "_prefill_kernel", "_rotate_kernel", "_skinny_kernel",
+    "_prefill_kernel", "_rotate_kernel", "_skinny_kernel", "_take_in_kernel",
 }  # fmt: skip
 
 

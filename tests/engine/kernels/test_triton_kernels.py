@@ -67,6 +67,26 @@ def test_gated(activation: str) -> None:
     close(KERNELS.gated(x, activation), reference.gated(x, activation))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("tokens", [1, 7, 300])
+def test_take_in(tokens: int) -> None:
+    generator = torch.Generator().manual_seed(tokens)
+
+    def drawn(low: int, high: int) -> torch.Tensor:
+        return torch.randint(low, high, (tokens,), generator=generator).to(DEVICE)
+
+    ids, places, positions = drawn(-1, 4), drawn(0, 5), drawn(0, 64)
+    # tokens of one block are in one block
+    slots = torch.where(drawn(0, 4) > 0, (places * 4 + positions // 16) * 16 + positions % 16, -1)
+    last = torch.arange(100, 105, device=DEVICE)
+    ours, expected = (torch.full((5, 4), 99, dtype=torch.int32, device=DEVICE) for _ in range(2))
+    found = KERNELS.take_in(ids, places, positions, slots, ours, last, 16)
+    assert torch.equal(found, reference.take_in(ids, places, positions, slots, expected, last, 16))
+    assert torch.equal(ours, expected)
+    if tokens == 300:
+        assert set(found.tolist()) > {100, 104}
+        assert expected.max() == 19
+
+
 def test_embed() -> None:
     ids, table = torch.tensor([3, 0, 6, 3], device=DEVICE), normal(7, 40)
     close(KERNELS.embed(ids, table, 6.25), reference.embed(ids, table, 6.25))
