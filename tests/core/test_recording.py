@@ -73,6 +73,8 @@ def test_with_overlap_steps_of_every_kind_are_recorded_in_both_ways(tmp_path: Pa
     counts = steps.groupby(["kind", "overlap"])["rows"].count()
     assert counts.index.tolist() == [(kind, way) for kind in ("decode", "mixed", "prefill") for way in (0, 1)]
     assert counts.min() >= FEWEST_STEPS
+    # in turn: each part both ways before the next
+    assert (steps["overlap"].diff().abs() == 1).sum() >= 10
     # of prompts that are handed in while another one is computed
     prefills = steps[(steps["kind"] == "prefill") & (steps["overlap"] == 1)]
     assert prefills[prefills["longest_context"] <= prefills["new_tokens"]]["new_tokens"].nunique() >= 8
