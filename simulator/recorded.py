@@ -334,10 +334,13 @@ def _seen_at_work(overlapped: pd.DataFrame) -> pd.DataFrame:
 
 
 def _seen_launching(overlapped: pd.DataFrame, alone: pd.DataFrame) -> pd.DataFrame:
-    """Steps whose kernels are launched one by one, of those that overlap where there are enough: a host is not the
-    same from one minute to the next, and these are of the minutes of the device times that go with them."""
+    """Steps whose launches are those of kernels that are launched one by one while nothing runs.
+
+    Where no step was launched ahead, those that overlap are, and go with the device times of their minutes: a host is
+    not the same from one to the next. Otherwise a launch may wait for the step that runs.
+    """
     seen = overlapped[(overlapped["graph_rows"] == 0) & (overlapped["launch_ns"] > 0)]
-    return seen if len(seen) >= FEWEST_SEEN else alone
+    return seen if len(seen) >= FEWEST_SEEN and not (overlapped["work_ns"] > 0).any() else alone
 
 
 def _settled(steps: pd.DataFrame) -> pd.DataFrame:

@@ -357,12 +357,15 @@ def test_steps_that_were_still_being_launched_when_the_device_was_done_are_no_pa
 def test_what_is_launched_kernel_by_kernel_is_told_by_steps_that_overlap(
     tmp_path: Path, rows: list[dict[str, Any]]
 ) -> None:
-    """A host is not the same from one minute to the next; their launches are of the minutes of their device times."""
+    """A host is not the same from one minute to the next; their launches are of the minutes of their device times. But
+    one that is launched ahead may wait for the device."""
     alone = [row | {"overlap": 0, "launch_ns": 900_000, "work_ns": 0} for row in rows]
     seen = [row | {"overlap": 1, "graph_rows": 0, "launch_ns": 300_000, "host_ns": 0, "work_ns": 0} for row in rows * 5]
     costs = recorded_costs(write(tmp_path / "many", [*alone, *seen])).overlapped()
     for row in rows:
         assert costs.launching_ns(columns_of(row)) == pytest.approx(300_000, rel=1e-6)
+    ahead = recorded_costs(write(tmp_path / "ahead", [*alone, *(row | {"work_ns": 1000} for row in seen)])).overlapped()
+    assert ahead.launching_ns(columns_of(rows[0])) == pytest.approx(900_000, rel=1e-6)
     few = recorded_costs(write(tmp_path / "few", [*alone, *seen[: len(rows) : 8]])).overlapped()
     assert few.launching_ns(columns_of(rows[0])) == pytest.approx(900_000, rel=1e-6)
 
