@@ -20,10 +20,10 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from simulator.profiles import read_profile  # noqa: E402
 from simulator.recorded_rows import read_recorded  # noqa: E402
+from simulator.step_cost import axis  # noqa: E402
 
 #: rows of a decode step, tokens of a step of prompts
 SIZES = {"decode": (0, 8, 16, 32, 64, 128, 256), "prefill": (0, 128, 512, 1024, 2048)}
-AXES = {"decode": "rows_computed", "prefill": "new_tokens_computed"}
 
 
 def steps_of(place: Path) -> pd.DataFrame:
@@ -37,7 +37,7 @@ def host_work(steps: pd.DataFrame) -> pd.DataFrame:
     found = []
     for kind, sizes in SIZES.items():
         of_kind = seen[seen["kind"] == kind]
-        for size, group in of_kind.groupby(pd.cut(of_kind[AXES[kind]], sizes), observed=True):
+        for size, group in of_kind.groupby(pd.cut(axis(kind, of_kind), sizes), observed=True):
             median = group[["work_ns", "launch_ns", "device_ns"]].median() / 1e6
             row = {"kind": kind, "size": f"{size.left + 1} to {size.right}", "steps": len(group)}
             row |= {name.removesuffix("_ns"): value for name, value in median.items()}

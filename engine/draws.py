@@ -8,6 +8,7 @@ are below 2**31: no product leaves 63 bits.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -67,14 +68,21 @@ def seed_key(seed: int) -> int:
     return _absorbed(_absorbed(0, seed & WORD), seed >> 32 & WORD)
 
 
+def seed_keys(seeds: Sequence[int]) -> npt.NDArray[np.int64]:
+    """:func:`seed_key` of many: ``int64[seeds]``."""
+    low = np.array([seed & WORD for seed in seeds], dtype=np.int64)
+    high = np.array([seed >> 32 & WORD for seed in seeds], dtype=np.int64)
+    return _absorbed(_absorbed(np.zeros_like(low), low), high)
+
+
 def row_key(seed: int, position: int) -> int:
     """A 32-bit key of a row; mixed as :mod:`engine.sampling` mixes words, on Python integers."""
     return _absorbed(seed_key(seed), position & WORD)
 
 
-def row_keys(seed_keys: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """:func:`row_key` of many rows, ``int64[rows]``, from the :func:`seed_key` of each."""
-    return _absorbed(seed_keys, positions & WORD)
+def row_keys(keys: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """:func:`row_key` of many rows, ``int64[rows]``, from the :func:`seed_keys` of theirs."""
+    return _absorbed(keys, positions & WORD)
 
 
 def _absorbed(key: Words, word: Words) -> Words:

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from engine.draws import MULTIPLY_1, MULTIPLY_2, TOKEN_STRIDE, WORD, Draw, TokenLogprobs, row_key
+from engine.draws import MULTIPLY_1, MULTIPLY_2, TOKEN_STRIDE, WORD, Draw, TokenLogprobs, row_keys, seed_keys
 from engine.edited_rows import EditedRows
 from engine.tensors import upload
 from scheduler.request import SamplingParams
@@ -93,7 +94,8 @@ class Sampler:
         if self._greedy:
             return
         self._temperature = upload([p.temperature for p in params], torch.float32, device)
-        self._keys = upload([row_key(draw.seed, draw.position) for draw in draws], torch.int64, device)
+        keys = row_keys(seed_keys([draw.seed for draw in draws]), np.array([draw.position for draw in draws]))
+        self._keys = upload(keys, torch.int64, device)
         rows = [i for i, p in enumerate(params) if 0 < p.top_k < vocab or p.top_p < 1 or p.min_p > 0]
         if rows:
             self._filter = _Filter(rows, params, vocab, device)

@@ -28,6 +28,12 @@ def upload(values: Sequence[object] | npt.NDArray[Any], dtype: torch.dtype, devi
     return torch.as_tensor(values, dtype=dtype).pin_memory().to(device, non_blocking=True)
 
 
+def refill(buffer: torch.Tensor, values: npt.NDArray[Any]) -> None:
+    """Copy ``values`` to ``buffer``, of their shape and type, as :func:`upload` does."""
+    given = torch.from_numpy(values)
+    buffer.copy_(given.pin_memory() if buffer.is_cuda else given, non_blocking=True)
+
+
 def host_memory(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Host memory for what ``device`` copies there, pinned where it does so by itself."""
     return torch.empty(tuple(shape), dtype=dtype, pin_memory=device.type == "cuda")

@@ -30,11 +30,13 @@ from engine.fused.device import (
     MixedInputs,
     Moved,
     Moves,
+    Redrawn,
     RowInputs,
     StepInputs,
     TableUpdate,
 )
 from engine.fused.graphs import DecodeSteps
+from engine.fused.memory import table_width
 from engine.fused.packing import (
     COLUMNS,
     ID,
@@ -125,7 +127,7 @@ class FusedExecutor:
             blocks += max_running + 1
             self._private = PrivateBlocks(blocks, block_tokens)
         self._max_running = max_running
-        self._width = -(-model.context_tokens // block_tokens) + 1
+        self._width = table_width(model.context_tokens, block_tokens)
         #: swapped out by a scheduler before this one: every rank forgets them with its next step
         self._forgotten: tuple[int, ...] = ()
         self._forget()
@@ -283,9 +285,7 @@ class FusedExecutor:
         numbers[PLACE], numbers[POSITION], numbers[LENGTH] = places, starts, starts + 1
         numbers[SLOT] = known.blocks[places, starts // size] * size + starts % size
         self._draw(numbers[TEMPERATURE], numbers[KEY], places, numbers[LENGTH])
-        redrawn = [] if known.plain[places].all() else np.flatnonzero(~known.plain[places]).tolist()
-        draws = [states[owners[row]].draw(chunks[row].start + 1) for row in redrawn]
-        return owners, DecodeInputs(numbers, redrawn, draws)
+        return owners, DecodeInputs(numbers, self._redrawn(chunks, places, states))
 
     def _mixed(
         self, chunks: list[Chunk], states: Mapping[int, SequenceState], graph: int
@@ -298,8 +298,9 @@ class FusedExecutor:
         ends = [*accumulate(chunk.tokens for chunk in packed)]
         sampling = [place for place, chunk in enumerate(packed) if chunk.samples]
         sizes = PromptSizes(ends[-1], len(prompts), len(rows), len(sampling))
-        numbers = nothing(graph_room(graph) if graph else sizes, self._max_running)
-        lines = prompt_lines(numbers, graph_room(graph) if graph else sizes)
+        room = graph_room(graph) if graph else sizes
+        numbers = nothing(room, self._max_running)
+        lines = prompt_lines(numbers, room)
         places = np.array([known.of[chunk.sequence.number] for chunk in packed], dtype=np.int64)
         for (sequence, start, tokens, _), end, place in zip(packed, ends, places.tolist(), strict=True):
             of_it = slice(end - tokens, end)
@@ -321,13 +322,11 @@ class FusedExecutor:
         drawn = [packed[place] for place in sampling]
         after = np.array([chunk.start + chunk.tokens for chunk in drawn], dtype=np.int64)
         self._draw(lines.temperatures[:count], lines.keys[:count], of_sampling, after)
-        redrawn = np.flatnonzero(~known.plain[of_sampling]).tolist()
         return [chunk.sequence.number for chunk in drawn], MixedInputs(
             numbers,
             sizes,
             max((chunk.tokens for chunk in prompts), default=0),
-            redrawn,
-            draws_of([drawn[row] for row in redrawn], states),
+            self._redrawn(drawn, of_sampling, states),
             graph,
         )
 
@@ -336,6 +335,14 @@ class FusedExecutor:
         heats = self._places.temperatures[places]
         temperatures[:] = heats.view(np.int32)
         keys[:] = row_keys(self._places.seed_keys[places], positions) if heats.any() else 0
+
+    def _redrawn(self, chunks: list[Chunk], places: Words, states: Mapping[int, SequenceState]) -> Redrawn | None:
+        """Of ``chunks`` that sample, whose sequences have these ``places``, those that ask for more than ``_draw``."""
+        plain = self._places.plain[places]
+        if plain.all():
+            return None
+        rows = np.flatnonzero(~plain).tolist()
+        return Redrawn(rows, places[rows].tolist(), draws_of([chunks[row] for row in rows], states))
 
     # -- memory
 

@@ -19,9 +19,9 @@ from engine.draws import Draw
 from engine.faults import free_unused
 from engine.fused.decoder import Decoder, KvCache
 from engine.fused.graphs import DecodeSteps
-from engine.fused.memory import Memory
-from engine.fused.packing import PLACE, PromptSizes, prompt_lines
-from engine.fused.prompts import Drawn, PromptSteps, graph_room, nothing
+from engine.fused.memory import Memory, table_width
+from engine.fused.packing import PromptSizes, prompt_lines
+from engine.fused.prompts import Drawn, PromptSteps, nothing
 from engine.host_copies import HostCopies, from_host, to_host
 from engine.models import LoadedModel
 from engine.sampling import Sampled, Sampler
@@ -60,16 +60,20 @@ class TableUpdate(NamedTuple):
     blocks: list[int]
 
 
-class DecodeInputs(NamedTuple):
-    """Rows of one token, all of which sample: ``int64[COLUMNS, rows]``, see :data:`~engine.fused.packing.ID` and after.
+class Redrawn(NamedTuple):
+    """Of the rows that sample, those that ask for more than a temperature, in order; the others keep the tokens that
+    the step itself gives. ``places`` are those of their sequences, ``draws`` what they are sampled with."""
 
-    ``redrawn`` are the rows that ask for more than a temperature, in order, ``draws`` what they are sampled with. The
-    others keep the tokens that the step itself gives.
-    """
+    rows: list[int]
+    places: list[int]
+    draws: list[Draw]
+
+
+class DecodeInputs(NamedTuple):
+    """Rows of one token, all of which sample: ``int64[COLUMNS, rows]``, see :data:`~engine.fused.packing.ID` ff."""
 
     numbers: npt.NDArray[np.int64]
-    redrawn: list[int]
-    draws: list[Draw]
+    redrawn: Redrawn | None = None
 
 
 class MixedInputs(NamedTuple):
@@ -77,15 +81,13 @@ class MixedInputs(NamedTuple):
     :func:`~engine.fused.packing.prompt_lines` lays them out.
 
     ``sizes`` are those of the step; ``graph``: tokens of the graph that it runs as, 0 for none: of a graph ``numbers``
-    have its room. No chunk has more than ``longest`` tokens. ``redrawn`` and ``draws`` are as in a decode step, of the
-    rows that sample.
+    have its room. No chunk has more than ``longest`` tokens.
     """
 
     numbers: npt.NDArray[np.int64]
     sizes: PromptSizes
     longest: int
-    redrawn: list[int]
-    draws: list[Draw]
+    redrawn: Redrawn | None = None
     graph: int = 0
 
 
@@ -123,7 +125,7 @@ class FusedDevice:
             # what this took, and what weights took before they were merged, is KV's
             free_unused(self.device)
         self.cache = KvCache(model, settings.blocks, settings.block_tokens)
-        width = -(-model.context_tokens // settings.block_tokens) + 1
+        width = table_width(model.context_tokens, settings.block_tokens)
         self._memory = Memory(
             torch.zeros(settings.places + 1, width, dtype=torch.int32, device=self.device),
             torch.zeros(settings.places + 1, dtype=torch.int64, device=self.device),
@@ -189,7 +191,7 @@ class FusedDevice:
 
     def _decode(self, inputs: DecodeInputs) -> Sampled:
         tokens, logits = self.decodes.run(inputs.numbers)
-        return self._drawn(tokens, logits, inputs.numbers[PLACE], inputs.redrawn, inputs.draws)
+        return self._drawn(tokens, logits, inputs.redrawn)
 
     def _mixed(self, inputs: MixedInputs) -> Sampled | None:
         if inputs.graph:
@@ -199,23 +201,19 @@ class FusedDevice:
         count = inputs.sizes.samples
         if drawn is None or not count:
             return None
-        room = graph_room(inputs.graph) if inputs.graph else inputs.sizes
-        places = prompt_lines(inputs.numbers, room).sampling_places[:count]
-        return self._drawn(drawn.tokens[:count], drawn.logits[:count], places, inputs.redrawn, inputs.draws)
+        return self._drawn(drawn.tokens[:count], drawn.logits[:count], inputs.redrawn)
 
-    def _drawn(
-        self, tokens: Tensor, logits: Tensor, places: npt.NDArray[np.int64], redrawn: list[int], draws: list[Draw]
-    ) -> Sampled:
-        """The step's ``tokens``, of which those of the rows ``redrawn`` are drawn anew."""
-        if not redrawn:
+    def _drawn(self, tokens: Tensor, logits: Tensor, redrawn: Redrawn | None) -> Sampled:
+        """The step's ``tokens``, some of which are drawn anew."""
+        if redrawn is None:
             return Sampled(tokens)
-        rows = self._indices(redrawn)
-        some = logits if len(redrawn) == len(logits) else logits[rows]
-        drawn, logprobs = Sampler(draws, logits.shape[-1], self.device)(some)
+        rows = self._indices(redrawn.rows)
+        some = logits if len(redrawn.rows) == len(logits) else logits[rows]
+        drawn, logprobs = Sampler(redrawn.draws, logits.shape[-1], self.device)(some)
         tokens[rows] = drawn
-        self._memory.last[self._indices(places[redrawn])] = drawn
+        self._memory.last[self._indices(redrawn.places)] = drawn
         if logprobs is not None:
-            logprobs = logprobs._replace(rows=[redrawn[row] for row in logprobs.rows])
+            logprobs = logprobs._replace(rows=[redrawn.rows[row] for row in logprobs.rows])
         return Sampled(tokens, logprobs)
 
     def _name_blocks(self, table: TableUpdate) -> None:
@@ -229,5 +227,5 @@ class FusedDevice:
         from_host(self.cache.tensors, moved.blocks, self.host_copies.get(moved.number))
         self.host_copies.drop(moved.number)
 
-    def _indices(self, values: Sequence[int] | npt.NDArray[np.int64]) -> Tensor:
+    def _indices(self, values: Sequence[int]) -> Tensor:
         return upload(values, torch.int64, self.device)

@@ -16,6 +16,7 @@ from engine.fused.memory import Memory
 from engine.fused.packing import COLUMNS, ID, KEY, LENGTH, PLACE, POSITION, SLOT, TEMPERATURE, line_length
 from engine.kernels import DecodeWorkspace, decode_splits, processors_of
 from engine.kernels.captures import captured
+from engine.tensors import refill
 from scheduler.graphs import graph_rows_for
 from scheduler.graphs import graph_sizes as default_sizes
 
@@ -99,10 +100,7 @@ class DecodeSteps:
         lines = np.zeros((COLUMNS, length), dtype=np.int64)
         lines[:, :rows] = numbers
         lines[PLACE, rows:], lines[SLOT, rows:] = self._memory.filler, -1
-        given = torch.from_numpy(lines.reshape(-1))
-        if self._flat.is_cuda:
-            given = given.pin_memory()
-        self._flat[: COLUMNS * length].copy_(given, non_blocking=True)
+        refill(self._flat[: COLUMNS * length], lines.reshape(-1))
 
     def _run(self, size: int) -> Tensor:
         """The step itself; everything it reads has its place. Returns the logits ``[size, vocab]``."""

@@ -7,6 +7,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 
+def table_width(context_tokens: int, block_tokens: int) -> int:
+    """Blocks that a sequence may have, one more than a full context has."""
+    return -(-context_tokens // block_tokens) + 1
+
+
 class Memory(NamedTuple):
     """Of each place, and of one more for what only fills a graph up.
 

@@ -31,9 +31,9 @@ class PromptLines(NamedTuple):
     """The numbers of a step with prompts: views of one flat array or tensor of int64.
 
     ``ids``, ``positions``, ``slots`` and ``places`` are those of the packed tokens: chunks of prompts, then rows of one
-    token. An id of -1 is the last token that was sampled at its place. ``chunk_places``, ``starts``
-    and ``offsets`` (one more) belong to the chunks, ``row_places`` and ``lengths`` to the rows. ``sampled`` are indices
-    of packed tokens, ``sampling_places`` whose they are; ``temperatures`` has the bits of float32.
+    token. An id of -1 is the last token that was sampled at its place. ``chunk_places``, ``starts`` and ``offsets``
+    (one more) belong to the chunks, ``row_places`` and ``lengths`` to the rows. ``sampled`` are indices of packed
+    tokens, ``sampling_places`` whose they are; ``temperatures`` has the bits of float32.
     """
 
     ids: Any

@@ -20,7 +20,7 @@ from engine.fused.decoder import Chunks, Decoder, KvCache, Rows, StepTensors
 from engine.fused.memory import Memory
 from engine.fused.packing import PromptLines, PromptSizes, prompt_lines, prompt_numbers
 from engine.kernels.captures import captured
-from engine.tensors import upload
+from engine.tensors import refill, upload
 from scheduler.graphs import MOST_CHUNKS
 
 
@@ -85,10 +85,7 @@ class PromptSteps:
         return self._run_graph(size)
 
     def _fill(self, numbers: npt.NDArray[np.int64]) -> None:
-        given = torch.from_numpy(numbers)
-        if self._numbers.is_cuda:
-            given = given.pin_memory()
-        self._numbers[: len(numbers)].copy_(given, non_blocking=True)
+        refill(self._numbers[: len(numbers)], numbers)
 
     def _run_graph(self, size: int) -> Drawn:
         """Everything it reads has its place."""

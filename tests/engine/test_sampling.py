@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from engine.draws import Draw, request_seed, row_key, row_keys, seed_key, seed_of_request
+from engine.draws import Draw, request_seed, row_key, row_keys, seed_key, seed_keys, seed_of_request
 from engine.sampling import gumbel_noise, sample
 from scheduler.request import SamplingParams
 
@@ -28,7 +28,8 @@ def test_keys_of_many_rows_are_those_of_each(rows: int) -> None:
     seeds = [int(seed) for seed in random.integers(0, 1 << 64, rows, dtype=np.uint64)]
     seeds[0] = -3
     positions = random.integers(0, 1 << 40, rows)
-    keys = row_keys(np.array([seed_key(seed) for seed in seeds]), positions)
+    keys = row_keys(seed_keys(seeds), positions)
+    assert seed_keys(seeds).tolist() == [seed_key(seed) for seed in seeds]
     assert keys.tolist() == [row_key(seed, position) for seed, position in zip(seeds, positions.tolist(), strict=True)]
 
 

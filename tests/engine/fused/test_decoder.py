@@ -120,7 +120,7 @@ def test_no_tiles_are_searched_once_an_executor_is_made() -> None:
         for rows in (1, 16, 17, 33, 64, 65, 100):
             numbers = np.zeros((COLUMNS, rows), dtype=np.int64)
             numbers[SLOT] = -1
-            device.compute(DecodeInputs(numbers, [], []))
+            device.compute(DecodeInputs(numbers))
     assert best_tiles.cache_info().misses == searched
 
 
@@ -144,5 +144,5 @@ def test_no_attention_is_compiled_once_an_executor_is_made(monkeypatch: pytest.M
         lines.offsets[:] = range(0, 8 * chunks + 1, 8)
         lines.lengths[:] = 1
         with torch.inference_mode():
-            device.compute(MixedInputs(numbers, sizes, 8, [], []))
+            device.compute(MixedInputs(numbers, sizes, 8))
     assert attention() == compiled
