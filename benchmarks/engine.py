@@ -39,8 +39,7 @@ import torch  # noqa: E402
 from core.provenance import git_commit  # noqa: E402
 from engine.executors import (  # noqa: E402
     build_executor,
-    default_graph_rows,
-    default_graph_tokens,
+    default_graphs,
     plan_memory,
     start_executor,
 )
@@ -126,9 +125,9 @@ def serve(model: LoadedModel, running: int, gpu: dict[str, Any], layout: Layout 
     began_s = time.perf_counter()
     config = SchedulerConfig(
         policy="fcfs", layout=layout, max_running=running, max_prefill_tokens=MOST_PREFILL_TOKENS, overlap=True,
-        block_tokens=64, context_tokens=CONTEXT_TOKENS, graph_rows=default_graph_rows(model, layout, running),
-        graph_tokens=default_graph_tokens(model, layout, MOST_PREFILL_TOKENS),
+        block_tokens=64, context_tokens=CONTEXT_TOKENS,
     )  # fmt: skip
+    config = replace(config, **default_graphs(model, config)._asdict())
     memory = plan_memory(model, config)
     config = replace(config, kv_tokens=min(memory.kv_tokens, running * 1024))
     executor, config, memory = start_executor(model, config, memory)
@@ -254,9 +253,9 @@ def first_token(shape: str) -> None:
     model = load_model(f"shape:{shape}")
     config = SchedulerConfig(
         policy="fcfs", layout="paged", max_running=16, max_prefill_tokens=MOST_PREFILL_TOKENS, overlap=True,
-        block_tokens=64, context_tokens=CONTEXT_TOKENS, graph_rows=default_graph_rows(model, "paged", 16),
-        graph_tokens=default_graph_tokens(model, "paged", MOST_PREFILL_TOKENS),
+        block_tokens=64, context_tokens=CONTEXT_TOKENS,
     )  # fmt: skip
+    config = replace(config, **default_graphs(model, config)._asdict())
     memory = plan_memory(model, config)
     executor, config, _ = start_executor(model, replace(config, kv_tokens=memory.kv_tokens), memory)
     loop = EngineLoop(Scheduler(config), executor)

@@ -16,6 +16,7 @@ from reports.gate import Ceiling, GateError
 from scheduler.buckets import BUCKETS, equal_mass_buckets, parse_buckets
 from scheduler.config import SchedulerConfig
 from scheduler.errors import ConfigError, unknown_name
+from scheduler.graphs import Graphs
 from scheduler.kv import PoolKind
 from scheduler.oracle import ORACLES, parse_oracle
 from scheduler.orders import BUCKET_ORDERS
@@ -66,7 +67,7 @@ _OWN_SETTINGS = ("bucket", "bucket_order", "bins", "min_rows", "quantum", "min_b
 PLAIN = {f.name: f.default for f in fields(SchedulerConfig) if f.name in (*_PARTS, *_OWN_SETTINGS)}
 
 _PLAYED = {"workload", "trace_format", "requests", "rate", "arrivals", "time_scale", "seed", "strict"}
-_SCHEDULED = {*PLAIN, *_COMMON_SETTINGS, "max_running", "kv_tokens", "graph_rows", "graph_tokens"}
+_SCHEDULED = {*PLAIN, *_COMMON_SETTINGS, "max_running", "kv_tokens", *Graphs._fields}
 _ENGINE = {"model", "device", "dtype", "temperature", "gpu_memory_utilization"}
 _RECORDING = {"record_costs", "budget_s"}
 _CLAIMS = {"claims", "experiments", "budget_s"}
@@ -102,8 +103,8 @@ REPOSITORY_GATE_FLAGS = FLAGS_OF_MODE["gate"] - _PLAYED - _SCHEDULED - _GATE - {
 
 #: what a recording of costs leaves open: the rest of a real run is its plan's to say
 RECORDING_FLAGS = _ENGINE | _RECORDING | {
-    "tp", "layout", "max_running", "max_prefill_tokens", "kv_tokens", "block_tokens", "graph_rows", "graph_tokens",
-    "overlap", "seed", "out", "name", "config", "dry_run", "quiet",
+    "tp", "layout", "max_running", "max_prefill_tokens", "kv_tokens", "block_tokens", *Graphs._fields, "overlap",
+    "seed", "out", "name", "config", "dry_run", "quiet",
 }  # fmt: skip
 
 
@@ -458,7 +459,11 @@ def _add_memory(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--block-tokens", type=positive, metavar="N",
                        help=f"KV block size (default: the recorded one, else {DEFAULT_BLOCK_TOKENS})")  # fmt: skip
 
-    for flag, what in (("--graph-rows", "decode steps"), ("--graph-tokens", "steps of prompts")):
+    for flag, what in (
+        ("--graph-rows", "decode steps"),
+        ("--graph-tokens", "steps of prompts"),
+        ("--graph-mixed", "steps of prompts beside rows"),
+    ):
         group.add_argument(flag, type=_graphs, metavar="N,N,...|none",
                            help=f"graphs that {what} run as (default: the engine's, or as recorded)")  # fmt: skip
 

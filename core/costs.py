@@ -10,9 +10,9 @@ from typing import Any
 
 from core.arguments import DEFAULT_BLOCK_TOKENS, UsageError
 from core.folders import experiment_folders
-from scheduler.composition import compose
+from scheduler.composition import compose, most_mixed_tokens
 from scheduler.config import SchedulerConfig
-from scheduler.graphs import resized
+from scheduler.graphs import NO_GRAPHS, Graphs, resized
 from simulator.calibration import project
 from simulator.costs import CostError, CostModel
 from simulator.profiles import (
@@ -179,12 +179,17 @@ def cost_notes(costs: CostModel, config: SchedulerConfig) -> dict[str, Any]:
     return {}
 
 
-def graphs_of_costs(costs: CostModel | None, config: SchedulerConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The rows, and the tokens, of the graphs that the engine of ``costs`` would have under ``config``'s limits."""
+def graphs_of_costs(costs: CostModel | None, config: SchedulerConfig) -> Graphs:
+    """The graphs that the engine of ``costs`` would have under ``config``'s limits."""
     if not isinstance(costs, RecordedCosts | ProjectedCosts):
-        return (), ()
-    rows = resized(costs.graph_rows, min(config.max_running, config.rows))
-    return rows, tuple(size for size in costs.graph_tokens if size <= config.max_prefill_tokens)
+        return NO_GRAPHS
+    rows, tokens, mixed = costs.graphs
+    most = most_mixed_tokens(config)
+    return Graphs(
+        resized(rows, min(config.max_running, config.rows)),
+        tuple(size for size in tokens if size <= config.max_prefill_tokens),
+        tuple(size for size in mixed if size <= most),
+    )
 
 
 def own_costs(folder: Path) -> CostModel | None:

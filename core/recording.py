@@ -30,7 +30,7 @@ import numpy.typing as npt
 from scheduler.config import SchedulerConfig
 from scheduler.graphs import graph_sizes
 from scheduler.observer import Observer
-from scheduler.plan import StepFeatures, StepOutcome, StepPlan
+from scheduler.plan import Layout, StepFeatures, StepOutcome, StepPlan
 from scheduler.request import Request, SamplingParams
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence as SchedulerSequence
@@ -48,6 +48,8 @@ MOST_TOKENS_A_ROW = 4096
 STEPS_EACH = 6
 #: swaps that are wanted, and the steps to wait for them at most, once the memory is full
 SWAPS, SWAP_STEPS = 12, 200
+#: rows of a pilot, at most
+PILOT_ROWS = 16
 #: rows for which a decode step takes twice the time of one of few, at least
 _ROWS_OF_TWICE_THE_TIME = 256
 #: tokens of a long prompt that a device computes while it decodes one more row of a short context, at most
@@ -148,11 +150,10 @@ class Scale:
         return found
 
 
-def recording_config(config: SchedulerConfig) -> SchedulerConfig:
-    """The settings that a recording is made under: all kinds of step of the layout, and swaps, in one run."""
-    paged = {"phase": "mixed", "chunk_tokens": config.max_prefill_tokens, "prefix_cache": True}
-    more = paged if config.layout == "paged" else {}
-    return SchedulerConfig.from_dict({**config.as_dict(), "kv_pool": "paged", "preemption": "swap", **more})
+def recording_settings(layout: Layout, max_prefill_tokens: int) -> dict[str, Any]:
+    """Settings that a recording is made under: all kinds of step of the layout, and swaps, in one run."""
+    paged = {"phase": "mixed", "chunk_tokens": max_prefill_tokens, "prefix_cache": True}
+    return {"kv_pool": "paged", "preemption": "swap", **(paged if layout == "paged" else {})}
 
 
 def scale_of(config: SchedulerConfig, pilot: Pilot, budget_s: float) -> Scale:
@@ -180,9 +181,8 @@ def swap_rows(config: SchedulerConfig, pilot: Pilot, budget_s: float) -> int:
 def decode_seconds(decodes: Sequence[tuple[int, int]]) -> tuple[float, float]:
     """Seconds for a row and for a step, of decode steps (rows, nanoseconds): a straight line, neither below zero.
 
-    Its slope is the median of those between any two (Theil and Sen), since a pilot's kernels are launched one by one
-    and a host may be away for longer than a step. Some hundred rows take twice the time of a few, at least: more of
-    them than the pilot has are to be expected slower.
+    Its slope is the median of those between any two (Theil and Sen), since a host may be away for longer than a step.
+    Some hundred rows take twice the time of a few, at least: more of them than the pilot has are to be expected slower.
     """
     if not decodes:
         return 1e-9, 0.0
@@ -209,13 +209,14 @@ def run_pilot(
     longest = min(config.max_prefill_tokens, config.context_tokens - 1)
     needed = (longest + 32 * config.max_running) // config.block_tokens * config.block_tokens
     memory = max(config.block_tokens, min(config.kv_tokens, needed))
-    scheduler = Scheduler(replace(config, kv_tokens=memory, graph_rows=(), overlap=False), watch)
-    loop = make_loop(scheduler)
+    few = tuple(size for size in config.graph_rows if size <= PILOT_ROWS)
+    pilot = replace(config, kv_tokens=memory, graph_rows=few, graph_mixed=(), overlap=False)
+    loop = make_loop(Scheduler(pilot, watch))
     for attempt in range(2):
         watch.decodes.clear()
         loop.run(
             _request(f"row {row}.{attempt}", _token_ids(8 + row, rng, vocab), row + 2, rng, 0.0, loop.now_ns())
-            for row in range(min(config.max_running, 16))
+            for row in range(min(config.max_running, PILOT_ROWS))
         )
     size, rate = min(SHORTEST_PROMPT, longest), 1.0
     while True:
@@ -225,7 +226,7 @@ def run_pilot(
         rate = size / seconds
         if size == longest or seconds > 0.03 * budget_s:
             row_s, step_s = decode_seconds(watch.decodes)
-            # a row is a token of a product, and some KV: a slope beyond that is the host's, of whom graphs ask little
+            # a row is a token of a product, and some KV: a slope beyond that is the host's
             return Pilot(rate, size, min(row_s, MOST_TOKENS_OF_A_ROW / rate), step_s)
         size = min(2 * size, longest)
 

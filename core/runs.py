@@ -22,7 +22,7 @@ from core.arguments import DEFAULT_MAX_RUNNING, PLAIN, UsageError, scheduler_con
 from core.cluster import ClusterSetup, CountingListener, meets
 from core.costs import cost_notes, differences, graphs_of_costs, own_costs, refuse, settle_block_tokens
 from core.provenance import git_commit, hardware, versions
-from core.recording import Recording, recording_config, run_pilot, scale_of
+from core.recording import Recording, recording_settings, run_pilot, scale_of
 from reports.chronicle import JOURNAL_FILE
 from reports.cluster import ClusterWriter, cluster_block, cluster_digest, common_costs
 from reports.overhead import TimedJournaledScheduler, TimedScheduler
@@ -34,6 +34,7 @@ from reports.summary import WallClock
 from scheduler.buckets import equal_mass_buckets, equal_mass_edges
 from scheduler.composition import compose
 from scheduler.config import SchedulerConfig
+from scheduler.graphs import Graphs
 from scheduler.journal import Replay, replay
 from scheduler.observer import Observer
 from scheduler.plan import Layout, StepOutcome, StepPlan
@@ -180,11 +181,11 @@ class Session:
         if takes(case.policy, "bins") or (args.oracle or "").startswith("noisy"):
             limits["length_quantiles"] = quantile_table(row.output_tokens for row in self.workload.rows)
         config = scheduler_config(args, case.policy, case.layout, **limits)
-        return self._with_graphs(config, *graphs_of_costs(costs, config))
+        return self._with_graphs(config, graphs_of_costs(costs, config))
 
-    def _with_graphs(self, config: SchedulerConfig, rows: tuple[int, ...], tokens: tuple[int, ...]) -> SchedulerConfig:
-        """``config`` with graphs of so many ``rows`` and ``tokens``, or of those that were asked for."""
-        args, sizes = self.args, {"graph_rows": rows, "graph_tokens": tokens}
+    def _with_graphs(self, config: SchedulerConfig, graphs: Graphs) -> SchedulerConfig:
+        """``config`` with ``graphs``, or with those that were asked for."""
+        args, sizes = self.args, graphs._asdict()
         asked = {name: getattr(args, name) for name in sizes if getattr(args, name) is not None}
         if any(asked.values()) and "paged" not in (args.layout or ["paged"]):
             return replace(config, **asked)  # which is refused, with the reason
@@ -343,17 +344,19 @@ class Session:
             )
         return self.engine.model
 
-    def real_config(self, case: Case, costs: CostModel | None = None, plain: bool = False) -> SchedulerConfig:
-        """The settings for ``case`` on the engine, with the KV memory and the graphs that the model's device has."""
-        from engine.executors import default_graph_rows, default_graph_tokens
+    def real_config(
+        self, case: Case, costs: CostModel | None = None, plain: bool = False, **settings: Any
+    ) -> SchedulerConfig:
+        """The settings for ``case`` on the engine, with the KV memory and the graphs that the model's device has.
+
+        ``settings`` take the place of the case's own.
+        """
+        from engine.executors import default_graphs
 
         model = self.model()
         limits = self.config(case, None, model.context_tokens, costs, plain)
-        limits = self._with_graphs(
-            limits,
-            default_graph_rows(model, limits.layout, _most_rows(limits)),
-            default_graph_tokens(model, limits.layout, limits.max_prefill_tokens),
-        )
+        limits = replace(limits, **settings)
+        limits = self._with_graphs(limits, default_graphs(model, limits))
         return replace(limits, kv_tokens=self.memory(limits).kv_tokens)
 
     def memory(self, config: SchedulerConfig) -> MemoryPlan:
@@ -364,7 +367,7 @@ class Session:
         if share is not None and model.device.type != "cuda":
             raise UsageError(f"--gpu-memory-utilization has no effect on a model on the {model.device}; leave it out")
         limits = (config.layout, config.pool, config.max_running, config.rows, config.max_prefill_tokens,
-                  config.chunk_tokens, config.block_tokens, config.graph_rows, config.graph_tokens)  # fmt: skip
+                  config.chunk_tokens, config.block_tokens, config.graphs)  # fmt: skip
         plans = self.engine.memory
         if limits not in plans:
             self.engine.started = None  # what it holds is to be shared out
@@ -385,7 +388,7 @@ class Session:
 
         there = self.engine.started
         needs = (config.layout, config.pool, config.capacity_tokens, config.max_running, config.rows,
-                 config.block_tokens, config.graph_rows, config.graph_tokens, config.overlap)  # fmt: skip
+                 config.block_tokens, config.graphs, config.overlap)  # fmt: skip
         if there is not None and there[0] == needs:
             there[1].executor.reset()
         else:
@@ -483,12 +486,11 @@ class Session:
         from engine.loop import undisturbed
 
         model = self.model()
-        config = self.real_config(case, plain=True)
+        settings = recording_settings(case.layout, self.args.max_prefill_tokens)
+        config = self.real_config(case, plain=True, overlap=self.args.overlap, **settings)
         memory = self.memory(config)
         # as much as there is, however few sequences are to run
-        config = recording_config(
-            replace(config, kv_tokens=self.args.kv_tokens or memory.room_tokens, overlap=self.args.overlap)
-        )
+        config = replace(config, kv_tokens=self.args.kv_tokens or memory.room_tokens)
         self.engine.started = None  # the pilot and the recording have their own
         pilot = run_pilot(self._loop, config, model.vocab, budget_s)
         scale = scale_of(config, pilot, budget_s)
@@ -586,8 +588,8 @@ class Session:
         parts = [compose(self.real_config(case)) for case in cases if case.layout == layout]
         budgets = [composed.chunk_tokens for composed in parts if composed.phase == "mixed"]
         if budgets:
-            slots = min(half, plain.max_running)
-            runs["mixed"] = replace(plain, phase="mixed", chunk_tokens=min(budgets), max_running=slots)
+            mixed = self.real_config(Case("fcfs", layout), plain=True, phase="mixed", chunk_tokens=min(budgets))
+            runs["mixed"] = replace(mixed, max_running=min(half, plain.max_running))
         if any(composed.swaps for composed in parts):
             kv_tokens = _memory_for_prompts(requests, half, plain.block_tokens)
             runs["swap"] = replace(plain, kv_pool="paged", preemption="swap", kv_tokens=kv_tokens)
@@ -647,11 +649,6 @@ class _Bar:
         if now_s - self._shown_s >= SHOWN_EVERY_S:
             self._shown_s = now_s
             self._progress.update(self._task, completed=self._ended)
-
-
-def _most_rows(config: SchedulerConfig) -> int:
-    """Rows that a decode step can have."""
-    return min(config.max_running, config.rows)
 
 
 def recording_session(args: argparse.Namespace, command: str) -> Session:

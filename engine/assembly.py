@@ -11,8 +11,7 @@ from engine.executors import (
     DEFAULT_UTILIZATION,
     Executor,
     MemoryPlan,
-    default_graph_rows,
-    default_graph_tokens,
+    default_graphs,
     plan_memory,
     start_executor,
 )
@@ -54,8 +53,7 @@ def assemble(
     model = load_divided_model(model_path, tp, dtype=dtype, device=device)
     given = dict(settings)
     given.setdefault("context_tokens", model.context_tokens)
-    given.setdefault("graph_rows", default_graph_rows(model, config.layout, min(config.max_running, config.rows)))
-    given.setdefault("graph_tokens", default_graph_tokens(model, config.layout, config.max_prefill_tokens))
+    given = {**default_graphs(model, config)._asdict(), **given}
     limits = Scheduler(SchedulerConfig.from_dict(given)).config
     asked = settings.get("kv_tokens")
     memory = plan_memory(model, limits, utilization=gpu_memory_utilization, kv_tokens=asked)

@@ -7,6 +7,7 @@ from typing import Any
 
 from scheduler.composition import DEFAULT_AGEING_WEIGHT, Composition, compose
 from scheduler.config import ConfigError, SchedulerConfig
+from scheduler.graphs import Graphs
 from scheduler.oracle import ORACLES
 from scheduler.orders import LinearAgeing
 from scheduler.parts import PARTS
@@ -17,8 +18,7 @@ from scheduler.user_policies.files import PYTHON
 #: settings of :class:`~scheduler.config.SchedulerConfig` by what they are about
 _LIMITS = (
     "max_running", "max_rows", "max_prefill_tokens", "kv_tokens", "block_tokens", "context_tokens", "starvation_s",
-    "graph_rows",
-    "graph_tokens",
+    *Graphs._fields,
 )  # fmt: skip
 _PARTS = (
     "batching", "phase", "chunk_tokens", "admission", "aging", "aging_s", "aging_weight", "victim", "preemption",
@@ -130,6 +130,9 @@ def readable(settings: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if limits.get("graph_tokens"):
         sizes = limits["graph_tokens"]
         lines.append(("Graphs of prompts", f"{len(sizes)}, of {sizes[0]:,} to {sizes[-1]:,} tokens"))
+    if limits.get("graph_mixed"):
+        sizes = limits["graph_mixed"]
+        lines.append(("Graphs of prompts beside rows", f"{len(sizes)}, of {sizes[0]:,} to {sizes[-1]:,} tokens"))
     lines.append(("Prompt tokens of a step", f"at most {limits['max_prefill_tokens']:,}"))
     if limits["context_tokens"] < _NO_LIMIT:
         lines.append(("Context", f"{limits['context_tokens']:,} tokens"))

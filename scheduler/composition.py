@@ -44,6 +44,12 @@ class Composition:
         return not (order.timed and config.overlap)
 
 
+def most_mixed_tokens(config: SchedulerConfig) -> int:
+    """Tokens of a step of prompts beside rows, at most; 0 where there are no such steps."""
+    composed = compose(config)
+    return composed.chunk_tokens if composed.phase == "mixed" else 0
+
+
 def compose(config: SchedulerConfig) -> Composition:
     """What ``config`` describes. A composition that cannot be is a :class:`~scheduler.config.ConfigError`."""
     own = open_user_policy(config)

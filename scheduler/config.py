@@ -9,6 +9,7 @@ from typing import Any, get_args
 from scheduler.buckets import parse_buckets
 from scheduler.errors import ConfigError as ConfigError
 from scheduler.errors import unknown_name as unknown_name
+from scheduler.graphs import Graphs
 from scheduler.kv import PoolKind
 from scheduler.oracle import parse_oracle
 from scheduler.parts import PARTS, parse_admission, parse_batching
@@ -25,7 +26,8 @@ class SchedulerConfig:
     ``kv_tokens`` is the KV memory, ``context_tokens`` the longest sequence that the model takes. ``kv_pool`` defaults
     to the layout's: paged for ``paged``, contiguous for ``padded``. ``starvation_s`` is only reported on.
     ``graph_rows``: the sizes, increasing, of the graphs that decode steps run as on ``paged``
-    (:mod:`scheduler.graphs`); none where steps run as they are. ``graph_tokens``: likewise of steps of prompts.
+    (:mod:`scheduler.graphs`); none where steps run as they are. ``graph_tokens``, ``graph_mixed``: likewise of steps
+    of prompts, alone and beside rows.
     """
 
     policy: str = "fcfs"
@@ -40,6 +42,7 @@ class SchedulerConfig:
     starvation_s: float = 60.0
     graph_rows: tuple[int, ...] = ()
     graph_tokens: tuple[int, ...] = ()
+    graph_mixed: tuple[int, ...] = ()
     # parts that go with any policy
     batching: str | None = None
     phase: str | None = None
@@ -84,7 +87,7 @@ class SchedulerConfig:
             quantiles = self.length_quantiles
             if not quantiles or quantiles[0] < 1 or any(a > b for a, b in pairwise(quantiles)):
                 raise ConfigError("length_quantiles must be lengths >= 1 that never fall, at least one")
-        for name, what in (("graph_rows", "rows"), ("graph_tokens", "tokens")):
+        for name, what in (("graph_rows", "rows"), ("graph_tokens", "tokens"), ("graph_mixed", "tokens")):
             sizes = getattr(self, name)
             if sizes and (sizes[0] < 1 or any(a >= b for a, b in pairwise(sizes))):
                 raise ConfigError(f"{name} must be numbers of {what} >= 1, each larger than the one before")
@@ -112,6 +115,11 @@ class SchedulerConfig:
             parse_oracle(self.oracle)
         if self.bucket is not None:
             parse_buckets(self.bucket)
+
+    @property
+    def graphs(self) -> Graphs:
+        """The graphs that steps run as."""
+        return Graphs(self.graph_rows, self.graph_tokens, self.graph_mixed)
 
     @property
     def pool(self) -> PoolKind:

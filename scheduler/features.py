@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Sizes
 from typing import Any
 
 from scheduler.cohorts import MASK64, Cohort
-from scheduler.graphs import graph_rows_for, graph_tokens_for
+from scheduler.graphs import NO_GRAPHS, Graphs, graph_rows_for, graph_tokens_for, is_row
 from scheduler.kv import KvPool
 from scheduler.plan import Chunk, DigestEntry, Layout, StepFeatures
 from scheduler.sequence import Sequence
@@ -74,29 +73,32 @@ def measure(
     batch_rows: int,
     swapped_tokens: int,
     steps: int,
-    graph_rows: Sizes[int] = (),
-    graph_tokens: Sizes[int] = (),
+    graphs: Graphs = NO_GRAPHS,
     released: int = 0,
 ) -> tuple[StepFeatures, DigestEntry]:
     """Features and digest of a draft's (first) step.
 
-    ``batch_rows``: rows that a closed batch began with. ``graph_rows``, ``graph_tokens``: sizes of the graphs that
-    decode steps and steps of prompts run as. ``released``: sequences that gave their memory back since the plan before.
+    ``batch_rows``: rows that a closed batch began with. ``graphs`` that steps run as. ``released``: sequences that gave
+    their memory back since the plan before.
     """
     if not draft.chunks:
-        return _decode(draft, layout, pool, batch_rows, swapped_tokens, steps, graph_rows, released)
-    sizes = () if draft.decodes else graph_tokens
-    prefill, entry = _prefill(draft.chunks, layout, pool, swapped_tokens, sizes, released)
+        return _decode(draft, layout, pool, batch_rows, swapped_tokens, steps, graphs.graph_rows, released)
     if not draft.decodes:
-        return prefill, entry
+        return _prefill(draft.chunks, layout, pool, swapped_tokens, graphs.graph_tokens, released)
+    prefill, entry = _prefill(draft.chunks, layout, pool, swapped_tokens, (), released)
     decode, other = _decode(draft, layout, pool, 0, 0, 1, (), 0)
+    tokens = prefill.new_tokens + decode.new_tokens
+    graph = 0
+    if graphs.graph_mixed:
+        chunks = sum(not is_row(start, count) for _, start, count, _ in draft.chunks)
+        graph = graph_tokens_for(tokens, chunks, graphs.graph_mixed)
     features = StepFeatures(
         layout=layout,
         kind="mixed",
         rows=prefill.rows + decode.rows,
         rows_computed=prefill.rows + decode.rows,
-        new_tokens=prefill.new_tokens + decode.new_tokens,
-        new_tokens_computed=prefill.new_tokens + decode.new_tokens,
+        new_tokens=tokens,
+        new_tokens_computed=graph or tokens,
         context_tokens=prefill.context_tokens + decode.context_tokens,
         kv_columns_computed=prefill.kv_columns_computed + decode.kv_columns_computed,
         kv_tokens_read=prefill.kv_tokens_read + decode.kv_tokens_read,
@@ -106,6 +108,7 @@ def measure(
         decode_rows=decode.rows,
         decode_context_tokens=decode.context_tokens,
         swapped_tokens=swapped_tokens,
+        graph_rows=graph,
         longest_decode_context=decode.longest_context,
         released=released,
         shared_kv_tokens=prefill.shared_kv_tokens,
@@ -121,7 +124,7 @@ def measure(
 
 
 def _prefill(
-    chunks: list[Chunk], layout: Layout, pool: KvPool, swapped: int, graph_tokens: Sizes[int], released: int
+    chunks: list[Chunk], layout: Layout, pool: KvPool, swapped: int, graph_tokens: tuple[int, ...], released: int
 ) -> tuple[StepFeatures, DigestEntry]:
     rows = len(chunks)
     new = context = read = longest = longest_chunk = blocks = samples = 0
@@ -156,7 +159,7 @@ def _decode(
     batch_rows: int,
     swapped: int,
     steps: int,
-    graph_sizes: Sizes[int],
+    graph_sizes: tuple[int, ...],
     released: int,
 ) -> tuple[StepFeatures, DigestEntry]:
     cohorts, rows = draft.cohorts, draft.rows

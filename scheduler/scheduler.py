@@ -275,8 +275,7 @@ class Scheduler:
             batch_rows,
             swapped,
             steps,
-            config.graph_rows,
-            config.graph_tokens,
+            config.graphs,
             len(state.released),
         )
         slot_free = state.holding < config.max_running and state.batch is None

@@ -192,9 +192,5 @@ def _config(costs: CostModel, asked: Mapping[str, object]) -> SchedulerConfig:
     config = Scheduler(SchedulerConfig.from_dict(given)).config
     if layout != "paged":
         return config
-    rows, tokens = graphs_of_costs(costs, config)
-    return replace(
-        config,
-        graph_rows=rows if asked.get("graph_rows") is None else config.graph_rows,
-        graph_tokens=tokens if asked.get("graph_tokens") is None else config.graph_tokens,
-    )
+    graphs = graphs_of_costs(costs, config)._asdict()
+    return replace(config, **{name: sizes for name, sizes in graphs.items() if asked.get(name) is None})

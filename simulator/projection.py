@@ -128,7 +128,7 @@ class ProjectedCosts:
         self.errors = dict(errors)
         self.origin = origin
         self.recorded_shape = recorded_shape
-        self.graph_rows, self.graph_tokens = recorded.graph_rows, recorded.graph_tokens
+        self.graphs = recorded.graphs
         self.context_tokens: int | None = shape.context_tokens
         self.kv_tokens: int | None = kv_tokens(gpu, shape, dtype, workspace_bytes)
         self.rooflines = {layout: SharedRoofline(gpu, shape, reached, dtype) for layout, reached in shares.items()}

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from scheduler.graphs import NO_GRAPHS, Graphs
 from scheduler.plan import Layout, StepColumns
 from simulator.bounds import Floors
 from simulator.costs import CostError, PerStep, whole_ns
@@ -82,10 +83,8 @@ class RecordedCosts:
     warmth: Warmth | None = None
     """of :meth:`overlapped` costs: likewise"""
     swap_token_ns: dict[str, float] = field(default_factory=dict)
-    graph_rows: tuple[int, ...] = ()
-    """of the graphs that the recorded decode steps ran as"""
-    graph_tokens: tuple[int, ...] = ()
-    """of those that the recorded steps of prompts ran as"""
+    graphs: Graphs = NO_GRAPHS
+    """that the recorded steps ran as"""
     tp: int = 1
     """GPUs that the model was divided over"""
     most: dict[Key, dict[str, int]] = field(default_factory=dict)
@@ -246,17 +245,15 @@ def recorded_costs(*folders: Path) -> RecordedCosts:
 
 def graphs_of(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
     """The sizes of graphs that recorded steps ran as, from the settings of the runs: of the first that has any."""
-    return {
-        name: next((config[name] for config in configs if config.get(name)), [])
-        for name in ("graph_rows", "graph_tokens")
-    }
+    return {name: next((config[name] for config in configs if config.get(name)), []) for name in Graphs._fields}
 
 
 def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: bytes) -> RecordedCosts:
     """Fit ``steps``, as :func:`read_recorded` gives them.
 
-    ``about`` has the hardware's ``kv_tokens``, its model's ``context_tokens`` and the ``graph_rows`` that decode steps
-    ran as, and whatever else is to be told of them; ``data`` is what the steps were read from.
+    ``about`` has the hardware's ``kv_tokens``, its model's ``context_tokens`` and the graphs that steps ran as, by the
+    names of :class:`~scheduler.graphs.Graphs`, and whatever else is to be told of them; ``data`` is what the steps were
+    read from.
     """
     steps = steps.assign(late=_late(steps), unusual=_unusual(steps))
     still = steps[steps["swapped_tokens"] == 0]
@@ -287,8 +284,7 @@ def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: byt
         overlapped_launch=launches,
         overlapped_warmth=warmth,
         swap_token_ns=_swaps(steps, device),
-        graph_rows=tuple(about.get("graph_rows") or ()),
-        graph_tokens=tuple(about.get("graph_tokens") or ()),
+        graphs=Graphs(*(tuple(about.get(name) or ()) for name in Graphs._fields)),
         tp=about.get("tp") or 1,
         most=_extremes(steps, "max"),
         least=_extremes(steps, "min"),

@@ -13,6 +13,7 @@ import yaml
 from core.arguments import DEFAULT_BLOCK_TOKENS, DEFAULT_MAX_RUNNING, build_parser, flag_of
 from core.runs import with_edges
 from scheduler.buckets import equal_mass_buckets
+from scheduler.graphs import Graphs
 from simulator.costs import CostModel
 from simulator.recorded import RecordedCosts
 from tuning.setting import Setting
@@ -25,7 +26,7 @@ BENCH_FILE, SERVE_FILE, AUTOSCALE_FILE = "bench.yaml", "serve.yaml", "autoscale.
 _WORKLOAD = ("workload", "trace_format", "requests", "rate", "arrivals", "time_scale", "seed")
 _ENGINE = ("model", "device", "dtype", "gpu_memory_utilization", "tp")
 _LIMITS = ("layout", "max_running", "max_prefill_tokens", "kv_pool", "kv_tokens", "block_tokens", "max_rows",
-           "graph_rows", "graph_tokens")  # fmt: skip
+           *Graphs._fields)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ from engine.features import beyond_plain_attention
 from engine.fused.architecture import missing_features
 from engine.models import LoadedModel
 from engine.steps import Executor, ExecutorWaste, PendingStep, SequenceState, StepResult
+from scheduler.composition import most_mixed_tokens
 from scheduler.config import SchedulerConfig
 from scheduler.errors import ConfigError
-from scheduler.graphs import graph_sizes, prompt_graph_sizes
-from scheduler.plan import Layout
+from scheduler.graphs import NO_GRAPHS, Graphs, graph_sizes, prompt_graph_sizes
 
 __all__ = [
     "DEFAULT_UTILIZATION",
@@ -44,8 +44,7 @@ __all__ = [
     "Started",
     "StepResult",
     "build_executor",
-    "default_graph_rows",
-    "default_graph_tokens",
+    "default_graphs",
     "plan_memory",
     "start_executor",
 ]
@@ -149,8 +148,8 @@ def build_executor(model: LoadedModel, config: SchedulerConfig) -> Executor:
         )
     if config.layout == "padded":
         return PaddedExecutor(model, max_running=config.max_running, overlap=config.overlap)
-    for name in ("graph_rows", "graph_tokens"):
-        if getattr(config, name) and not _can_run_fused(model):
+    for name, sizes in config.graphs._asdict().items():
+        if sizes and not _can_run_fused(model):
             raise ConfigError(f"{name}: {model.name!r} is not run by the executor that has graphs; leave them out")
     if _runs_fused(model, config):
         return FusedExecutor(
@@ -160,8 +159,7 @@ def build_executor(model: LoadedModel, config: SchedulerConfig) -> Executor:
             max_rows=config.rows,
             block_tokens=config.block_tokens,
             kv_pool=config.pool,
-            graph_rows=config.graph_rows,
-            graph_tokens=config.graph_tokens,
+            graphs=config.graphs,
         )
     return PagedExecutor(
         model,
@@ -173,31 +171,24 @@ def build_executor(model: LoadedModel, config: SchedulerConfig) -> Executor:
     )
 
 
-def default_graph_rows(model: LoadedModel, layout: Layout, most_rows: int) -> tuple[int, ...]:
-    """The sizes of the graphs that decode steps of at most ``most_rows`` rows run as, for a scheduler's config.
+def default_graphs(model: LoadedModel, config: SchedulerConfig) -> Graphs:
+    """The graphs that steps under ``config``'s limits run as: none but on a GPU, and there for models that run fused.
 
-    None but on a GPU, and there for models that run fused.
+    Those of steps with prompts pay as long as the GPU is done with a step's products sooner than the host is with
+    launching its kernels.
     """
-    return graph_sizes(most_rows) if _has_graphs(model, layout) else ()
-
-
-def default_graph_tokens(model: LoadedModel, layout: Layout, most_tokens: int) -> tuple[int, ...]:
-    """The sizes of the graphs that steps of prompts of at most ``most_tokens`` tokens run as, likewise.
-
-    They pay as long as the GPU is done with a step's products sooner than the host is with launching its kernels.
-    """
-    if not _has_graphs(model, layout):
-        return ()
+    if config.layout != "paged" or model.device.type != "cuda" or not _can_run_fused(model):
+        return NO_GRAPHS
     causal: Any = model.model
     weights = sum(parameter.numel() for parameter in causal.base_model.layers.parameters())
     properties = torch.cuda.get_device_properties(model.device)
     peak = properties.multi_processor_count * _FLOPS_A_PROCESSOR.get(properties.major, _FLOPS_A_PROCESSOR[9])
-    tokens = model.layers * _LAUNCH_S_A_LAYER * _REACHED * peak / (2 * weights)
-    return prompt_graph_sizes(min(int(tokens), most_tokens))
-
-
-def _has_graphs(model: LoadedModel, layout: Layout) -> bool:
-    return layout == "paged" and model.device.type == "cuda" and _can_run_fused(model)
+    tokens = int(model.layers * _LAUNCH_S_A_LAYER * _REACHED * peak / (2 * weights))
+    return Graphs(
+        graph_sizes(min(config.max_running, config.rows)),
+        prompt_graph_sizes(min(tokens, config.max_prefill_tokens)),
+        prompt_graph_sizes(min(tokens, most_mixed_tokens(config))),
+    )
 
 
 def _can_run_fused(model: LoadedModel) -> bool:
@@ -207,9 +198,5 @@ def _can_run_fused(model: LoadedModel) -> bool:
 
 def _runs_fused(model: LoadedModel, config: SchedulerConfig) -> bool:
     """Whether :class:`FusedExecutor` is the executor of ``config``."""
-    elsewhere = (
-        bool(config.graph_rows or config.graph_tokens)
-        or model.group is not None
-        or bool(beyond_plain_attention(model.model.config))
-    )
+    elsewhere = any(config.graphs) or model.group is not None or bool(beyond_plain_attention(model.model.config))
     return config.layout == "paged" and _can_run_fused(model) and (model.device.type == "cuda" or elsewhere)

@@ -7,7 +7,7 @@ the next step reads it, and a copy goes to the host meanwhile.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import attrgetter
@@ -19,7 +19,6 @@ import torch
 from engine.draws import TokenLogprobs, row_keys
 from engine.executors.base import Booking, DeviceTimer, draws_of, halves
 from engine.executors.paged import PrivateBlocks
-from engine.executors.paged_memory import is_row
 from engine.executors.places import Places
 from engine.faults import free_unused, is_out_of_memory
 from engine.fused.decoder import Decoder, KvCache
@@ -56,7 +55,7 @@ from engine.parallel.workers import Workers
 from engine.sampling import Sampled
 from engine.steps import PendingStep, SequenceState, StepResult
 from engine.tensors import current_device
-from scheduler.graphs import graph_tokens_for
+from scheduler.graphs import NO_GRAPHS, Graphs, graph_tokens_for, is_row
 from scheduler.kv import PoolKind
 from scheduler.plan import Chunk, Kind, Layout, StepPlan, Swap
 
@@ -95,9 +94,8 @@ class FusedExecutor:
     one in each rank, and all are given the same.
 
     ``kv_tokens`` and ``block_tokens`` are the scheduler's; ``kv_pool`` says whether its plans carry block tables.
-    ``graph_rows``, ``graph_tokens``: sizes that decode steps and steps of prompts are filled up to; on a GPU each is
-    captured as a CUDA graph when the executor is made. A model that is divided has one executor at a time: a new one
-    ends the use of the one before.
+    ``graphs``: sizes that steps are filled up to; on a GPU each is captured as a CUDA graph when the executor is made.
+    A model that is divided has one executor at a time: a new one ends the use of the one before.
 
     Raises :class:`~engine.errors.RankError` (also of :meth:`launch` and of its results) where another rank has failed.
     """
@@ -115,8 +113,7 @@ class FusedExecutor:
         max_rows: int | None = None,
         block_tokens: int = 16,
         kv_pool: PoolKind = "paged",
-        graph_rows: Sequence[int] = (),
-        graph_tokens: Sequence[int] = (),
+        graphs: Graphs = NO_GRAPHS,
     ) -> None:
         self.model = model
         self.device = model.device
@@ -136,10 +133,9 @@ class FusedExecutor:
             block_tokens,
             max_running,
             min(max_running, max_rows or max_running),
-            tuple(graph_rows),
-            tuple(graph_tokens),
+            graphs,
         )
-        self._graph_tokens = settings.graph_tokens
+        self._most_rows, self._graphs = settings.most_rows, graphs
         self._workers = None if model.group is None else model.group.workers
         with current_device(self.device):
             if self._workers is None:
@@ -167,10 +163,10 @@ class FusedExecutor:
         """The decode steps and their graphs."""
         return self._device.decodes
 
-    def prompt_steps(self, sizes: Sequence[int]) -> PromptSteps:
-        """Graphs of steps of prompts of other ``sizes``, over this executor's memory."""
+    def prompt_steps(self, graphs: Graphs) -> PromptSteps:
+        """Steps with prompts as other ``graphs``, over this executor's memory."""
         with current_device(self.device):
-            return self._device.prompt_steps(sizes)
+            return self._device.prompt_steps(graphs)
 
     @property
     def cache(self) -> KvCache:
@@ -246,9 +242,7 @@ class FusedExecutor:
         """The sequence numbers that sample, in row order, and what the device is given for ``chunks``."""
         if kind == "decode":
             return self._decode(chunks, states)
-        tokens = sum(chunk.tokens for chunk in chunks)
-        graph = graph_tokens_for(tokens, len(chunks), self._graph_tokens) if kind == "prefill" else 0
-        return self._mixed(chunks, states, graph)
+        return self._mixed(kind, chunks, states)
 
     def _compute(self, rows: RowInputs) -> Sampled | None:
         """What the rows that sample give."""
@@ -288,17 +282,20 @@ class FusedExecutor:
         return owners, DecodeInputs(numbers, self._redrawn(chunks, places, states))
 
     def _mixed(
-        self, chunks: list[Chunk], states: Mapping[int, SequenceState], graph: int
+        self, kind: Kind, chunks: list[Chunk], states: Mapping[int, SequenceState]
     ) -> tuple[list[int], MixedInputs]:
-        """Chunks of prompts, and rows that decode beside them; a graph takes all as chunks."""
+        """Rows that decode, and chunks of prompts; the graph of a step of prompts alone takes all as chunks."""
         known, size = self._places, self.block_tokens
-        rows = [] if graph else [chunk for chunk in chunks if is_row(chunk.start, chunk.tokens)]
+        rows = [chunk for chunk in chunks if is_row(chunk.start, chunk.tokens)]
         prompts = [chunk for chunk in chunks if not is_row(chunk.start, chunk.tokens)] if rows else chunks
-        packed = prompts + rows if rows else chunks
+        graph = self._graph(kind, sum(chunk.tokens for chunk in chunks), len(chunks), len(prompts))
+        if kind == "prefill" and graph is not None:
+            rows, prompts = [], chunks
+        packed = rows + prompts
         ends = [*accumulate(chunk.tokens for chunk in packed)]
         sampling = [place for place, chunk in enumerate(packed) if chunk.samples]
         sizes = PromptSizes(ends[-1], len(prompts), len(rows), len(sampling))
-        room = graph_room(graph) if graph else sizes
+        room = graph or sizes
         numbers = nothing(room, self._max_running)
         lines = prompt_lines(numbers, room)
         places = np.array([known.of[chunk.sequence.number] for chunk in packed], dtype=np.int64)
@@ -310,12 +307,13 @@ class FusedExecutor:
             lines.positions[of_it] = positions
             lines.slots[of_it] = known.blocks[place, positions // size] * size + positions % size
             lines.places[of_it] = place
-        lines.chunk_places[: len(prompts)] = places[: len(prompts)]
+        count = len(rows)
+        lines.row_places[:count] = places[:count]
+        lines.lengths[:count] = [chunk.start + 1 for chunk in rows]
+        lines.chunk_places[: len(prompts)] = places[count:]
         lines.starts[: len(prompts)] = [chunk.start for chunk in prompts]
-        lines.offsets[1:] = ends[-1]
-        lines.offsets[1 : len(prompts) + 1] = ends[: len(prompts)]
-        lines.row_places[:] = places[len(prompts) :]
-        lines.lengths[:] = [chunk.start + 1 for chunk in rows]
+        lines.offsets[:] = ends[-1]
+        lines.offsets[: len(prompts) + 1] = [count, *ends[count:]]
         count = len(sampling)
         lines.sampled[:count] = [ends[place] - 1 for place in sampling]
         lines.sampling_places[:count] = of_sampling = places[sampling]
@@ -329,6 +327,14 @@ class FusedExecutor:
             self._redrawn(drawn, of_sampling, states),
             graph,
         )
+
+    def _graph(self, kind: Kind, tokens: int, chunks: int, prompts: int) -> PromptSizes | None:
+        """The room of the graph that a step of ``tokens`` runs as, in so many chunks, of which some are prompts."""
+        if kind == "mixed":
+            size = graph_tokens_for(tokens, prompts, self._graphs.graph_mixed)
+            return graph_room(size, self._most_rows) if size else None
+        size = graph_tokens_for(tokens, chunks, self._graphs.graph_tokens)
+        return graph_room(size) if size else None
 
     def _draw(self, temperatures: Words, keys: Words, places: Words, positions: Words) -> None:
         """Write how the tokens at ``positions`` are drawn: the bits of their temperatures, and their noise's keys."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from engine.executors.base import Batch, Copy, ModelExecutor, draws_of
-from engine.executors.paged_memory import GatheredMemory, KernelMemory, PackedChunk, PagedMemory, is_row, slots_of
+from engine.executors.paged_memory import GatheredMemory, KernelMemory, PackedChunk, PagedMemory, slots_of
 from engine.host_copies import from_host, to_host
 from engine.kernels import Kernels, kernels_for
 from engine.models import LoadedModel
 from engine.steps import ExecutorWaste, SequenceState
+from scheduler.graphs import is_row
 from scheduler.kv import PoolKind
 from scheduler.plan import Chunk, StepPlan, Swap
 
@@ -84,14 +85,14 @@ class PagedExecutor(ModelExecutor):
             self._private.clear()
 
     def prepare(self, plan: StepPlan, states: Mapping[int, SequenceState]) -> Batch:
-        """Pack the chunks' tokens into one row: those of prompts, then the rows of one token."""
+        """Pack the chunks' tokens into one row: the rows of one token, then those of prompts."""
         token_ids: list[int] = []
         positions: list[int] = []
         write_slots: list[int] = []
         sampled: list[int] = []
         numbers: list[int] = []
         packed: list[PackedChunk] = []
-        chunks = sorted(plan.chunks, key=lambda chunk: is_row(chunk.start, chunk.tokens))
+        chunks = sorted(plan.chunks, key=lambda chunk: not is_row(chunk.start, chunk.tokens))
         for chunk in chunks:
             sequence, start, tokens, _ = chunk
             end = start + tokens

@@ -15,6 +15,7 @@ from engine.fused.decoder import Chunks, KvCache, Rows, attend
 from engine.kernels import DecodeWorkspace, Heads, Kernels, decode_splits, processors_of
 from engine.models import LoadedModel
 from engine.tensors import upload
+from scheduler.graphs import is_row
 
 
 class PackedChunk(NamedTuple):
@@ -146,17 +147,17 @@ class KernelMemory:
         self.tensors = self._cache.tensors
 
     def attention(self, chunks: Sequence[PackedChunk], slots: list[int], longest_context: int) -> StepAttention:
-        prompts = [chunk for chunk in chunks if not is_row(chunk.end - chunk.tokens, chunk.tokens)]
-        rows = list(chunks[len(prompts) :])
+        rows = [chunk for chunk in chunks if is_row(chunk.end - chunk.tokens, chunk.tokens)]
+        prompts = list(chunks[len(rows) :])
         # in strides of 16: kernels are compiled for whether a stride is a multiple of it, and a row aligned
         width = -(-max(len(chunk.table) for chunk in chunks) // 16) * 16
         tables = np.zeros((len(chunks), width), dtype=np.int32)
         for row, chunk in enumerate(chunks):
             tables[row, : len(chunk.table)] = chunk.table
         offsets = [chunk.first for chunk in prompts]
-        offsets.append(sum(chunk.tokens for chunk in prompts))
+        offsets.append(sum(chunk.tokens for chunk in chunks))
         splits = decode_splits(len(rows), self._heads.key_value, longest_context, processors_of(self._device))
-        named, split = upload(tables, torch.int32, self._device), len(prompts)
+        named, split = upload(tables, torch.int32, self._device), len(rows)
         return KernelAttention(
             self._kernels,
             self._cache,
@@ -164,14 +165,13 @@ class KernelMemory:
             upload([slot // self._block_tokens for slot in slots], torch.int64, self._device),
             upload([slot % self._block_tokens for slot in slots], torch.int64, self._device),
             Chunks(
-                offsets[-1],
-                named[:split],
+                named[split:],
                 upload([chunk.end - chunk.tokens for chunk in prompts], torch.int32, self._device),
                 upload(offsets, torch.int32, self._device),
                 max(chunk.tokens for chunk in prompts),
             ) if prompts else None,
             Rows(
-                named[split:],
+                named[:split],
                 upload([chunk.end for chunk in rows], torch.int32, self._device),
                 DecodeWorkspace(len(rows), self._heads, splits.most, self._device) if splits.most > 1 else None,
                 splits,
@@ -185,7 +185,7 @@ class KernelMemory:
 
 @dataclass(frozen=True, eq=False)
 class KernelAttention:
-    """One step's attention over a :class:`KernelMemory`: the chunks of prompts, then the rows."""
+    """One step's attention over a :class:`KernelMemory`: the rows, then the chunks of prompts."""
 
     kernels: Kernels
     cache: KvCache
@@ -202,11 +202,6 @@ class KernelAttention:
         values[self.blocks, :, self.offsets_in_block] = value[0].transpose(0, 1)
         packed = query[0].transpose(0, 1).contiguous()
         return attend(self.kernels, packed, keys, values, self.chunks, self.rows, scale=scale)[None]
-
-
-def is_row(start: int, tokens: int) -> bool:
-    """Whether a chunk is a row of one token behind others."""
-    return tokens == 1 and start > 0
 
 
 def slots_of(table: Sequence[int], start: int, end: int, block_tokens: int) -> list[int]:

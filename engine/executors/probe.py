@@ -19,6 +19,7 @@ from engine.logit_edits import Edits
 from engine.models import LoadedModel
 from engine.steps import SequenceState
 from scheduler.config import SchedulerConfig
+from scheduler.graphs import Graphs
 from scheduler.plan import NEVER, Chunk, DigestEntry, StepFeatures, StepPlan
 from scheduler.request import MOST_LOGPROBS, Request, SamplingParams
 from scheduler.sequence import Sequence
@@ -83,7 +84,7 @@ def _measured(model: LoadedModel, config: SchedulerConfig, used: int) -> Needs:
     # what the steps needed is still the allocator's
     step_bytes = max(0, used_bytes(device)[0] - used - one_block)
     graphs_bytes = _graphs_bytes(executor.decodes, model, config.graph_rows)
-    graphs_bytes += _prompt_graphs_bytes(executor, config.graph_tokens)
+    graphs_bytes += _prompt_graphs_bytes(executor, config.graphs)
     del executor
     free_unused(device)
     return Needs(step_bytes, graphs_bytes, max(0, used - weights_bytes(model)), measured=True)
@@ -111,9 +112,9 @@ def _graphs_bytes(decodes: DecodeSteps, model: LoadedModel, sizes: SequenceOf[in
     return max(found, first + sum(sizes[:-1]) * model.vocab * model.dtype.itemsize)
 
 
-def _prompt_graphs_bytes(executor: FusedExecutor, sizes: SequenceOf[int]) -> int:
-    """What graphs of steps of prompts take: all of them are captured."""
-    if not sizes:
+def _prompt_graphs_bytes(executor: FusedExecutor, sizes: Graphs) -> int:
+    """What graphs of steps with prompts take: all of them are captured."""
+    if not sizes.graph_tokens and not sizes.graph_mixed:
         return 0
     free_unused(executor.device)
     before = used_bytes(executor.device)[0]

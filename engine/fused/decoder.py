@@ -17,9 +17,8 @@ from engine.models import LoadedModel
 
 @dataclass(frozen=True, eq=False)
 class Chunks:
-    """The chunks of prompts at the beginning of a step; see ``prefill_attention``."""
+    """The chunks of prompts of a step, behind its rows; see ``prefill_attention``."""
 
-    tokens: int
     tables: Tensor
     starts: Tensor
     offsets: Tensor
@@ -28,7 +27,10 @@ class Chunks:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The rows of one token at the end of a step; see ``decode_attention``."""
+    """The rows of one token at the beginning of a step; see ``decode_attention``.
+
+    There may be room for more of them, of length 0, if the chunks come behind those that there are.
+    """
 
     tables: Tensor
     lengths: Tensor
@@ -38,7 +40,7 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class StepTensors:
-    """A step: its tokens, packed, chunks first. ``ids``, ``positions`` and ``slots`` (in the KV) are ``int64[T]``."""
+    """A step: its tokens, packed, rows first. ``ids``, ``positions`` and ``slots`` (in the KV) are ``int64[T]``."""
 
     ids: Tensor
     positions: Tensor
@@ -70,27 +72,23 @@ def attend(
     rows: Rows | None,
     **settings: Any,
 ) -> Tensor:
-    """Attention of a step's packed queries ``[T, query heads, head_dim]``: its chunks', then its rows'.
+    """Attention of a step's packed queries ``[T, query heads, head_dim]``: its rows', then its chunks'.
 
     ``settings`` are those of both kernels: ``scale``, ``softcap``, ``window``.
     """
-    parts = []
-    if chunks is not None:
-        parts.append(
-            kernels.prefill_attention(
-                query[: chunks.tokens], keys, values, chunks.tables, chunks.starts, chunks.offsets, chunks.longest,
-                **settings,
-            )
-        )  # fmt: skip
+    out = torch.empty_like(query)
     if rows is not None:
-        first = 0 if chunks is None else chunks.tokens
-        parts.append(
-            kernels.decode_attention(
-                query[first:], keys, values, rows.tables, rows.lengths, workspace=rows.workspace, splits=rows.splits,
-                **settings,
-            )
+        count = len(rows.lengths)
+        kernels.decode_attention(
+            query[:count], keys, values, rows.tables, rows.lengths, workspace=rows.workspace, splits=rows.splits,
+            out=out[:count], **settings,
         )  # fmt: skip
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    if chunks is not None:
+        # behind them: it writes over the rows that there is only room for
+        kernels.prefill_attention(
+            query, keys, values, chunks.tables, chunks.starts, chunks.offsets, chunks.longest, out=out, **settings
+        )
+    return out
 
 
 class Decoder:

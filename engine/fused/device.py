@@ -21,25 +21,25 @@ from engine.fused.decoder import Decoder, KvCache
 from engine.fused.graphs import DecodeSteps
 from engine.fused.memory import Memory, table_width
 from engine.fused.packing import PromptSizes, prompt_lines
-from engine.fused.prompts import Drawn, PromptSteps, nothing
+from engine.fused.prompts import Drawn, PromptSteps, graph_room, nothing
 from engine.host_copies import HostCopies, from_host, to_host
 from engine.models import LoadedModel
 from engine.sampling import Sampled, Sampler
 from engine.tensors import upload
+from scheduler.graphs import NO_GRAPHS, Graphs
 
 
 class DeviceSettings(NamedTuple):
     """The memory of a :class:`FusedDevice`: KV blocks, places for sequences that hold some, rows of a decode step.
 
-    ``graph_rows``, ``graph_tokens``: sizes that decode steps and steps of prompts are filled up to.
+    ``graphs``: sizes that steps are filled up to.
     """
 
     blocks: int
     block_tokens: int
     places: int
     most_rows: int
-    graph_rows: tuple[int, ...]
-    graph_tokens: tuple[int, ...] = ()
+    graphs: Graphs = NO_GRAPHS
 
 
 class Moved(NamedTuple):
@@ -77,18 +77,18 @@ class DecodeInputs(NamedTuple):
 
 
 class MixedInputs(NamedTuple):
-    """Chunks of prompts and, behind them, rows of one token; packed, as
+    """Rows of one token and, behind them, chunks of prompts; packed, as
     :func:`~engine.fused.packing.prompt_lines` lays them out.
 
-    ``sizes`` are those of the step; ``graph``: tokens of the graph that it runs as, 0 for none: of a graph ``numbers``
-    have its room. No chunk has more than ``longest`` tokens.
+    ``sizes`` are those of the step; ``graph``: the room of the graph that it runs as, which ``numbers`` have then. No
+    chunk has more than ``longest`` tokens.
     """
 
     numbers: npt.NDArray[np.int64]
     sizes: PromptSizes
     longest: int
     redrawn: Redrawn | None = None
-    graph: int = 0
+    graph: PromptSizes | None = None
 
 
 RowInputs = DecodeInputs | MixedInputs
@@ -121,7 +121,7 @@ class FusedDevice:
         self.host_copies = HostCopies()
         self.decoder = Decoder(model)
         if self.device.type == "cuda":
-            self.decoder.tune(max((settings.most_rows, *settings.graph_rows)))
+            self.decoder.tune(max((settings.most_rows, *settings.graphs.graph_rows)))
             # what this took, and what weights took before they were merged, is KV's
             free_unused(self.device)
         self.cache = KvCache(model, settings.blocks, settings.block_tokens)
@@ -132,9 +132,11 @@ class FusedDevice:
             settings.block_tokens,
         )
         self.decodes = DecodeSteps(
-            self.decoder, self.cache, self._memory, settings.most_rows, model.context_tokens, settings.graph_rows
-        )
-        self.prompts = self.prompt_steps(settings.graph_tokens)
+            self.decoder, self.cache, self._memory, settings.most_rows, model.context_tokens,
+            settings.graphs.graph_rows,
+        )  # fmt: skip
+        self._most_rows = settings.most_rows
+        self.prompts = self.prompt_steps(settings.graphs)
         if self.device.type == "cuda":
             with torch.inference_mode():
                 self._meet_mixed_steps(settings)
@@ -154,13 +156,15 @@ class FusedDevice:
                 sizes = PromptSizes(size * chunks + rows, chunks, rows, 0)
                 numbers = nothing(sizes, self._memory.filler)
                 lines = prompt_lines(numbers, sizes)
-                lines.offsets[:] = range(0, size * chunks + 1, size)
+                lines.offsets[:] = range(rows, rows + size * chunks + 1, size)
                 lines.lengths[:] = 1
                 self.prompts.run(numbers, sizes, size)
 
-    def prompt_steps(self, sizes: Sequence[int]) -> PromptSteps:
-        """Steps of prompts of up to ``sizes[-1]`` tokens, captured on a GPU."""
-        return PromptSteps(self.decoder, self.cache, self._memory, sizes)
+    def prompt_steps(self, graphs: Graphs) -> PromptSteps:
+        """Steps with prompts, of which those that run as ``graphs`` are captured on a GPU."""
+        rooms = [graph_room(size) for size in graphs.graph_tokens]
+        rooms += [graph_room(size, self._most_rows) for size in graphs.graph_mixed]
+        return PromptSteps(self.decoder, self.cache, self._memory, rooms, self.decodes.cut)
 
     def run(self, inputs: StepInputs) -> Sampled | None:
         """Start a step; nothing is waited for. What its sampling rows give, good until the next step.
@@ -194,7 +198,7 @@ class FusedDevice:
         return self._drawn(tokens, logits, inputs.redrawn)
 
     def _mixed(self, inputs: MixedInputs) -> Sampled | None:
-        if inputs.graph:
+        if inputs.graph is not None:
             drawn: Drawn | None = self.prompts.run_graph(inputs.graph, inputs.numbers)
         else:
             drawn = self.prompts.run(inputs.numbers, inputs.sizes, inputs.longest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,18 @@ from torch import Tensor
 from engine.fused.decoder import Decoder, KvCache, Rows, StepTensors
 from engine.fused.memory import Memory
 from engine.fused.packing import COLUMNS, ID, KEY, LENGTH, PLACE, POSITION, SLOT, TEMPERATURE, line_length
-from engine.kernels import DecodeWorkspace, decode_splits, processors_of
+from engine.kernels import DecodeWorkspace, Splits, decode_splits, processors_of
 from engine.kernels.captures import captured
 from engine.tensors import refill
 from scheduler.graphs import graph_rows_for
 from scheduler.graphs import graph_sizes as default_sizes
+
+
+class Cut(NamedTuple):
+    """How attention cuts the contexts of a step's rows, and where it keeps the parts."""
+
+    workspace: DecodeWorkspace
+    splits: Splits
 
 
 class DecodeSteps:
@@ -73,6 +80,10 @@ class DecodeSteps:
         """The rows that are computed for ``rows`` rows."""
         return graph_rows_for(rows, self._graph_sizes) or rows
 
+    def cut(self, rows: int) -> Cut:
+        """How the contexts of ``rows`` rows are cut."""
+        return Cut(self._workspace, self._splits[graph_rows_for(rows, self.sizes)])
+
     def run(self, numbers: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """One step of ``numbers`` ``int64[COLUMNS, rows]``: the sampled tokens ``int64[rows]``, and the logits.
 
@@ -109,12 +120,7 @@ class DecodeSteps:
         ids = self._decoder.kernels.take_in(
             numbers[ID], places, positions, slots, memory.tables, memory.last, memory.block_tokens
         )
-        rows = Rows(
-            memory.tables[places],
-            numbers[LENGTH].int(),
-            self._workspace,
-            self._splits[graph_rows_for(size, self.sizes)],
-        )
+        rows = Rows(memory.tables[places], numbers[LENGTH].int(), *self.cut(size))
         step = StepTensors(ids, positions, slots, None, rows)
         logits = self._decoder.logits(self._decoder.forward(step, self._cache))
         temperature = numbers[TEMPERATURE].int().view(torch.float32)

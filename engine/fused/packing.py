@@ -19,7 +19,10 @@ COLUMNS = 7
 
 
 class PromptSizes(NamedTuple):
-    """Room for so many packed tokens, in so many chunks of prompts and rows of one token, of which so many sample."""
+    """Room for so many packed tokens, in so many chunks of prompts and rows of one token, of which so many sample.
+
+    Of a graph there may be less of each than there is room for.
+    """
 
     tokens: int
     chunks: int
@@ -30,8 +33,8 @@ class PromptSizes(NamedTuple):
 class PromptLines(NamedTuple):
     """The numbers of a step with prompts: views of one flat array or tensor of int64.
 
-    ``ids``, ``positions``, ``slots`` and ``places`` are those of the packed tokens: chunks of prompts, then rows of one
-    token. An id of -1 is the last token that was sampled at its place. ``chunk_places``, ``starts`` and ``offsets``
+    ``ids``, ``positions``, ``slots`` and ``places`` are those of the packed tokens: rows of one token, then chunks of
+    prompts. An id of -1 is the last token that was sampled at its place. ``chunk_places``, ``starts`` and ``offsets``
     (one more) belong to the chunks, ``row_places`` and ``lengths`` to the rows. ``sampled`` are indices of packed
     tokens, ``sampling_places`` whose they are; ``temperatures`` has the bits of float32.
     """

@@ -1,13 +1,13 @@
 """Steps with prompts: kernel by kernel, or as CUDA graphs, one for each of some numbers of tokens.
 
-Graphs have room for a few chunks, and none for rows beside them. They pay where a GPU is done with a step sooner than a
-host can launch its kernels. Attention has a program for each tile of each chunk that there may be; those that find
-nothing to do end at once.
+Graphs have room for a few chunks; those of steps that have rows beside them, for as many rows as a step may have. They
+pay where a GPU is done with a step sooner than a host can launch its kernels. Attention has a program for each tile of
+each chunk and for each part of each row that there may be; those that find nothing to do end at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from engine.fused.decoder import Chunks, Decoder, KvCache, Rows, StepTensors
+from engine.fused.graphs import Cut
 from engine.fused.memory import Memory
 from engine.fused.packing import PromptLines, PromptSizes, prompt_lines, prompt_numbers
 from engine.kernels.captures import captured
@@ -31,40 +32,47 @@ class Drawn(NamedTuple):
     logits: Tensor
 
 
-def graph_room(tokens: int) -> PromptSizes:
-    """The room that the graph of so many tokens has."""
-    return PromptSizes(tokens, MOST_CHUNKS, 0, MOST_CHUNKS)
+def graph_room(tokens: int, most_rows: int = 0) -> PromptSizes:
+    """The room that the graph of so many tokens has, in steps that have up to ``most_rows`` rows."""
+    rows = min(tokens, most_rows)
+    return PromptSizes(tokens, MOST_CHUNKS, rows, min(tokens, rows + MOST_CHUNKS) if rows else MOST_CHUNKS)
 
 
 class PromptSteps:
-    """Steps with prompts; those of one of the ``sizes``, in tokens, are computed as that graph.
+    """Steps with prompts; those that are given one of the ``rooms`` are computed as that graph, see :func:`graph_room`.
 
-    On a GPU the sizes are captured; elsewhere they are plain calls of so many tokens.
+    On a GPU the rooms are captured; elsewhere they are plain calls of so many tokens. ``cut`` says how attention cuts
+    the contexts of the rows of a graph.
     """
 
-    def __init__(self, decoder: Decoder, cache: KvCache, memory: Memory, sizes: Sequence[int]) -> None:
-        self._decoder, self._cache, self._memory = decoder, cache, memory
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: KvCache,
+        memory: Memory,
+        rooms: Sequence[PromptSizes],
+        cut: Callable[[int], Cut],
+    ) -> None:
+        self._decoder, self._cache, self._memory, self._cut = decoder, cache, memory, cut
         device = memory.last.device
-        most = prompt_numbers(graph_room(max(sizes))) if sizes else 0
-        #: of the step, as its size lays them out
-        self._numbers = torch.zeros(most, dtype=torch.int64, device=device)
-        self._drawn: dict[int, Drawn] = {}
-        self._graphs: dict[int, Any] = {}
+        #: of the step, as its room lays them out
+        self._numbers = torch.zeros(max(map(prompt_numbers, rooms), default=0), dtype=torch.int64, device=device)
+        self._drawn: dict[PromptSizes, Drawn] = {}
+        self._graphs: dict[PromptSizes, Any] = {}
         #: the memory pool of the graphs
         self._pool: Any = None
         if device.type == "cuda":
             # the largest first, so that the others fit into its memory
-            for size in reversed(sizes):
-                self.capture(size)
+            for room in sorted(rooms, reverse=True):
+                self._capture(room)
 
-    def capture(self, size: int) -> None:
-        """Capture the graph of ``size`` tokens."""
+    def _capture(self, room: PromptSizes) -> None:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        self._fill(nothing(graph_room(size), self._memory.filler))
+        self._fill(nothing(room, self._memory.filler))
         with torch.inference_mode():
-            self._graphs[size], self._drawn[size] = captured(
-                partial(self._run_graph, size), self._numbers.device, self._pool
+            self._graphs[room], self._drawn[room] = captured(
+                partial(self._run_graph, room), self._numbers.device, self._pool
             )
 
     def run(self, numbers: npt.NDArray[np.int64], sizes: PromptSizes, longest: int) -> Drawn | None:
@@ -73,27 +81,27 @@ class PromptSteps:
         No chunk has more than ``longest`` tokens. ``None`` where no row samples.
         """
         lines = prompt_lines(upload(numbers, torch.int64, self._memory.last.device), sizes)
-        hidden = self._hidden(lines, sizes, longest)
+        hidden = self._hidden(lines, sizes, longest, None)
         return self._sampled(lines, hidden) if sizes.samples else None
 
-    def run_graph(self, size: int, numbers: npt.NDArray[np.int64]) -> Drawn:
-        """One step as the graph of ``size`` tokens, good until the next step is run; see :func:`graph_room`."""
+    def run_graph(self, room: PromptSizes, numbers: npt.NDArray[np.int64]) -> Drawn:
+        """One step as the graph of that ``room``, good until the next step is run."""
         self._fill(numbers)
-        if size in self._graphs:
-            self._graphs[size].replay()
-            return self._drawn[size]
-        return self._run_graph(size)
+        if room in self._graphs:
+            self._graphs[room].replay()
+            return self._drawn[room]
+        return self._run_graph(room)
 
     def _fill(self, numbers: npt.NDArray[np.int64]) -> None:
         refill(self._numbers[: len(numbers)], numbers)
 
-    def _run_graph(self, size: int) -> Drawn:
+    def _run_graph(self, room: PromptSizes) -> Drawn:
         """Everything it reads has its place."""
-        room = graph_room(size)
         lines = prompt_lines(self._numbers, room)
-        return self._sampled(lines, self._hidden(lines, room, size))
+        cut = self._cut(room.rows) if room.rows else None
+        return self._sampled(lines, self._hidden(lines, room, room.tokens, cut))
 
-    def _hidden(self, lines: PromptLines, sizes: PromptSizes, longest: int) -> Tensor:
+    def _hidden(self, lines: PromptLines, sizes: PromptSizes, longest: int, cut: Cut | None) -> Tensor:
         """``[tokens, hidden]``, normalised for the head."""
         memory = self._memory
         ids = self._decoder.kernels.take_in(
@@ -101,12 +109,9 @@ class PromptSteps:
         )
         chunks = rows = None
         if sizes.chunks:
-            chunks = Chunks(
-                sizes.tokens - sizes.rows, memory.tables[lines.chunk_places], lines.starts.int(), lines.offsets.int(),
-                longest,
-            )  # fmt: skip
+            chunks = Chunks(memory.tables[lines.chunk_places], lines.starts.int(), lines.offsets.int(), longest)
         if sizes.rows:
-            rows = Rows(memory.tables[lines.row_places], lines.lengths.int())
+            rows = Rows(memory.tables[lines.row_places], lines.lengths.int(), *(cut or ()))
         return self._decoder.forward(StepTensors(ids, lines.positions, lines.slots, chunks, rows), self._cache)
 
     def _sampled(self, lines: PromptLines, hidden: Tensor) -> Drawn:

@@ -137,13 +137,14 @@ def decode_attention(
     window: int | None = None,
     workspace: DecodeWorkspace | None = None,
     splits: Splits | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """See :meth:`~engine.kernels.interface.Kernels.decode_attention`."""
     rows, heads, dim = query.shape
     kv_heads, block_tokens = keys.shape[1], keys.shape[2]
     if splits is None:
         splits = Splits(1 if workspace is None else workspace.splits)
-    out = torch.empty_like(query)
+    out = torch.empty_like(query) if out is None else out
     parts = (out, out, out, out) if workspace is None else (
         workspace.outputs, workspace.maxima, workspace.sums, workspace.arrivals
     )  # fmt: skip

@@ -171,12 +171,14 @@ class Kernels(Protocol):
         window: int | None = None,
         workspace: DecodeWorkspace | None = None,
         splits: Splits | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """Attention of one query a row, ``query`` ``[rows, HQ, D]``, over its context, itself included.
 
         ``block_tables`` ``int32[rows, max_blocks]`` name the blocks, ``lengths`` ``int32[rows]`` count the tokens; a
         row of length 0 gives zeros. With ``window`` only the last that many tokens count. ``splits`` is how many parts
-        a context is cut into, by default as many as ``workspace`` has; one part needs no workspace.
+        a context is cut into, by default as many as ``workspace`` has; one part needs no workspace. ``out``, of the
+        query's shape and contiguous, is where the result goes, and is returned; by default a new tensor.
         """
 
     def prefill_attention(
@@ -192,12 +194,14 @@ class Kernels(Protocol):
         scale: float,
         softcap: float | None = None,
         window: int | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """Causal attention of packed chunks, ``query`` ``[T, HQ, D]``, over contexts that are already in the cache.
 
         Chunk c is ``query[offsets[c]:offsets[c + 1]]``, which may be empty, at the positions from ``starts[c]`` on;
         its blocks are ``block_tables[c]`` (all int32). No chunk is longer than ``longest_chunk``. With ``window``
-        position p sees ``p - window + 1 .. p``. Rows of no chunk are undefined.
+        position p sees ``p - window + 1 .. p``. ``out`` as above. Queries of no chunk are not computed: what ``out``
+        has there stays, in a new tensor it is undefined.
         """
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

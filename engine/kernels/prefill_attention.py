@@ -116,11 +116,12 @@ def prefill_attention(
     scale: float,
     softcap: float | None = None,
     window: int | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """See :meth:`~engine.kernels.interface.Kernels.prefill_attention`."""
     _, heads, dim = query.shape
     kv_heads, block_tokens = keys.shape[1], keys.shape[2]
-    out = torch.empty_like(query)
+    out = torch.empty_like(query) if out is None else out
     wide = query.dtype == torch.float32 or dim > 128
     tile = 32 if wide else 64
     bulk = can_bulk(keys, tile)

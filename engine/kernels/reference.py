@@ -120,9 +120,10 @@ def decode_attention(
     window: int | None = None,
     workspace: DecodeWorkspace | None = None,
     splits: Splits | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """See :meth:`~engine.kernels.interface.Kernels.decode_attention`. ``splits`` changes nothing here."""
-    output = torch.zeros_like(query)
+    output = torch.zeros_like(query) if out is None else out.zero_()
     for row, length in enumerate(lengths.tolist()):
         if length:
             output[row] = _attended(
@@ -143,9 +144,10 @@ def prefill_attention(
     scale: float,
     softcap: float | None = None,
     window: int | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """See :meth:`~engine.kernels.interface.Kernels.prefill_attention`."""
-    output = torch.zeros_like(query)
+    output = torch.zeros_like(query) if out is None else out
     ends = offsets.tolist()
     for chunk, start in enumerate(starts.tolist()):
         rows = slice(ends[chunk], ends[chunk + 1])

@@ -20,7 +20,7 @@ from core.recording import (
     Scale,
     Watch,
     decode_seconds,
-    recording_config,
+    recording_settings,
     run_pilot,
     scale_of,
     swap_rows,
@@ -91,6 +91,10 @@ def test_padded_steps_are_recorded_too(tmp_path: Path) -> None:
     assert set(steps["kind"]) == {"prefill", "decode"}
 
 
+def recordable(config: SchedulerConfig) -> SchedulerConfig:
+    return replace(config, **recording_settings(config.layout, config.max_prefill_tokens))
+
+
 CONFIG = SchedulerConfig(max_running=256, kv_tokens=100_000, context_tokens=32_768)
 
 
@@ -126,11 +130,11 @@ def test_where_a_step_takes_what_it_takes_however_few_its_rows_all_rows_are_reco
 
 
 def test_no_slot_of_a_padded_recording_is_longer_than_memory_has_for_all() -> None:
-    config = recording_config(SchedulerConfig(layout="padded", max_running=256, kv_tokens=100_000))
+    config = recordable(SchedulerConfig(layout="padded", max_running=256, kv_tokens=100_000))
     scale = scale_of(config, Pilot(30_000.0, 2048, 0.0006), 60.0)
     assert scale.context_tokens * 256 <= 100_000
     assert config.phase is None
-    assert recording_config(CONFIG).phase == "mixed"
+    assert recordable(CONFIG).phase == "mixed"
 
 
 @pytest.mark.parametrize(
@@ -219,7 +223,7 @@ class Rows(Watch):
 def played(gpu: str, model: str, budget_s: float, overlap: bool = False) -> tuple[Scale, Rows]:
     """The plan on a projected GPU, to its end in about the time given: its scale, and its steps."""
     costs = roofline(gpu, model)
-    config = recording_config(
+    config = recordable(
         SchedulerConfig(kv_tokens=costs.kv_tokens, context_tokens=costs.context_tokens, max_running=256,
                         overlap=overlap, graph_rows=graph_sizes(256))
     )  # fmt: skip
@@ -273,7 +277,7 @@ def test_what_a_gpu_would_record(gpu: str, model: str, budget_s: float) -> None:
 @pytest.mark.parametrize(("kv_tokens", "skipped"), [(2048, False), (256, True)])
 def test_prompts_beside_rows_take_as_many_rows_as_there_is_memory_for(kv_tokens: int, skipped: bool) -> None:
     costs = roofline("t4", "tiny")
-    config = recording_config(SchedulerConfig(kv_tokens=kv_tokens, context_tokens=1024, max_running=64))
+    config = recordable(SchedulerConfig(kv_tokens=kv_tokens, context_tokens=1024, max_running=64))
     rows = Rows()
     loop = SimulatedLoop(Scheduler(config, rows), costs)
     recording = Recording(scale_of(config, Pilot(30_000.0, 1023, 1e-5, 1e-3), 5.0), 1000, temperature=0.0,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hand_plans import Desk, executor_of
 
-from engine.executors import build_executor, default_graph_rows
+from engine.executors import build_executor, default_graphs
 from engine.loop import EngineLoop, TokenOutput
 from engine.models import loaded
 from scheduler.config import SchedulerConfig
@@ -28,7 +28,7 @@ def serve(model: Any, sampling: SamplingParams, **settings: Any) -> tuple[list[l
     config = SchedulerConfig.from_dict(
         {"kv_pool": "paged", "kv_tokens": 96, "block_tokens": 4, "max_prefill_tokens": 16, **settings}
     )
-    config = replace(config, graph_rows=default_graph_rows(model, config.layout, config.max_running))
+    config = replace(config, graph_rows=default_graphs(model, config).graph_rows)
     scheduler = Scheduler(config)
     tokens: list[list[int]] = [[] for _ in LENGTHS]
 

@@ -87,7 +87,7 @@ PROMPT_LENGTHS = (3, 17, 33, 48)
 def fused(model: LoadedModel, config: SchedulerConfig) -> FusedExecutor:
     return FusedExecutor(
         model, kv_tokens=config.capacity_tokens, max_running=config.max_running, max_rows=config.rows,
-        block_tokens=config.block_tokens, kv_pool=config.pool, graph_rows=config.graph_rows,
+        block_tokens=config.block_tokens, kv_pool=config.pool, graphs=config.graphs,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from engine.executors import build_executor, default_graph_rows
+from engine.executors import build_executor, default_graphs
 from engine.loop import EngineLoop, Progress
 from engine.models import loaded
 from scheduler.config import SchedulerConfig
@@ -36,9 +36,9 @@ def recorded(model: Any, policy: str, layout: str) -> tuple[str, JournaledSchedu
     """A run with end tokens, an abort, and a pool in which sequences push each other out; and its journal."""
     config = SchedulerConfig.from_dict(
         {"policy": policy, "layout": layout, "kv_pool": "paged", "kv_tokens": 96, "block_tokens": 4, "max_running": 6,
-         "max_prefill_tokens": 24, "context_tokens": 64, "graph_rows": default_graph_rows(model, layout, 6),
-         **POLICIES[policy]}
+         "max_prefill_tokens": 24, "context_tokens": 64, **POLICIES[policy]}
     )  # fmt: skip
+    config = replace(config, **default_graphs(model, config)._asdict())
     stream = io.StringIO()
     scheduler = JournaledScheduler(config, stream)
     loop = EngineLoop(scheduler, build_executor(model, config), end_token_ids=END_TOKENS)

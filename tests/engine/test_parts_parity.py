@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from covering_array import CoveringArray, Row, covering_array
 
-from engine.executors import build_executor, default_graph_rows
+from engine.executors import build_executor, default_graphs
 from engine.loop import EngineLoop, Progress, TokenOutput
 from engine.models import LoadedModel, loaded
 from scheduler.config import ConfigError, SchedulerConfig
@@ -174,8 +174,7 @@ def run_rows(policy: str, both: Any, model: LoadedModel) -> list[RunCounters]:
             continue
         try:
             config = config_of(row)
-            graph_rows = default_graph_rows(model, config.layout, min(config.rows, config.max_running))
-            served = serve(model, replace(config, graph_rows=graph_rows))
+            served = serve(model, replace(config, **default_graphs(model, config)._asdict()))
             assert_served_well(served, both)
             assert_replays(served)
         except Exception as error:

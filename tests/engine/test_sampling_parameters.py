@@ -29,7 +29,7 @@ from engine.loop import EngineLoop, TokenOutput
 from engine.models import LoadedModel, loaded
 from engine.sampling import gumbel_noise, sample
 from scheduler.config import SchedulerConfig
-from scheduler.graphs import graph_sizes
+from scheduler.graphs import Graphs, graph_sizes
 from scheduler.request import Grammar, Request, SamplingParams
 from scheduler.scheduler import Scheduler
 
@@ -115,7 +115,7 @@ def serve(
 def fused(model: LoadedModel, config: SchedulerConfig) -> FusedExecutor:
     return FusedExecutor(
         model, kv_tokens=config.capacity_tokens, max_running=config.max_running, max_rows=config.rows,
-        block_tokens=config.block_tokens, kv_pool=config.pool, graph_rows=graph_sizes(config.max_running),
+        block_tokens=config.block_tokens, kv_pool=config.pool, graphs=Graphs(graph_sizes(config.max_running)),
     )  # fmt: skip
 
 

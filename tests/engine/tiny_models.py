@@ -11,7 +11,7 @@ from transformers import AutoConfig
 from transformers.models.auto import AutoModelForCausalLM
 
 from engine.attention import ATTENTION
-from engine.executors import default_graph_rows
+from engine.executors import default_graphs
 from engine.fused.decoder import Chunks, Decoder, KvCache, Rows, StepTensors
 from engine.loop import EngineLoop, TokenOutput
 from engine.models import LoadedModel, loaded
@@ -168,7 +168,7 @@ class DecoderSequence:
         else:
             starts = torch.tensor([self.done], dtype=torch.int32, device=DEVICE)
             offsets = torch.tensor([0, len(ids)], dtype=torch.int32, device=DEVICE)
-            chunks = Chunks(len(ids), tables, starts, offsets, len(ids))
+            chunks = Chunks(tables, starts, offsets, len(ids))
         self.done += len(ids)
         step = StepTensors(torch.tensor(ids, device=DEVICE), positions, slots, chunks, rows)
         return self.decoder.logits(self.decoder.forward(step, self.cache)).float()
@@ -226,7 +226,7 @@ def served(
     """Tokens of every prompt, served together; ``executor`` makes one of a model and the scheduler's settings."""
     config = SchedulerConfig.from_dict({"kv_tokens": 4096, "context_tokens": model.context_tokens, **settings})
     if "graph_rows" not in settings:
-        config = replace(config, graph_rows=default_graph_rows(model, config.layout, config.max_running))
+        config = replace(config, graph_rows=default_graphs(model, config).graph_rows)
     scheduler = Scheduler(config)
     tokens: dict[str, list[int]] = {str(place): [] for place in range(len(prompts))}
 

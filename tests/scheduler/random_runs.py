@@ -195,6 +195,7 @@ def _draw_any_config(rng: Random, policy: str) -> SchedulerConfig:
         length_quantiles=pick(((1, 2, 5, 7, 12, 12, 16, 20, 26), (3, 3, 9), tuple(range(1, 30)))),
         graph_rows=pick(((), (), (1, 2, 4, 8), (3,), (2, 5))) if layout == "paged" else (),
         graph_tokens=pick(((), (), (16, 32, 64), (40,), (7, 90))) if layout == "paged" else (),
+        graph_mixed=pick(((), (8, 24, 64), (40,), (5, 90))) if layout == "paged" else (),
         **(own | drawn),
     )
 

@@ -574,9 +574,9 @@ class Reference:
         graphs = [size for size in self.config.graph_rows if size >= rows and kind == "decode"]
         rows_computed = min(graphs, default=rows_computed)
         filled = rows_computed - rows if graphs else 0
-        prompts = [
-            size for size in self.config.graph_tokens if size >= sum(tokens) and kind == "prefill" and rows <= 16
-        ]
+        sizes = {"prefill": self.config.graph_tokens, "mixed": self.config.graph_mixed, "decode": ()}[kind]
+        as_rows = sum(start > 0 and n == 1 for _, start, n in pieces) if kind == "mixed" else 0
+        prompts = [size for size in sizes if size >= sum(tokens) and rows - as_rows <= 16]
         more = min(prompts) - sum(tokens) if prompts else filled
         return StepFeatures(
             layout=self.config.layout,

@@ -117,7 +117,7 @@ ALIKE = [{"fcfs", "bucket-serve"}, {"srpt", "trail"}]
 
 def test_the_descriptions_are_told_apart(tmp_path: Path) -> None:
     """Or the test above would prove little: what is described differently runs differently."""
-    run = draw_run("fcfs", 40, 3)
+    run = draw_run("fcfs", 40, 4)
     plain = SchedulerConfig(
         max_running=3, kv_tokens=80, block_tokens=4, max_rows=2, prefix_cache=True, prefill_token_ns=1_000_000,
         length_quantiles=(1, 2, 5, 7, 12, 12, 16, 20, 26),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -103,7 +104,7 @@ def test_steps_of_prompts_run_as_the_next_larger_graph_with_room_for_their_chunk
 
 
 def test_what_fills_up_a_graph_of_prompts_is_computed_and_counted() -> None:
-    """And steps that mix prompts and decode rows run as they are."""
+    """And so in a step that mixes prompts and decode rows, if there are graphs of such."""
     requests = [Request(str(number), 0, 20 + number, 30, 5) for number in range(3)]
     scheduler = Scheduler(SchedulerConfig(graph_tokens=(64, 128), max_running=8))
     for request in requests:
@@ -122,6 +123,31 @@ def test_what_fills_up_a_graph_of_prompts_is_computed_and_counted() -> None:
     steps = Steps()
     simulate(requests, Scheduler(mixed, steps), IntegerCosts())
     assert {kind: sizes for kind, sizes in steps.graphs.items() if kind != "decode"} == {"prefill": {64}, "mixed": {0}}
+    steps = Steps()
+    scheduler = Scheduler(replace(mixed, graph_mixed=(16, 32)), steps)
+    counters = simulate(requests, scheduler, IntegerCosts()).counters
+    assert steps.graphs["mixed"] == {32}
+    assert counters.steps_mixed
+    assert counters.graph_rows > counters.graph_rows_used
+
+
+def test_a_graph_of_a_mixed_step_has_room_for_16_chunks_beside_rows() -> None:
+    """Of which a chunk of one token behind others is one."""
+    config = SchedulerConfig(graph_mixed=(64,), phase="mixed", chunk_tokens=64, max_running=40, block_tokens=1)
+    for chunks, graph in ((16, 64), (17, 0)):
+        scheduler = Scheduler(config)
+        scheduler.submit(Request("row", 0, 1, 9), 0)
+        first = scheduler.next_step(0)
+        assert first is not None
+        scheduler.complete(first, StepOutcome([1], 1, 0), 1)
+        for number in range(chunks):
+            scheduler.submit(Request(str(number), 1, 2, 9), 1)
+        plan = scheduler.next_step(1)
+        assert plan is not None
+        f = plan.features
+        assert (f.kind, f.rows, f.decode_rows, f.new_tokens) == ("mixed", chunks + 1, 1, 2 * chunks + 1)
+        assert (f.graph_rows, f.new_tokens_computed) == (graph, graph or f.new_tokens)
+        assert f.rows_computed == f.rows
 
 
 class Steps:

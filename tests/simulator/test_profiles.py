@@ -15,7 +15,7 @@ import bench
 from reports.beyond import beyond_recorded
 from reports.rows import STEP_COLUMNS, read_steps
 from reports.run_folder import load_run
-from scheduler.graphs import graph_rows_for, graph_sizes
+from scheduler.graphs import Graphs, graph_rows_for, graph_sizes
 from scheduler.plan import StepFeatures
 from simulator import profiles
 from simulator.costs import CostError
@@ -64,7 +64,7 @@ def test_a_profile_costs_what_its_recording_does(tmp_path: Path) -> None:
     profiles.write_profile(path, [folder])
     assert path.stat().st_size < 12_000
     from_run, from_file = recorded_costs(folder), profiles.profile_costs(path, "h100-qwen-7b")
-    assert from_file.graph_rows == from_run.graph_rows == SIZES
+    assert from_file.graphs == from_run.graphs == Graphs(SIZES)
     # what the device has, not what the recording filled
     assert from_file.kv_tokens == from_run.kv_tokens == 90_000
     assert from_file.context_tokens == 32_768

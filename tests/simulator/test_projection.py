@@ -147,7 +147,7 @@ def test_launches_and_the_host_stay_as_they_were(made: Profile) -> None:
     assert smaller.device_ns(short) == pytest.approx(int(np.sum(other.device_ns(short))) * 28 / 32, rel=1e-6)
     for costs in (other, smaller):
         assert costs.host_ns(short) == pytest.approx(HOST_NS, rel=0.01)
-        assert costs.graph_rows == (1, 8, 64, 256)
+        assert costs.graphs.graph_rows == (1, 8, 64, 256)
 
 
 def test_what_the_engine_held_besides_stays_beside_the_weights(made: Profile) -> None:

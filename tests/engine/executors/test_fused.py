@@ -21,7 +21,7 @@ from engine.kernels import Splits
 from engine.loop import EngineLoop, TokenOutput
 from engine.models import LoadedModel, loaded
 from scheduler.config import ConfigError, SchedulerConfig
-from scheduler.graphs import graph_sizes
+from scheduler.graphs import Graphs, graph_rows_for, graph_sizes
 from scheduler.plan import StepPlan
 from scheduler.request import Request, SamplingParams
 from scheduler.scheduler import Scheduler
@@ -36,8 +36,7 @@ TIGHT = {"kv_pool": "paged", "kv_tokens": 96, "block_tokens": 4, "max_prefill_to
 def fused(model: LoadedModel, config: SchedulerConfig) -> FusedExecutor:
     return FusedExecutor(
         model, kv_tokens=config.capacity_tokens, max_running=config.max_running, max_rows=config.rows,
-        block_tokens=config.block_tokens, kv_pool=config.pool, graph_rows=config.graph_rows,
-        graph_tokens=config.graph_tokens,
+        block_tokens=config.block_tokens, kv_pool=config.pool, graphs=config.graphs,
     )  # fmt: skip
 
 
@@ -59,8 +58,10 @@ def on_device(both: Any) -> LoadedModel:
         TIGHT,
         {**TIGHT, "preemption": "swap"},
         {**TIGHT, "phase": "mixed", "chunk_tokens": 12},
+        {**TIGHT, "phase": "mixed", "chunk_tokens": 12, "graph_mixed": (4, 8, 12), "graph_tokens": (8, 12)},
+        {"phase": "mixed", "chunk_tokens": 70, "graph_mixed": (8, 32, 72)},
         {"kv_pool": "contiguous", "kv_tokens": 200, "block_tokens": 4, "max_rows": 2},
-        {"prefix_cache": True, "block_tokens": 4, "phase": "mixed", "chunk_tokens": 20},
+        {"prefix_cache": True, "block_tokens": 4, "phase": "mixed", "chunk_tokens": 20, "graph_mixed": (20,)},
         {**TIGHT, "policy": "srpt", "oracle": "true"},
     ],
     ids=[
@@ -74,6 +75,8 @@ def on_device(both: Any) -> LoadedModel:
         "tight",
         "swap",
         "mixed",
+        "tight graphs of mixed steps",
+        "graphs of mixed steps",
         "contiguous",
         "prefix",
         "srpt",
@@ -253,6 +256,56 @@ def test_at_the_edges_of_every_graph_of_prompts_tokens_are_transformers(referenc
     assert graphs[41] == graphs[44] == 0
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_at_the_edges_of_every_graph_of_mixed_steps_tokens_are_transformers(reference: Any, overlap: bool) -> None:
+    """Of few rows and of as many as there may be, beside one prompt and several, in chunks and whole."""
+    both = reference("qwen2")
+    model = on_device(both)
+    sizes = (8, 24, 40)
+    config = SchedulerConfig(
+        max_running=20, kv_tokens=4096, block_tokens=16, context_tokens=model.context_tokens, overlap=overlap,
+        graph_rows=graph_sizes(20), graph_mixed=sizes, phase="mixed", chunk_tokens=40, max_prefill_tokens=37,
+    )  # fmt: skip
+    found: dict[str, list[int]] = {}
+    graphs: set[tuple[int, int]] = set()
+
+    def hear(output: TokenOutput) -> None:
+        if output.token_id is not None:
+            found.setdefault(output.request_id, []).append(output.token_id)
+
+    scheduler = Scheduler(config)
+    executor = fused(model, config)
+    launch = executor.launch
+
+    def launched(plan: StepPlan, states: Any) -> Any:
+        if plan.kind == "mixed":
+            graphs.add((plan.features.new_tokens, plan.features.graph_rows))
+        return launch(plan, states)
+
+    executor.launch = launched  # type: ignore[method-assign]
+    loop = EngineLoop(scheduler, executor, listener=hear)
+    asked: dict[str, tuple[list[int], int]] = {}
+
+    def submit(name: str, prompt: list[int], length: int) -> None:
+        asked[name] = prompt, length
+        loop.submit(Request(name, loop.now_ns(), len(prompt), length, length, prompt_token_ids=tuple(prompt)))
+
+    beside = ((1, (6,)), (1, (7,)), (1, (8,)), (3, (40, 9)), (16, (5, 1, 2, 60)), (2, (2,) * 17), (5, (17, 16)))
+    for group, (rows, lengths) in enumerate(beside):
+        for row, prompt in enumerate(prompts_of(512, tuple(2 + 3 * place % 11 for place in range(rows)))):
+            submit(f"{group} row {row}", prompt, 30)
+        for _ in range(3 + rows // 4):
+            loop.step()
+        for place, prompt in enumerate(prompts_of(512, lengths)):
+            submit(f"{group} prompt {place}", prompt, 5)
+        loop.run()
+    for name, (prompt, length) in asked.items():
+        expected = both.greedy(prompt, length)
+        assert found[name][: len(expected)] == expected, name
+    assert {graph for _, graph in graphs} == {0, *sizes}
+    assert all(graph in (0, graph_rows_for(tokens, sizes)) for tokens, graph in graphs)
+
+
 def test_what_the_host_makes_of_a_plan_is_none_of_the_devices_time(
     reference: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,7 +335,7 @@ def test_contexts_are_cut_as_well_where_no_graph_is_large_enough(
     """A step of more rows than any graph has, or without graphs, is cut as the next of the usual sizes is."""
     monkeypatch.setattr("engine.fused.graphs.decode_splits", lambda rows, *_: Splits(16 // rows))
     model = on_device(reference("qwen2"))
-    executor = FusedExecutor(model, kv_tokens=64, max_running=7, graph_rows=graphs)
+    executor = FusedExecutor(model, kv_tokens=64, max_running=7, graphs=Graphs(graphs))
     cut: dict[int, int] = {}
 
     def forward(step: Any, _cache: Any) -> torch.Tensor:

@@ -61,8 +61,8 @@ def test_tables_have_one_kind_of_stride_however_long_they_are(reference: Callabl
     """Kernels are compiled anew for a stride of another kind, while requests wait."""
     memory = paged(reference("qwen2").ours, kernels=kernels_for(torch.device("cpu"))).memory
     longest = list(range(2, blocks + 2))
-    chunks = [PackedChunk(0, 3, 3, [1]), PackedChunk(3, 1, 4 * blocks, longest)]
-    attention: Any = memory.attention(chunks, [4, 5, 6, 4 * longest[-1]], 4 * blocks)
+    chunks = [PackedChunk(0, 1, 4 * blocks, longest), PackedChunk(1, 3, 3, [1])]
+    attention: Any = memory.attention(chunks, [4 * longest[-1], 4, 5, 6], 4 * blocks)
     for tables in (attention.chunks.tables, attention.rows.tables):
         assert tables.stride(0) % 16 == 0
     assert attention.chunks.tables[0, :1].tolist() == [1]

@@ -113,7 +113,7 @@ def test_no_tiles_are_searched_once_an_executor_is_made() -> None:
     from engine.kernels.skinny import best_tiles
 
     model = load_model("shape:tiny", device="cuda")
-    device = FusedDevice(model, DeviceSettings(64, 16, 100, 100, ()))
+    device = FusedDevice(model, DeviceSettings(64, 16, 100, 100))
     searched = best_tiles.cache_info().misses
     assert searched
     with torch.inference_mode():
@@ -134,14 +134,14 @@ def test_no_attention_is_compiled_once_an_executor_is_made(monkeypatch: pytest.M
     def attention() -> set[Any]:
         return {key for key in launching._COMPILED if key[0].__name__ in ("_decode_kernel", "_prefill_kernel")}
 
-    device = FusedDevice(load_model("shape:tiny", device="cuda"), DeviceSettings(64, 16, 100, 100, ()))
+    device = FusedDevice(load_model("shape:tiny", device="cuda"), DeviceSettings(64, 16, 100, 100))
     compiled = attention()
     assert compiled
     for chunks, rows in ((1, 1), (1, 2), (2, 40), (3, 7), (4, 100), (5, 33)):
         sizes = PromptSizes(8 * chunks + rows, chunks, rows, 0)
         numbers = nothing(sizes, 100)
         lines = prompt_lines(numbers, sizes)
-        lines.offsets[:] = range(0, 8 * chunks + 1, 8)
+        lines.offsets[:] = range(rows, rows + 8 * chunks + 1, 8)
         lines.lengths[:] = 1
         with torch.inference_mode():
             device.compute(MixedInputs(numbers, sizes, 8))

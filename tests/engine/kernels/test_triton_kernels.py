@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from engine.fused.decoder import Chunks, Rows, attend
 from engine.kernels import DecodeWorkspace, Heads, Rotary, Splits, kernels_for, reference
 
 pytest.importorskip("triton")
@@ -154,6 +157,27 @@ def test_prefill_attention(heads: Heads, softcap: float | None, window: int | No
         KERNELS.prefill_attention(query, *place, **settings),  # type: ignore[arg-type]
         reference.prefill_attention(query, *place, **settings),  # type: ignore[arg-type]
     )
+
+
+@pytest.mark.parametrize("rows", [1, 3, 6])
+def test_rows_and_chunks_of_a_graph_share_a_result(rows: int) -> None:
+    """Rows that there is only room for see nothing, and what chunks give stands in their places."""
+    heads, room = Heads(6, 2, 32), 6
+    cache = Cache([*[90] * rows, *[0] * (room - rows), 30, 70], heads.key_value, heads.dim, 16)
+    first = torch.tensor([20, 64], dtype=torch.int32, device=DEVICE)
+    offsets = torch.tensor([rows, rows + 10, rows + 16], dtype=torch.int32, device=DEVICE)
+    query = normal(24, heads.query, heads.dim)
+
+    def attended(kernels: Any) -> torch.Tensor:
+        chunks = Chunks(cache.tables[room:], first, offsets, 24)
+        decoding = Rows(cache.tables[:room], cache.lengths[:room], DecodeWorkspace(room, heads, 4, DEVICE), Splits(4))
+        result = attend(kernels, query, cache.keys, cache.values, chunks, decoding, scale=0.3)
+        return result[: rows + 16]
+
+    ours = attended(KERNELS)
+    close(ours, attended(reference))
+    place = (cache.keys, cache.values, cache.tables[:rows], cache.lengths[:rows])
+    close(ours[:rows], reference.decode_attention(query[:rows], *place, scale=0.3))
 
 
 def test_sample_is_the_samplers() -> None:

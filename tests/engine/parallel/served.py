@@ -50,7 +50,7 @@ def serve(
     )  # fmt: skip
     executor = FusedExecutor(
         model, kv_tokens=config.capacity_tokens, max_running=config.max_running, max_rows=config.rows,
-        block_tokens=config.block_tokens, kv_pool=config.pool, graph_rows=config.graph_rows,
+        block_tokens=config.block_tokens, kv_pool=config.pool, graphs=config.graphs,
     )  # fmt: skip
     scheduler = Scheduler(config)
     tokens: list[list[int]] = [[] for _ in LENGTHS]

@@ -62,7 +62,7 @@ def logits_of(model: LoadedModel) -> Tensor:
         tables = torch.tensor([[2, 0, 3]], dtype=torch.int32)
         slots = tables[0].long()[torch.arange(32) // 16] * 16 + torch.arange(32) % 16
         starts, offsets = torch.tensor([0], dtype=torch.int32), torch.tensor([0, 31], dtype=torch.int32)
-        prompt = StepTensors(ids, torch.arange(31), slots[:31], Chunks(31, tables, starts, offsets, 31), None)
+        prompt = StepTensors(ids, torch.arange(31), slots[:31], Chunks(tables, starts, offsets, 31), None)
         row = StepTensors(
             torch.tensor([7]), torch.tensor([31]), slots[31:], None, Rows(tables, torch.tensor([32], dtype=torch.int32))
         )  # fmt: skip
