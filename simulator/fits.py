@@ -9,6 +9,9 @@
 All are scaled so that they add up to the times they were fitted to: a simulation adds up steps, and a fit to the
 typical step makes each stall a loss. A step of more than :data:`INTERRUPTION` times its fit is none of that: a kernel
 was compiled, or the machine was taken away. Such steps are counted and left out.
+
+A recording has thousands of some steps and a few of others, and a fit to all of them is one to the former: of steps of
+about as many rows, tokens and KV no more than :data:`MOST_ALIKE` count.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ INTERRUPTION, MOST_INTERRUPTED = 10.0, 0.05
 STALL = 3.0
 #: a form takes the place of a simpler one if its error is at most this share of the other's
 BETTER = 0.98
+#: steps that are much like each other, at most, of those that a device's time is fitted to
+MOST_ALIKE = 20
 #: values that the spread of a step's time is kept in
 SPREAD = 64
 #: a host that is away for longer was doing something else: kernels are compiled in half a second
@@ -91,6 +96,7 @@ def fit(
     times: Floats,
     candidates: Iterable[Candidate] = CANDIDATES,
     interruption: float = INTERRUPTION,
+    most_alike: int = MOST_ALIKE,
 ) -> StepCost:
     """The cost of ``times`` (nanoseconds) that the steps of ``table`` took, of the best of ``candidates``.
 
@@ -100,8 +106,9 @@ def fit(
     chosen: StepCost | None = None
     with one_thread():
         kept = _uninterrupted(_design(kind, table, len(times), False).matrix, times, interruption)
+        even = _even(kind, table, kept, most_alike)
         for candidate in candidates:
-            cost = _fit_one(kind, candidate, _design(kind, table, len(times), candidate.fills), kept, times)
+            cost = _fit_one(kind, candidate, _design(kind, table, len(times), candidate.fills), kept, even, times)
             if cost is not None and (chosen is None or _better(cost, chosen)):
                 chosen = cost
     if chosen is None:
@@ -114,8 +121,9 @@ def _better(cost: StepCost, other: StepCost) -> bool:
     return error is not None and others is not None and error <= BETTER * others
 
 
-def _fit_one(kind: str, candidate: Candidate, design: _Design, kept: Any, times: Floats) -> StepCost | None:
-    matrix, recorded = design.matrix[kept], times[kept]
+def _fit_one(kind: str, candidate: Candidate, design: _Design, kept: Any, even: Any, times: Floats) -> StepCost | None:
+    """A fit to the steps ``even`` of those ``kept``; the others were interrupted."""
+    matrix, recorded = design.matrix[even], times[even]
     found = candidate.solve(matrix, recorded, None)
     if found is None:
         return None
@@ -138,6 +146,21 @@ def _uninterrupted(matrix: Floats, times: Floats, interruption: float) -> Any:
     expected = np.maximum(matrix @ weights_of(matrix, times), 0.02 * max(float(times.mean()), 1.0))
     kept = times <= interruption * expected
     return kept if (~kept).mean() <= MOST_INTERRUPTED else np.ones(len(times), dtype=bool)
+
+
+def _even(kind: str, table: Any, kept: Any, most: int) -> Any:
+    """``bool[steps]``: of those ``kept``, ``most`` of each sort at most, from the first recorded to the last."""
+    sizes = (axis(kind, table), table.longest_context, table.kv_tokens_read)
+    octaves = [np.log2(np.maximum(np.asarray(size, dtype=np.float64), 1.0)) for size in sizes]
+    sorts = np.column_stack([
+        np.floor(4 * octaves[0]), np.floor(octaves[1]), np.floor(octaves[2]), np.asarray(table.shared_kv_tokens) > 0,
+    ])  # fmt: skip
+    _, sort = np.unique(sorts, axis=0, return_inverse=True)
+    even = np.zeros(len(kept), dtype=bool)
+    for place in range(sort.max() + 1):
+        alike = np.flatnonzero((sort == place) & kept)
+        even[alike[np.arange(min(most, len(alike))) * len(alike) // max(1, min(most, len(alike)))]] = True
+    return even
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ step that runs as a graph takes as long as the graph. So the time over the rows 
 knots that never falls. To it come terms that are linear in what attention does. A step whose kernels are launched one
 by one takes no less than the host takes to launch them, whatever they do meanwhile: that is the floor.
 
-No weight is negative: more work never costs less, and what is below the total is so whatever the step.
+No weight is negative: among as many rows and tokens more work never costs less, and what is below the total is so
+whatever the step. With more rows beside it a long one may be done sooner, since it is cut into fewer parts.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class Features(Protocol):
     def released(self) -> Any: ...
     @property
     def shared_kv_tokens(self) -> Any: ...
+    @property
+    def graph_rows(self) -> Any: ...
 
 
 Term = Callable[[Features], Any]
@@ -69,6 +72,21 @@ def larger(a: Any, b: Any) -> Any:
     """The larger of two numbers, or of each pair."""
     # a stretch has few steps, as a rule: for two numbers NumPy takes ten times as long
     return max(a, b) if isinstance(a, int | float) and isinstance(b, int | float) else np.maximum(a, b)
+
+
+def _share(amount: Any, parts: Any) -> Any:
+    """Of each of so many parts, of which there may be none."""
+    return amount / larger(parts, 1)
+
+
+def _launched(f: Features) -> Any:
+    """Whether the step's kernels are launched one by one."""
+    return 1.0 * (f.graph_rows == 0)
+
+
+def smaller(a: Any, b: Any) -> Any:
+    """The smaller of two numbers, or of each pair."""
+    return min(a, b) if isinstance(a, int | float) and isinstance(b, int | float) else np.minimum(a, b)
 
 
 def _decode_fill(device_rows: int) -> Term:
@@ -94,12 +112,19 @@ FILL_TERMS: dict[str, dict[str, Term]] = {
     "mixed": {f"fill_{rows}": _mixed_fill(rows) for rows in FILLS},
 }
 #: all other terms: columns that attention multiplies, KV that it reads, KV of decode rows that it has not just read for
-#: another row, chunks, rows beside them, and sequences whose places have to be cleared
+#: another row, chunks, rows beside them, and sequences whose places have to be cleared. Decode kernels cut a context
+#: into as many parts as it is long, up to some length from which on there are no more of them, the more of them the
+#: fewer rows there are: what the longest row takes rises fast first, and then slowly. The
+#: chunks of a mixed step have no parts: they take what their context does, however few their tokens are. Of mixed steps
+#: those that are no graphs, having too many chunks, take what their launches do
 PLAIN_TERMS: dict[str, dict[str, Term]] = {
     "decode": {
         "kv_columns": lambda f: f.kv_columns_computed,
         "own_kv": lambda f: larger(f.kv_columns_computed - f.shared_kv_tokens, 0),
         "longest_context": lambda f: f.longest_context,
+        "longest_512": lambda f: smaller(f.longest_context, 512),
+        "longest_2048": lambda f: smaller(f.longest_context, 2048),
+        "longest_2048_a_row": lambda f: _share(smaller(f.longest_context, 2048), f.rows_computed),
         "released": lambda f: f.released,
     },
     "prefill": {
@@ -111,7 +136,11 @@ PLAIN_TERMS: dict[str, dict[str, Term]] = {
     "mixed": {
         "kv_columns": lambda f: f.kv_columns_computed - f.decode_context_tokens,
         "kv_tokens": lambda f: f.kv_tokens_read - f.decode_context_tokens,
+        "mean_context": lambda f: _share(
+            f.kv_columns_computed - f.decode_context_tokens, f.new_tokens_computed - f.decode_rows
+        ),
         "rows": lambda f: f.rows_computed - f.decode_rows,
+        "launched": _launched,
         "decode_rows": lambda f: f.decode_rows,
         "decode_kv": lambda f: f.decode_context_tokens,
         "own_decode_kv": lambda f: larger(f.decode_context_tokens - f.shared_kv_tokens, 0),
@@ -276,6 +305,7 @@ class Part:
     longest_decode_context: Any = 0
     released: Any = 0
     shared_kv_tokens: Any = 0
+    graph_rows: Any = 0
 
 
 @dataclass(frozen=True)
