@@ -46,6 +46,10 @@ class StepFloor(NamedTuple):
     column_ns: float
     own_ns: float = 0.0
 
+    def below(self, other: StepFloor) -> StepFloor:
+        """A floor that is below both."""
+        return StepFloor(*(min(a, b) for a, b in zip(self, other, strict=True)))
+
     def plus(self, other: StepFloor) -> StepFloor:
         """The floor of a step that takes both times."""
         return StepFloor(*(a + b for a, b in zip(self, other, strict=True)))

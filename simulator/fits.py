@@ -11,20 +11,21 @@ typical step makes each stall a loss. A step of more than :data:`INTERRUPTION` t
 was compiled, or the machine was taken away. Such steps are counted and left out.
 
 A recording has thousands of some steps and a few of others, and a fit to all of them is one to the former: of steps of
-about as many rows, tokens and KV no more than :data:`MOST_ALIKE` count.
+about as many rows, tokens and KV no more than :data:`MOST_ALIKE` count. Steps with prompts that run as graphs and those
+whose kernels are launched one by one have fits of their own, where that is better.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from simulator.least_squares import Floats, floored_weights, one_thread, to_the_mean, weights_of
-from simulator.step_cost import FILL_TERMS, PLAIN_TERMS, Line, Quality, StepCost, Term, axis
+from simulator.step_cost import COST_COLUMNS, FILL_TERMS, PLAIN_TERMS, Line, Quality, StepCost, Term, axis
 
 #: fewer recorded steps than this make neither a fit nor a knot
 FEWEST_STEPS = 3
@@ -40,6 +41,8 @@ STALL = 3.0
 BETTER = 0.98
 #: steps that are much like each other, at most, of those that a device's time is fitted to
 MOST_ALIKE = 20
+#: graphs, and steps that are none, from which on they may be fitted apart
+FEWEST_APART = 20
 #: values that the spread of a step's time is kept in
 SPREAD = 64
 #: a host that is away for longer was doing something else: kernels are compiled in half a second
@@ -103,6 +106,23 @@ def fit(
     ``table`` has :data:`~simulator.step_cost.COST_COLUMNS` and ``graph_rows`` as attributes, a value for each step, in
     the order recorded. The first candidate is taken where there are too few steps to compare.
     """
+    candidates = tuple(candidates)
+    together = _fit_all(kind, table, times, candidates, interruption, most_alike)
+    graphs = np.asarray(table.graph_rows) > 0
+    if kind != "mixed" or min(graphs.sum(), (~graphs).sum()) < FEWEST_APART:
+        return together
+    as_graph, eager = (
+        _fit_all(kind, _Rows(table, which), times[which], candidates, interruption, most_alike)
+        for which in (graphs, ~graphs)
+    )
+    quality = as_graph.quality.beside(eager.quality, float(times[graphs].sum()), float(times[~graphs].sum()))
+    apart = replace(as_graph, eager=eager, quality=quality)
+    return apart if _better(apart, together) else together
+
+
+def _fit_all(
+    kind: str, table: Any, times: Floats, candidates: Sequence[Candidate], interruption: float, most_alike: int
+) -> StepCost:
     chosen: StepCost | None = None
     with one_thread():
         kept = _uninterrupted(_design(kind, table, len(times), False).matrix, times, interruption)
@@ -161,6 +181,14 @@ def _even(kind: str, table: Any, kept: Any, most: int) -> Any:
         alike = np.flatnonzero((sort == place) & kept)
         even[alike[np.arange(min(most, len(alike))) * len(alike) // max(1, min(most, len(alike)))]] = True
     return even
+
+
+class _Rows:
+    """Some rows of a table of steps."""
+
+    def __init__(self, table: Any, which: Any) -> None:
+        for name in (*COST_COLUMNS, "graph_rows"):
+            setattr(self, name, np.asarray(getattr(table, name))[which])
 
 
 @dataclass(frozen=True)

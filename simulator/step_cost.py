@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Protocol
@@ -79,11 +79,6 @@ def _share(amount: Any, parts: Any) -> Any:
     return amount / larger(parts, 1)
 
 
-def _launched(f: Features) -> Any:
-    """Whether the step's kernels are launched one by one."""
-    return 1.0 * (f.graph_rows == 0)
-
-
 def smaller(a: Any, b: Any) -> Any:
     """The smaller of two numbers, or of each pair."""
     return min(a, b) if isinstance(a, int | float) and isinstance(b, int | float) else np.minimum(a, b)
@@ -115,8 +110,7 @@ FILL_TERMS: dict[str, dict[str, Term]] = {
 #: another row, chunks, rows beside them, and sequences whose places have to be cleared. Decode kernels cut a context
 #: into as many parts as it is long, up to some length from which on there are no more of them, the more of them the
 #: fewer rows there are: what the longest row takes rises fast first, and then slowly. The
-#: chunks of a mixed step have no parts: they take what their context does, however few their tokens are. Of mixed steps
-#: those that are no graphs, having too many chunks, take what their launches do
+#: chunks of a mixed step have no parts: they take what their context does, however few their tokens are.
 PLAIN_TERMS: dict[str, dict[str, Term]] = {
     "decode": {
         "kv_columns": lambda f: f.kv_columns_computed,
@@ -140,7 +134,6 @@ PLAIN_TERMS: dict[str, dict[str, Term]] = {
             f.kv_columns_computed - f.decode_context_tokens, f.new_tokens_computed - f.decode_rows
         ),
         "rows": lambda f: f.rows_computed - f.decode_rows,
-        "launched": _launched,
         "decode_rows": lambda f: f.decode_rows,
         "decode_kv": lambda f: f.decode_context_tokens,
         "own_decode_kv": lambda f: larger(f.decode_context_tokens - f.shared_kv_tokens, 0),
@@ -217,6 +210,22 @@ class Quality:
         found = np.maximum(np.maximum(np.interp(share, shares, means) * mean, other), mean)
         return found if found.ndim else float(found)
 
+    def beside(self, other: Quality, took: float, others: float) -> Quality:
+        """That of both sorts of steps, which ``took`` so long in all and ``others``; they vary as these do."""
+
+        def both(one: float, two: float) -> float:
+            return (one * took + two * others) / max(took + others, 1.0)
+
+        def known(one: float | None, two: float | None) -> float | None:
+            return None if one is None or two is None else both(one, two)
+
+        return replace(
+            self, steps=self.steps + other.steps, error=both(self.error, other.error),
+            held_out=known(self.held_out, other.held_out), bias=known(self.bias, other.bias),
+            interruptions=self.interruptions + other.interruptions,
+            interrupted_ns=self.interrupted_ns + other.interrupted_ns,
+        )  # fmt: skip
+
     @cached_property
     def _larger(self) -> tuple[Floats, Floats]:
         """What the mean of the larger is for a constant of each value of the spread; straight between them."""
@@ -228,7 +237,8 @@ class Quality:
 class StepCost:
     """``max(floor, line(axis) + sum(weight x term))`` nanoseconds; see :func:`axis` and :data:`PLAIN_TERMS`.
 
-    ``form``: which of the candidates it is, see :mod:`simulator.fits`.
+    ``form``: which of the candidates it is, see :mod:`simulator.fits`. ``eager``: of steps whose kernels are launched
+    one by one, where those were told apart from graphs.
     """
 
     kind: str
@@ -237,6 +247,7 @@ class StepCost:
     quality: Quality = field(compare=False)
     floor: float = 0.0
     form: str = "linear"
+    eager: StepCost | None = None
 
     @property
     def constant(self) -> float:
@@ -245,6 +256,8 @@ class StepCost:
 
     def total(self, features: Features) -> Any:
         """Of one step or of a stretch, whose rows are the same in all steps; not rounded."""
+        if self.eager is not None and not features.graph_rows:
+            return self.eager.total(features)
         work = self.line.at(axis(self.kind, features)) + self.attention(features)
         return larger(work, self.floor) if self.floor else work
 
@@ -269,6 +282,8 @@ class StepCost:
         rows = np.asarray(axis(self.kind, table), dtype=np.float64)
         line = np.array([self.line.at(x) for x in rows.tolist()])
         total: Floats = np.maximum(line + np.asarray(self.attention(table), dtype=np.float64), self.floor)
+        if self.eager is not None:
+            total = np.where(np.asarray(table.graph_rows) > 0, total, self.eager.totals(table))
         return total
 
     def floors(self) -> tuple[StepFloor, ...]:
@@ -288,6 +303,8 @@ class StepCost:
         ]
         if self.floor:
             found.append(StepFloor(max(0.0, self.floor - ROUNDING_NS), 0.0, 0.0))
+        if self.eager is not None:
+            found = [floor.below(other) for floor in found for other in self.eager.floors()]
         return tuple(found)
 
 
@@ -336,6 +353,8 @@ class MixedCost:
         longest, mean = f.longest_decode_context, context / max(rows, 1)
         longest = (longest or mean) if isinstance(longest, int | float) else np.where(longest > 0, longest, mean)
         decodes = Part(rows, rows, context, context, longest, shared_kv_tokens=f.shared_kv_tokens)
-        products = max(self.prefill.line.at(f.new_tokens_computed), self.decode.line.at(rows))
-        work = products + self.prefill.attention(prompts) + self.decode.attention(decodes)
-        return larger(work, max(self.prefill.floor, self.decode.floor))
+        eager = None if f.graph_rows else self.prefill.eager
+        prefill = self.prefill if eager is None else eager
+        products = max(prefill.line.at(f.new_tokens_computed), self.decode.line.at(rows))
+        work = products + prefill.attention(prompts) + self.decode.attention(decodes)
+        return larger(work, max(prefill.floor, self.decode.floor))
