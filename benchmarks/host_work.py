@@ -22,8 +22,8 @@ from simulator.profiles import read_profile  # noqa: E402
 from simulator.recorded_rows import read_recorded  # noqa: E402
 from simulator.step_cost import axis  # noqa: E402
 
-#: rows of a decode step, tokens of a step of prompts
-SIZES = {"decode": (0, 8, 16, 32, 64, 128, 256), "prefill": (0, 128, 512, 1024, 2048)}
+#: rows of a decode step, tokens of a step with prompts
+SIZES = {"decode": (0, 8, 16, 32, 64, 128, 256), "prefill": (0, 128, 512, 1024, 2048), "mixed": (0, 512, 1024, 2048)}
 
 
 def steps_of(place: Path) -> pd.DataFrame:
