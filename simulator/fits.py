@@ -10,8 +10,8 @@ All are scaled so that they add up to the times they were fitted to: a simulatio
 typical step makes each stall a loss. A step of more than :data:`INTERRUPTION` times its fit is none of that: a kernel
 was compiled, or the machine was taken away. Such steps are counted and left out.
 
-A recording has thousands of some steps and a few of others, and a fit to all of them is one to the former: of steps of
-about as many rows, tokens and KV no more than :data:`MOST_ALIKE` count. Steps with prompts that run as graphs and those
+A recording has thousands of some decode steps and a few of others, and a fit to all of them is one to the former: of
+those of about as many rows and tokens no more than :data:`MOST_ALIKE` count. Steps with prompts that run as graphs and those
 whose kernels are launched one by one have fits of their own, where that is better.
 """
 
@@ -39,7 +39,7 @@ INTERRUPTION, MOST_INTERRUPTED = 10.0, 0.05
 STALL = 3.0
 #: a form takes the place of a simpler one if its error is at most this share of the other's
 BETTER = 0.98
-#: steps that are much like each other, at most, of those that a device's time is fitted to
+#: decode steps that are much like each other, at most, of those that are fitted to
 MOST_ALIKE = 20
 #: graphs, and steps that are none, from which on they may be fitted apart
 FEWEST_APART = 20
@@ -126,7 +126,7 @@ def _fit_all(
     chosen: StepCost | None = None
     with one_thread():
         kept = _uninterrupted(_design(kind, table, len(times), False).matrix, times, interruption)
-        even = _even(kind, table, kept, most_alike)
+        even = _even(table, kept, most_alike) if kind == "decode" else kept
         for candidate in candidates:
             cost = _fit_one(kind, candidate, _design(kind, table, len(times), candidate.fills), kept, even, times)
             if cost is not None and (chosen is None or _better(cost, chosen)):
@@ -168,9 +168,9 @@ def _uninterrupted(matrix: Floats, times: Floats, interruption: float) -> Any:
     return kept if (~kept).mean() <= MOST_INTERRUPTED else np.ones(len(times), dtype=bool)
 
 
-def _even(kind: str, table: Any, kept: Any, most: int) -> Any:
+def _even(table: Any, kept: Any, most: int) -> Any:
     """``bool[steps]``: of those ``kept``, ``most`` of each sort at most, from the first recorded to the last."""
-    sizes = (axis(kind, table), table.longest_context, table.kv_tokens_read)
+    sizes = (table.rows_computed, table.longest_context, table.kv_tokens_read)
     octaves = [np.log2(np.maximum(np.asarray(size, dtype=np.float64), 1.0)) for size in sizes]
     sorts = np.column_stack([
         np.floor(4 * octaves[0]), np.floor(octaves[1]), np.floor(octaves[2]), np.asarray(table.shared_kv_tokens) > 0,
