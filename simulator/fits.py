@@ -11,7 +11,7 @@ typical step makes each stall a loss. A step of more than :data:`INTERRUPTION` t
 was compiled, or the machine was taken away. Such steps are counted and left out.
 
 A recording has thousands of some decode steps and a few of others, and a fit to all of them is one to the former: of
-those of about as many rows and tokens no more than :data:`MOST_ALIKE` count. Steps with prompts that run as graphs and those
+those of about as many rows and tokens no more than :data:`MOST_ALIKE` count. Mixed steps that run as graphs and those
 whose kernels are launched one by one have fits of their own, where that is better.
 """
 
