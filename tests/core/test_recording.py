@@ -68,7 +68,7 @@ def test_a_recording_has_every_kind_of_step_and_replays(tmp_path: Path) -> None:
 
 
 def test_with_overlap_steps_of_every_kind_are_recorded_in_both_ways(tmp_path: Path) -> None:
-    steps = recorded(tmp_path / "run", "--budget-s", "3", "--max-running", "8", "--max-prefill-tokens", "64",
+    steps = recorded(tmp_path / "run", "--budget-s", "6", "--max-running", "8", "--max-prefill-tokens", "64",
                      "--kv-tokens", "1024", "--graph-rows", "1,2,4,8", "--overlap")  # fmt: skip
     counts = steps.groupby(["kind", "overlap"])["rows"].count()
     assert counts.index.tolist() == [(kind, way) for kind in ("decode", "mixed", "prefill") for way in (0, 1)]
