@@ -5,6 +5,7 @@
 | ``linear`` | a rising line through knots, and what attention reads and multiplies |
 | ``filled`` | the same, and rows that wait for the longest one of those that a device works on at a time |
 | ``floored`` | the larger of that and of a floor |
+| ``grouped`` | of decode steps ``filled``, whose attention has weights of its own for few rows, more and many |
 
 All are scaled so that they add up to the times they were fitted to: a simulation adds up steps, and a fit to the
 typical step makes each stall a loss. A step of more than :data:`INTERRUPTION` times its fit is none of that: a kernel
@@ -25,7 +26,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simulator.least_squares import Floats, floored_weights, one_thread, to_the_mean, weights_of
-from simulator.step_cost import COST_COLUMNS, FILL_TERMS, PLAIN_TERMS, Line, Quality, StepCost, Term, axis
+from simulator.step_cost import (
+    COST_COLUMNS,
+    FILL_TERMS,
+    GROUPED_TERMS,
+    GROUPS,
+    PLAIN_TERMS,
+    Line,
+    Quality,
+    StepCost,
+    Term,
+    axis,
+)
 
 #: fewer recorded steps than this make neither a fit nor a knot
 FEWEST_STEPS = 3
@@ -43,6 +55,8 @@ BETTER = 0.98
 MOST_ALIKE = 20
 #: graphs, and steps that are none, from which on they may be fitted apart
 FEWEST_APART = 20
+#: steps of every group of rows, at least, that have so many tokens a row of their own, for groups to be told apart
+FEWEST_LONG, LONG_CONTEXT = 20, 1000
 #: values that the spread of a step's time is kept in
 SPREAD = 64
 #: a host that is away for longer was doing something else: kernels are compiled in half a second
@@ -70,6 +84,7 @@ class Found(NamedTuple):
 class Candidate:
     """A form of cost: whether it has the terms of :data:`~simulator.step_cost.FILL_TERMS`, and how it is solved.
 
+    ``grouped``: it is of decode steps, and has the terms of :data:`~simulator.step_cost.GROUPED_TERMS`.
     ``solve`` is given a matrix ``[steps, columns]``, times, and what was found for steps much like these, if anything.
     It may find that steps are not of this form.
     """
@@ -77,6 +92,7 @@ class Candidate:
     form: str
     fills: bool
     solve: Callable[[Floats, Floats, Found | None], Found | None]
+    grouped: bool = False
 
 
 def _plain(matrix: Floats, times: Floats, near: Found | None) -> Found | None:
@@ -90,7 +106,12 @@ def _floored(matrix: Floats, times: Floats, near: Found | None) -> Found | None:
 
 LINEAR = Candidate("linear", False, _plain)
 #: of device time, the simpler first. Host time is linear: its parts come one after the other
-CANDIDATES = (LINEAR, Candidate("filled", True, _plain), Candidate("floored", True, _floored))
+CANDIDATES = (
+    LINEAR,
+    Candidate("filled", True, _plain),
+    Candidate("floored", True, _floored),
+    Candidate("grouped", True, _plain, grouped=True),
+)
 
 
 def fit(
@@ -125,10 +146,12 @@ def _fit_all(
 ) -> StepCost:
     chosen: StepCost | None = None
     with one_thread():
-        kept = _uninterrupted(_design(kind, table, len(times), False).matrix, times, interruption)
+        kept = _uninterrupted(_design(kind, table, len(times), LINEAR).matrix, times, interruption)
         even = _even(table, kept, most_alike) if kind == "decode" else kept
         for candidate in candidates:
-            cost = _fit_one(kind, candidate, _design(kind, table, len(times), candidate.fills), kept, even, times)
+            if candidate.grouped and not _tells_groups(kind, table, kept):
+                continue
+            cost = _fit_one(kind, candidate, _design(kind, table, len(times), candidate), kept, even, times)
             if cost is not None and (chosen is None or _better(cost, chosen)):
                 chosen = cost
     if chosen is None:
@@ -168,6 +191,17 @@ def _uninterrupted(matrix: Floats, times: Floats, interruption: float) -> Any:
     return kept if (~kept).mean() <= MOST_INTERRUPTED else np.ones(len(times), dtype=bool)
 
 
+def _tells_groups(kind: str, table: Any, kept: Any) -> bool:
+    """Whether every group of rows has steps of long contexts: what a group has not met it would go on from blindly."""
+    if kind not in GROUPED_TERMS:
+        return False
+    rows = np.asarray(table.rows_computed)
+    own = np.asarray(table.kv_tokens_read) - np.asarray(table.shared_kv_tokens)
+    long = kept & (own >= LONG_CONTEXT * rows)
+    groups = np.bincount(np.searchsorted(GROUPS, rows[long]), minlength=len(GROUPS) + 1)
+    return bool(groups.min() >= FEWEST_LONG)
+
+
 def _even(table: Any, kept: Any, most: int) -> Any:
     """``bool[steps]``: of those ``kept``, ``most`` of each sort at most, from the first recorded to the last."""
     sizes = (table.rows_computed, table.longest_context, table.kv_tokens_read)
@@ -200,7 +234,7 @@ class _Design:
     matrix: Floats
 
 
-def _design(kind: str, table: Any, count: int, fills: bool) -> _Design:
+def _design(kind: str, table: Any, count: int, form: Candidate) -> _Design:
     over = np.asarray(axis(kind, table), dtype=np.float64)
     as_graphs = kind == "decode" and bool((np.asarray(table.graph_rows) > 0).all())
     knots = _knots(over, as_graphs)
@@ -208,7 +242,8 @@ def _design(kind: str, table: Any, count: int, fills: bool) -> _Design:
     columns += [np.clip((over - low) / (high - low), 0.0, 1.0) for low, high in pairwise(knots)]
     names: list[str] = []
     kept: list[Floats] = []
-    wanted: dict[str, Term] = {**PLAIN_TERMS[kind], **(FILL_TERMS[kind] if fills else {})}
+    plain = GROUPED_TERMS[kind] if form.grouped else PLAIN_TERMS[kind]
+    wanted: dict[str, Term] = {**plain, **(FILL_TERMS[kind] if form.fills else {})}
     for name, term in wanted.items():
         amounts = np.asarray(term(table), dtype=np.float64)
         # what is the same in all steps is the constant's, and what is another term all over again is that term's

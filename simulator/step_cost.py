@@ -142,6 +142,48 @@ PLAIN_TERMS: dict[str, dict[str, Term]] = {
 }
 
 
+#: numbers of rows up to which decode kernels are much alike: how they cut contexts, how they are launched and which
+#: products they are made of hangs on the rows
+GROUPS = (4, 32, 96)
+
+
+def _within(term: Term, above: float, most: float) -> Term:
+    """``term`` of steps of so many rows, 0 of others."""
+
+    def within(f: Features) -> Any:
+        rows = f.rows_computed
+        if isinstance(rows, int | float):
+            return term(f) if above < rows <= most else 0
+        return np.where((rows > above) & (rows <= most), term(f), 0)
+
+    return within
+
+
+def _grouped(terms: Mapping[str, Term]) -> dict[str, Term]:
+    """Each of ``terms`` once for every group of rows."""
+    edges = (0, *GROUPS, float("inf"))
+    return {
+        f"{name}_{place}": _within(term, above, most)
+        for name, term in terms.items()
+        for place, (above, most) in enumerate(pairwise(edges))
+    }
+
+
+#: plain terms, those of attention for each group of rows apart
+GROUPED_TERMS: dict[str, dict[str, Term]] = {
+    "decode": {
+        **{name: PLAIN_TERMS["decode"][name] for name in ("longest_2048_a_row", "released")},
+        **_grouped(
+            {
+                name: term
+                for name, term in PLAIN_TERMS["decode"].items()
+                if name not in ("longest_2048_a_row", "released")
+            }
+        ),
+    },
+}
+
+
 @dataclass(frozen=True)
 class Line:
     """Straight between its knots, flat below the first, and with slope ``beyond`` above the last. It never falls."""
@@ -270,7 +312,7 @@ class StepCost:
 
     @cached_property
     def _weighted(self) -> tuple[tuple[float, Term], ...]:
-        found = {**PLAIN_TERMS[self.kind], **FILL_TERMS[self.kind]}
+        found = {**PLAIN_TERMS[self.kind], **FILL_TERMS[self.kind], **GROUPED_TERMS.get(self.kind, {})}
         return tuple((weight, found[name]) for name, weight in self.weights.items() if weight)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -288,7 +330,12 @@ class StepCost:
 
     def floors(self) -> tuple[StepFloor, ...]:
         """What no step can be faster than; each holds. Attention has at least as many columns as it reads tokens."""
-        weight = self.weights.get
+
+        def weight(name: str, default: float) -> float:
+            """Of all groups of rows the least, where a term has a weight for each."""
+            groups = [self.weights.get(f"{name}_{place}", default) for place in range(len(GROUPS) + 1)]
+            return self.weights.get(name, min(groups))
+
         fills = sum(weight(f"fill_{rows}", 0.0) for rows in FILLS)
         column_ns = weight("kv_columns", 0.0) + weight("kv_tokens", 0.0)
         own_ns = weight("own_kv", 0.0)

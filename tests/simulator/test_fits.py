@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.graphs import graph_rows_for, graph_sizes
-from simulator.fits import FEWEST_STEPS, LINEAR, STALL, fit
+from simulator.fits import CANDIDATES, FEWEST_STEPS, LINEAR, MOST_ALIKE, STALL, fit
 from simulator.step_cost import COST_COLUMNS, Line, axis
 
 SIZES = graph_sizes(256)
@@ -70,6 +70,86 @@ def test_each_graph_has_a_knot_and_between_them_nothing_is_smoothed() -> None:
     cost = fit("decode", table(steps), times)
     assert set(cost.line.knots) == {step["rows_computed"] for step in steps}
     assert cost.line.at(144) - cost.line.at(128) > 0.8e6
+
+
+def cut_decode_ns(step: dict[str, int]) -> float:
+    """Contexts are cut into the more parts the fewer rows there are, and read the faster the more rows there are."""
+    rows, longest = step["rows_computed"], step["longest_context"]
+    token_ns = 300.0 if rows <= 4 else 140.0 if rows <= 32 else 90.0
+    parts_ns = 400.0 * min(longest, 2048) / rows + 200.0 * min(longest, 512)
+    return 2e6 + 4e3 * rows + token_ns * step["kv_columns_computed"] + parts_ns
+
+
+def test_groups_of_rows_have_weights_of_their_own_where_each_has_met_long_contexts() -> None:
+    rng = Random(11)
+    steps = [
+        decode(rng, size, context)
+        for context in (64, 256, 1024, 2048)
+        for size in SIZES
+        for _ in range(6)
+    ]  # fmt: skip
+    times = np.array([cut_decode_ns(step) * rng.uniform(0.99, 1.01) for step in steps])
+    cost = fit("decode", table(steps), times)
+    assert cost.form == "grouped"
+    plain = fit("decode", table(steps), times, CANDIDATES[:2])
+    assert cost.quality.held_out is not None
+    assert plain.quality.held_out is not None
+    assert cost.quality.held_out < 0.7 * plain.quality.held_out
+    for rows, context in ((2, 1500), (20, 700), (90, 900), (200, 1200)):
+        step = decode(rng, rows, context)
+        assert float(cost.totals(table([step]))[0]) == pytest.approx(cut_decode_ns(step), rel=0.05), (rows, context)
+        assert cost.total(SimpleNamespace(**{name: step.get(name, 0) for name in (*COST_COLUMNS, "graph_rows")})) == (
+            pytest.approx(float(cost.totals(table([step]))[0]))
+        )
+    # of many rows only short contexts: what a token of theirs takes would be a guess
+    met = [place for place, step in enumerate(steps) if step["rows_computed"] <= 96 or step["longest_context"] < 600]
+    assert fit("decode", table([steps[place] for place in met]), times[met]).form != "grouped"
+
+
+def test_of_decode_steps_alike_a_few_count() -> None:
+    """Or thousands of one sort, of a slow minute, would bend the fit for all others."""
+    steps, times = recorded_decodes(0.0, Random(12))
+    alone = decode(Random(13), 16, 4096)
+    crowd, took = [*steps, *[alone] * 3000], np.concatenate([times, np.full(3000, 1.3 * gpu_decode_ns(alone))])
+    fair = fit("decode", table(crowd), took, (LINEAR,))
+    bent = fit("decode", table(crowd), took, (LINEAR,), most_alike=10_000)
+    off, more = (
+        np.abs(cost.totals(table(steps)) - times).mean() / times.mean() for cost in (fair, bent)
+    )  # fmt: skip
+    assert off < 0.9 * more
+    assert fair.quality.steps == len(crowd)
+    assert fit("decode", table(steps[:MOST_ALIKE]), times[:MOST_ALIKE]).quality.steps == MOST_ALIKE
+
+
+def test_mixed_steps_that_are_no_graphs_have_a_fit_of_their_own() -> None:
+    rng = Random(14)
+    steps, took = [], []
+    for place in range(400):
+        rows, tokens = rng.randint(1, 60), 16 * rng.randint(1, 120)
+        graph = 0 if place % 8 == 0 else 2048
+        step = {**prefill(rng, tokens, 1, 0), "decode_rows": rows, "decode_context_tokens": 300 * rows}
+        step["rows_computed"] += rows
+        step["new_tokens_computed"] += rows
+        step["kv_columns_computed"] += 300 * rows
+        step["kv_tokens_read"] += 300 * rows
+        step["longest_decode_context"], step["graph_rows"] = 300, graph
+        steps.append(step)
+        work = 1.5e6 + 900.0 * step["new_tokens_computed"] + 8.0 * step["decode_context_tokens"]
+        took.append((work if graph else max(work, 11e6)) * rng.uniform(0.98, 1.02))
+    cost = fit("mixed", table(steps), np.array(took))
+    assert cost.eager is not None
+    assert cost.quality.held_out is not None
+    assert cost.quality.held_out < 0.03
+    predicted = cost.totals(table(steps))
+    assert predicted == pytest.approx(np.array(took), rel=0.1)
+    one = {name: steps[0].get(name, 0) for name in (*COST_COLUMNS, "graph_rows")}
+    assert cost.total(SimpleNamespace(**one)) == pytest.approx(predicted[0])
+    for floor in cost.floors():
+        assert floor.step_ns <= 2e6
+    # where they take what graphs do, there is one fit for both
+    same = [time for time, step in zip(took, steps, strict=True) if step["graph_rows"]]
+    both = [{**step, "graph_rows": place % 2} for place, step in enumerate(s for s in steps if s["graph_rows"])]
+    assert fit("mixed", table(both), np.array(same)).eager is None
 
 
 def prefill(rng: Random, tokens: int, chunks: int, start: int) -> dict[str, int]:
