@@ -80,7 +80,7 @@ def is_there(pid: int) -> bool:
         {},
         {**TIGHT, "preemption": "swap", "overlap": True},
         {**TIGHT, "phase": "mixed", "chunk_tokens": 12, "overlap": True},
-        {"prefix_cache": True, "block_tokens": 4, "phase": "mixed", "chunk_tokens": 20},
+        {"prefix_cache": True, "block_tokens": 4, "phase": "mixed", "chunk_tokens": 20, "graph_mixed": (8, 20)},
         {"kv_pool": "contiguous", "kv_tokens": 200, "block_tokens": 4, "max_rows": 2},
     ],
     ids=["plain", "swap", "mixed", "prefix", "contiguous"],

@@ -33,6 +33,7 @@ SETTINGS = {
     "swap": {**TIGHT, "preemption": "swap", "overlap": True},
     "mixed": {**TIGHT, "phase": "mixed", "chunk_tokens": 12, "overlap": True},
     "prefix": {"prefix_cache": True, "block_tokens": 4, "phase": "mixed", "chunk_tokens": 20, "overlap": True},
+    "graphs": {"phase": "mixed", "chunk_tokens": 20, "graph_tokens": (8, 20), "graph_mixed": (8, 20), "overlap": True},
 }
 
 #: serves until its second rank is killed; says what it was told, and must then come to its end
