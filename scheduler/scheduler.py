@@ -38,6 +38,7 @@ class Scheduler:
         self.policy = state.policy
         self.pool = state.pool
         self.host = state.host
+        self._graphs = state.config.graphs
         self._counters = state.counters
         self.digest = PlanDigest()
         self._stepping = Stepping(state, Prefill(state))
@@ -275,7 +276,7 @@ class Scheduler:
             batch_rows,
             swapped,
             steps,
-            config.graphs,
+            self._graphs,
             len(state.released),
         )
         slot_free = state.holding < config.max_running and state.batch is None

@@ -145,6 +145,8 @@ PLAIN_TERMS: dict[str, dict[str, Term]] = {
 #: numbers of rows up to which decode kernels are much alike: how they cut contexts, how they are launched and which
 #: products they are made of hangs on the rows
 GROUPS = (4, 32, 96)
+#: terms that know the rows, or have nothing to do with them
+_FOR_ALL_ROWS = ("longest_2048_a_row", "released")
 
 
 def _within(term: Term, above: float, most: float) -> Term:
@@ -160,28 +162,16 @@ def _within(term: Term, above: float, most: float) -> Term:
 
 
 def _grouped(terms: Mapping[str, Term]) -> dict[str, Term]:
-    """Each of ``terms`` once for every group of rows."""
-    edges = (0, *GROUPS, float("inf"))
-    return {
-        f"{name}_{place}": _within(term, above, most)
-        for name, term in terms.items()
-        for place, (above, most) in enumerate(pairwise(edges))
-    }
+    """``terms``, those of attention once for every group of rows."""
+    found = {name: terms[name] for name in _FOR_ALL_ROWS}
+    for name in [name for name in terms if name not in _FOR_ALL_ROWS]:
+        for place, (above, most) in enumerate(pairwise((0, *GROUPS, float("inf")))):
+            found[f"{name}_{place}"] = _within(terms[name], above, most)
+    return found
 
 
 #: plain terms, those of attention for each group of rows apart
-GROUPED_TERMS: dict[str, dict[str, Term]] = {
-    "decode": {
-        **{name: PLAIN_TERMS["decode"][name] for name in ("longest_2048_a_row", "released")},
-        **_grouped(
-            {
-                name: term
-                for name, term in PLAIN_TERMS["decode"].items()
-                if name not in ("longest_2048_a_row", "released")
-            }
-        ),
-    },
-}
+GROUPED_TERMS: dict[str, dict[str, Term]] = {"decode": _grouped(PLAIN_TERMS["decode"])}
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from engine.loop import EngineLoop, TokenOutput
 from engine.models import LoadedModel, loaded
 from scheduler.config import ConfigError, SchedulerConfig
 from scheduler.graphs import Graphs, graph_rows_for, graph_sizes
-from scheduler.plan import StepPlan
+from scheduler.plan import StepFeatures, StepPlan
 from scheduler.request import Request, SamplingParams
 from scheduler.scheduler import Scheduler
 from simulator.costs import IntegerCosts
@@ -183,6 +183,27 @@ def test_graphs_that_no_executor_has_are_refused(reference: Any) -> None:
         build_executor(model, settings)
 
 
+def watched_loop(
+    model: LoadedModel, config: SchedulerConfig
+) -> tuple[EngineLoop, dict[str, list[int]], list[StepFeatures]]:
+    """A loop on the fused executor, the tokens that its requests get, and the steps that it launches."""
+    found: dict[str, list[int]] = {}
+    steps: list[StepFeatures] = []
+    executor = fused(model, config)
+    launch = executor.launch
+
+    def hear(output: TokenOutput) -> None:
+        if output.token_id is not None:
+            found.setdefault(output.request_id, []).append(output.token_id)
+
+    def launched(plan: StepPlan, states: Any) -> Any:
+        steps.append(plan.features)
+        return launch(plan, states)
+
+    executor.launch = launched  # type: ignore[method-assign]
+    return EngineLoop(Scheduler(config), executor, listener=hear), found, steps
+
+
 def edges(sizes: tuple[int, ...]) -> list[int]:
     """Numbers of rows at, below and above every graph's size."""
     return sorted({rows for size in sizes for rows in (size - 1, size, size + 1) if 1 <= rows <= sizes[-1]})
@@ -197,13 +218,7 @@ def test_at_the_edges_of_every_graph_rows_give_their_own_tokens(reference: Any) 
     config = SchedulerConfig(
         max_running=40, kv_tokens=4096, block_tokens=16, context_tokens=model.context_tokens, graph_rows=sizes
     )
-    found: dict[str, list[int]] = {}
-
-    def hear(output: TokenOutput) -> None:
-        if output.token_id is not None:
-            found.setdefault(output.request_id, []).append(output.token_id)
-
-    loop = EngineLoop(Scheduler(config), fused(model, config), listener=hear)
+    loop, found, _ = watched_loop(model, config)
     for rows in reversed(edges(sizes)):
         loop.run(
             Request(f"{rows} {place}", loop.now_ns(), len(prompts[place]), length, length,
@@ -225,24 +240,7 @@ def test_at_the_edges_of_every_graph_of_prompts_tokens_are_transformers(referenc
         max_running=20, kv_tokens=4096, block_tokens=16, context_tokens=model.context_tokens, overlap=overlap,
         graph_rows=graph_sizes(20), graph_tokens=sizes, max_prefill_tokens=44,
     )  # fmt: skip
-    found: dict[str, list[int]] = {}
-    graphs: dict[int, int] = {}
-
-    def hear(output: TokenOutput) -> None:
-        if output.token_id is not None:
-            found.setdefault(output.request_id, []).append(output.token_id)
-
-    scheduler = Scheduler(config)
-    executor = fused(model, config)
-    launch = executor.launch
-
-    def launched(plan: StepPlan, states: Any) -> Any:
-        if plan.kind == "prefill":
-            graphs[plan.features.new_tokens] = plan.features.graph_rows
-        return launch(plan, states)
-
-    executor.launch = launched  # type: ignore[method-assign]
-    loop = EngineLoop(scheduler, executor, listener=hear)
+    loop, found, launched = watched_loop(model, config)
     groups = [(total,) for total in (*reversed(edges(sizes)), 41, 44)] + [(1, 2, 1), (7, 9), (20, 3, 17), (2,) * 17]
     for group in groups:
         prompts = prompts_of(512, group)
@@ -252,6 +250,7 @@ def test_at_the_edges_of_every_graph_of_prompts_tokens_are_transformers(referenc
         for place, prompt in enumerate(prompts):
             expected = both.greedy(prompt, 5)
             assert found[f"{group} {place}"][: len(expected)] == expected, (group, place)
+    graphs = {step.new_tokens: step.graph_rows for step in launched if step.kind == "prefill"}
     assert {graphs[total] for total in edges(sizes)} == set(sizes)
     assert graphs[41] == graphs[44] == 0
 
@@ -266,24 +265,7 @@ def test_at_the_edges_of_every_graph_of_mixed_steps_tokens_are_transformers(refe
         max_running=20, kv_tokens=4096, block_tokens=16, context_tokens=model.context_tokens, overlap=overlap,
         graph_rows=graph_sizes(20), graph_mixed=sizes, phase="mixed", chunk_tokens=40, max_prefill_tokens=37,
     )  # fmt: skip
-    found: dict[str, list[int]] = {}
-    graphs: set[tuple[int, int]] = set()
-
-    def hear(output: TokenOutput) -> None:
-        if output.token_id is not None:
-            found.setdefault(output.request_id, []).append(output.token_id)
-
-    scheduler = Scheduler(config)
-    executor = fused(model, config)
-    launch = executor.launch
-
-    def launched(plan: StepPlan, states: Any) -> Any:
-        if plan.kind == "mixed":
-            graphs.add((plan.features.new_tokens, plan.features.graph_rows))
-        return launch(plan, states)
-
-    executor.launch = launched  # type: ignore[method-assign]
-    loop = EngineLoop(scheduler, executor, listener=hear)
+    loop, found, launched = watched_loop(model, config)
     asked: dict[str, tuple[list[int], int]] = {}
 
     def submit(name: str, prompt: list[int], length: int) -> None:
@@ -302,8 +284,9 @@ def test_at_the_edges_of_every_graph_of_mixed_steps_tokens_are_transformers(refe
     for name, (prompt, length) in asked.items():
         expected = both.greedy(prompt, length)
         assert found[name][: len(expected)] == expected, name
-    assert {graph for _, graph in graphs} == {0, *sizes}
-    assert all(graph in (0, graph_rows_for(tokens, sizes)) for tokens, graph in graphs)
+    mixed = [step for step in launched if step.kind == "mixed"]
+    assert {step.graph_rows for step in mixed} == {0, *sizes}
+    assert all(step.graph_rows in (0, graph_rows_for(step.new_tokens, sizes)) for step in mixed)
 
 
 def test_what_the_host_makes_of_a_plan_is_none_of_the_devices_time(
