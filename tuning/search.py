@@ -180,6 +180,8 @@ class Search:
                 if running[number].ready:
                     self._advance(running, number, running[number].results(), ended)
                     self._progress(self)
+        # what ended while the last results were handed on
+        self._keep([*self._kept])
         self._play_off()
         full = self.requests / self.parts.searched.requests
         return Found(self.candidates, len(self._baselines), self.requests, full, self.asked, started)
