@@ -144,6 +144,7 @@ def fit(
 def _fit_all(
     kind: str, table: Any, times: Floats, candidates: Sequence[Candidate], interruption: float, most_alike: int
 ) -> StepCost:
+    """One cost of all steps of ``table``, see :func:`fit`."""
     chosen: StepCost | None = None
     with one_thread():
         kept = _uninterrupted(_design(kind, table, len(times), LINEAR).matrix, times, interruption)
@@ -213,7 +214,8 @@ def _even(table: Any, kept: Any, most: int) -> Any:
     even = np.zeros(len(kept), dtype=bool)
     for place in range(sort.max() + 1):
         alike = np.flatnonzero((sort == place) & kept)
-        even[alike[np.arange(min(most, len(alike))) * len(alike) // max(1, min(most, len(alike)))]] = True
+        count = min(most, len(alike))
+        even[alike[np.arange(count) * len(alike) // max(1, count)]] = True
     return even
 
 

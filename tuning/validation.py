@@ -83,7 +83,8 @@ def stretch_of(workload: Workload, seconds: float, requests: int | None) -> Work
 def memory_of(recorded_tokens: int, block_tokens: int) -> int:
     """KV memory for the engine where costs were recorded with ``recorded_tokens``: a little less, in whole blocks.
 
-    What a GPU has left moves from one start to the next.
+    What a GPU has left moves from one start to the next, and graphs of mixed steps, which only some settings have, take
+    some of it.
     """
     return int(recorded_tokens * (1 - KV_TOLERANCE / 2)) // block_tokens * block_tokens
 

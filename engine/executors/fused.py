@@ -307,13 +307,13 @@ class FusedExecutor:
             lines.positions[of_it] = positions
             lines.slots[of_it] = known.blocks[place, positions // size] * size + positions % size
             lines.places[of_it] = place
-        count = len(rows)
-        lines.row_places[:count] = places[:count]
-        lines.lengths[:count] = [chunk.start + 1 for chunk in rows]
-        lines.chunk_places[: len(prompts)] = places[count:]
+        behind = len(rows)
+        lines.row_places[:behind] = places[:behind]
+        lines.lengths[:behind] = [chunk.start + 1 for chunk in rows]
+        lines.chunk_places[: len(prompts)] = places[behind:]
         lines.starts[: len(prompts)] = [chunk.start for chunk in prompts]
         lines.offsets[:] = ends[-1]
-        lines.offsets[: len(prompts) + 1] = [count, *ends[count:]]
+        lines.offsets[: len(prompts) + 1] = [behind, *ends[behind:]]
         count = len(sampling)
         lines.sampled[:count] = [ends[place] - 1 for place in sampling]
         lines.sampling_places[:count] = of_sampling = places[sampling]
