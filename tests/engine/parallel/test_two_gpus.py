@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -132,11 +133,13 @@ def test_a_process_that_is_killed_ends_its_requests_with_an_error() -> None:
 @pytest.mark.parametrize("layout", ["padded", "paged"])
 def test_an_engine_on_the_second_gpu_leaves_the_first_alone(layout: Layout) -> None:
     """Kernels, streams and events belong to the GPU that is current, whatever GPU their tensors are on."""
-    texts = []
+    texts, engines = [], []
     for device in ("cuda:0", "cuda:1"):
         torch.cuda.synchronize(0)
+        gc.collect()  # what engines of other tests hold
         before = torch.cuda.memory_allocated(0)
         engine = InferenceEngine("shape:tiny", device=device, layout=layout, kv_tokens=4096, max_running=4)
+        engines.append(engine)
         texts.append([result.token_ids for result in engine.generate([[1, 2, 3], [9, 8]], max_tokens=20)])
         assert device == "cuda:0" or torch.cuda.memory_allocated(0) == before
     assert texts[0] == texts[1]
