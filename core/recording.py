@@ -305,8 +305,7 @@ class Recording:
             parts.append((f"rows of about {first:,} tokens", 2, 2, self._sweep_of(first)))
             for context in others:
                 parts.append((f"rows of about {context:,} tokens", 1, 1, self._sweep_of(context)))
-                spread = self._sweep_of(context, very_different)
-                parts.append((f"rows of {context:,} tokens on average", 1, 1, spread))
+                parts.append((f"rows of {context:,} tokens on average", 1, 1, self._spread_sweep_of(context)))
                 if context >= self.scale.config.block_tokens:
                     parts.append((f"rows that share {context:,} tokens", 1, 1, self._sharing_sweep_of(context)))
             parts.append(("rows among which one is long", 1, 1, self._uneven_sweep))
@@ -315,11 +314,13 @@ class Recording:
             parts += [(f"rows of about {context:,} tokens", 2, 2, self._sweep_of(context)) for context in contexts]
         parts.append(("swaps", 1, 1, self._swaps))
         # what a fast device has time for: contexts between those, which say how straight the fits are
-        parts += [
-            (f"rows of about {2 * context:,} tokens", 0.5, 0.5, self._sweep_of(2 * context))
-            for context in contexts
-            if 3 * context <= self.scale.context_tokens
-        ]
+        for context in contexts:
+            if 3 * context <= self.scale.context_tokens:
+                between = 2 * context
+                parts.append((f"rows of about {between:,} tokens", 0.5, 0.5, self._sweep_of(between)))
+                if self.scale.config.layout == "paged":
+                    spread = self._spread_sweep_of(between)
+                    parts.append((f"rows of {between:,} tokens on average", 0.5, 0.5, spread))
         return parts
 
     # -- the parts
@@ -383,8 +384,12 @@ class Recording:
             self._submit(lengths, 1)
             self._drain()
 
-    def _sweep_of(self, context: int, lengths_of: Lengths | None = None) -> Callable[[], None]:
-        return lambda: self._sweep(context, (), lengths_of=lengths_of or similar)
+    def _sweep_of(self, context: int) -> Callable[[], None]:
+        return lambda: self._sweep(context, ())
+
+    def _spread_sweep_of(self, context: int) -> Callable[[], None]:
+        """Rows come in one or two at a time: together they would fill every step, and none would have fewer tokens."""
+        return lambda: self._sweep(context, (), lengths_of=very_different, at_a_time=2)
 
     def _sharing_sweep_of(self, shared: int) -> Callable[[], None]:
         """Rows behind one of two beginnings whose KV they share, of ``shared`` tokens and of half as many."""
@@ -412,20 +417,29 @@ class Recording:
         most_rows: int = 1 << 20,
         lengths_of: Lengths = similar,
         beginnings: Sequence[TokenIds] = ((),),
+        at_a_time: int | None = None,
     ) -> None:
         """Rows of about ``context`` tokens, and some ``longer`` ones, decode together; then fewer and fewer of them.
 
-        All are behind one of the ``beginnings``, in turn.
+        All are behind one of the ``beginnings``, in turn. They come in together, or up to ``at_a_time``.
         """
         scale, rng = self.scale, self._rng
         memory = FILL * scale.config.kv_tokens - sum(longer) - sum(map(len, beginnings))
         tokens = min(memory, 0.4 * self._part_s * scale.pilot.tokens_per_s)
         rows = max(1, min(most_rows, scale.config.max_running, int(tokens / context) + len(longer)))
-        affordable = next(size for size in reversed((1, *graph_sizes(rows))) if self._affords(size, context))
+        a_step = scale.config.max_prefill_tokens / context
+        if at_a_time is not None:
+            a_step = min(a_step, (1 + at_a_time) / 2)
+        affordable = next(size for size in reversed((1, *graph_sizes(rows))) if self._affords(size, a_step))
         rows = max(affordable, len(longer) + 1, min(2, scale.config.max_running))
         longest = max(1, scale.context_tokens * 3 // 4 - max(map(len, beginnings)))
         lengths = [max(1, min(int(length), longest)) for length in lengths_of(context, rows)[: rows - len(longer)]]
         rng.shuffle(lengths)
+        scheduler: Any = self._loop.scheduler
+        while at_a_time is not None and len(lengths) > at_a_time and not self._late:
+            self._submit([lengths.pop() for _ in range(rng.randint(1, at_a_time))], None, beginnings)
+            while scheduler.waiting and not self._late and self._loop.step():
+                pass
         kept = self._submit([*longer, *lengths], None, beginnings)[: len(longer)]
         self._settle()
         mixed = 0
@@ -439,10 +453,11 @@ class Recording:
             if not mixed or (size % 2 == 0 and not self._late):
                 mixed += self._beside_decodes(mixed)
 
-    def _affords(self, rows: int, context: int) -> bool:
-        """Whether 40% of the part's time has steps of ``rows`` rows while they come in, and of each size after that."""
+    def _affords(self, rows: int, a_step: float) -> bool:
+        """Whether 40% of the part's time has steps of ``rows`` rows while they come in, so many of them in ``a_step``,
+        and of each size after that."""
         pilot, sizes = self.scale.pilot, graph_sizes(rows)
-        coming_in = rows * context / self.scale.config.max_prefill_tokens
+        coming_in = rows / a_step
         steps_s = (coming_in + len(sizes)) * pilot.decode_step_s
         return rows == 1 or steps_s + (coming_in * rows + sum(sizes)) * pilot.decode_row_s <= 0.4 * self._part_s
 

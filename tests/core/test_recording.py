@@ -119,8 +119,8 @@ def test_where_a_step_takes_what_it_takes_however_few_its_rows_all_rows_are_reco
     assert swap_rows(CONFIG, pilot, 60.0) == 256
     recording = Recording(scale_of(CONFIG, pilot, 60.0), 1000, temperature=0.0)
     recording._part_s = 6.0
-    assert recording._affords(256, 256)
-    assert not recording._affords(256, 4096)
+    assert recording._affords(256, 2048 / 256)
+    assert not recording._affords(256, 2048 / 4096)
     # and where rows are what takes time, they decide
     row_s, step_s = decode_seconds([(rows, 20_000_000 * rows) for rows in range(1, 17)])
     assert (row_s, step_s) == (pytest.approx(0.02), pytest.approx(0.0, abs=1e-6))
