@@ -76,10 +76,19 @@ def similar(mean: int, rows: int) -> list[float]:
     return [mean * (0.5 + place / rows) for place in range(rows)]
 
 
-def very_different(mean: int, rows: int) -> list[float]:
-    """As lengths of conversations are: lognormal, of 256 rows the longest eleven times the mean."""
-    normal = NormalDist()
-    return [mean * math.exp(normal.inv_cdf((place + 0.5) / rows) - 0.5) for place in range(rows)]
+def lognormal(sigma: float) -> Lengths:
+    """Lengths of conversations are about lognormal."""
+
+    def lengths(mean: int, rows: int) -> list[float]:
+        normal = NormalDist(-(sigma**2) / 2, sigma)
+        return [mean * math.exp(normal.inv_cdf((place + 0.5) / rows)) for place in range(rows)]
+
+    return lengths
+
+
+#: of 256 rows the longest is five times the mean, or eleven times. Rows wait for the longest in the latter and hardly
+#: in :func:`similar` ones: where the one turns into the other is between
+different, very_different = lognormal(0.6), lognormal(1.0)
 
 
 class Watch:
@@ -305,7 +314,8 @@ class Recording:
             parts.append((f"rows of about {first:,} tokens", 2, 2, self._sweep_of(first)))
             for context in others:
                 parts.append((f"rows of about {context:,} tokens", 1, 1, self._sweep_of(context)))
-                parts.append((f"rows of {context:,} tokens on average", 1, 1, self._spread_sweep_of(context)))
+                spread = self._spread_sweep_of(context, very_different)
+                parts.append((f"rows of {context:,} tokens on average", 1, 1, spread))
                 if context >= self.scale.config.block_tokens:
                     parts.append((f"rows that share {context:,} tokens", 1, 1, self._sharing_sweep_of(context)))
             parts.append(("rows among which one is long", 1, 1, self._uneven_sweep))
@@ -319,7 +329,7 @@ class Recording:
                 between = 2 * context
                 parts.append((f"rows of about {between:,} tokens", 0.5, 0.5, self._sweep_of(between)))
                 if self.scale.config.layout == "paged":
-                    spread = self._spread_sweep_of(between)
+                    spread = self._spread_sweep_of(between, different)
                     parts.append((f"rows of {between:,} tokens on average", 0.5, 0.5, spread))
         return parts
 
@@ -387,9 +397,9 @@ class Recording:
     def _sweep_of(self, context: int) -> Callable[[], None]:
         return lambda: self._sweep(context, ())
 
-    def _spread_sweep_of(self, context: int) -> Callable[[], None]:
+    def _spread_sweep_of(self, context: int, lengths_of: Lengths) -> Callable[[], None]:
         """Rows come in one or two at a time: together they would fill every step, and none would have fewer tokens."""
-        return lambda: self._sweep(context, (), lengths_of=very_different, at_a_time=2)
+        return lambda: self._sweep(context, (), lengths_of=lengths_of, at_a_time=2)
 
     def _sharing_sweep_of(self, shared: int) -> Callable[[], None]:
         """Rows behind one of two beginnings whose KV they share, of ``shared`` tokens and of half as many."""
@@ -438,7 +448,7 @@ class Recording:
         scheduler: Any = self._loop.scheduler
         while at_a_time is not None and len(lengths) > at_a_time and not self._late:
             self._submit([lengths.pop() for _ in range(rng.randint(1, at_a_time))], None, beginnings)
-            while scheduler.waiting and not self._late and self._loop.step():
+            while self._loop.step() and scheduler.waiting and not self._late:
                 pass
         kept = self._submit([*longer, *lengths], None, beginnings)[: len(longer)]
         self._settle()
