@@ -5,15 +5,15 @@
 | ``linear`` | a rising line through knots, and what attention reads and multiplies |
 | ``filled`` | the same, and rows that wait for the longest one of those that a device works on at a time |
 | ``floored`` | the larger of that and of a floor |
-| ``grouped`` | of decode steps ``filled``, whose attention has weights of its own for few rows, more and many |
+| ``grouped`` | of decode steps ``filled``, with weights of their own for few rows, more and many |
 
 All are scaled so that they add up to the times they were fitted to: a simulation adds up steps, and a fit to the
 typical step makes each stall a loss. A step of more than :data:`INTERRUPTION` times its fit is none of that: a kernel
 was compiled, or the machine was taken away. Such steps are counted and left out.
 
 A recording has thousands of some decode steps and a few of others, and a fit to all of them is one to the former: of
-those of about as many rows and tokens no more than :data:`MOST_ALIKE` count. Mixed steps that run as graphs and those
-whose kernels are launched one by one have fits of their own, where that is better.
+those of about as many rows and tokens no more than :data:`MOST_ALIKE` count. Steps with prompts that run as graphs and
+those whose kernels are launched one by one have fits of their own, where that is better.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from simulator.least_squares import Floats, floored_weights, one_thread, to_the_mean, weights_of
 from simulator.step_cost import (
@@ -110,7 +111,7 @@ CANDIDATES = (
     LINEAR,
     Candidate("filled", True, _plain),
     Candidate("floored", True, _floored),
-    Candidate("grouped", True, _plain, grouped=True),
+    Candidate("grouped", False, _plain, grouped=True),
 )
 
 
@@ -130,7 +131,7 @@ def fit(
     candidates = tuple(candidates)
     together = _fit_all(kind, table, times, candidates, interruption, most_alike)
     graphs = np.asarray(table.graph_rows) > 0
-    if kind != "mixed" or min(graphs.sum(), (~graphs).sum()) < FEWEST_APART:
+    if kind == "decode" or min(graphs.sum(), (~graphs).sum()) < FEWEST_APART:
         return together
     as_graph, eager = (
         _fit_all(kind, _Rows(table, which), times[which], candidates, interruption, most_alike)
@@ -238,14 +239,14 @@ class _Design:
 
 def _design(kind: str, table: Any, count: int, form: Candidate) -> _Design:
     over = np.asarray(axis(kind, table), dtype=np.float64)
-    as_graphs = kind == "decode" and bool((np.asarray(table.graph_rows) > 0).all())
-    knots = _knots(over, as_graphs)
+    knots = _knots(over, np.asarray(table.graph_rows) > 0)
     columns = [np.ones(count)]
     columns += [np.clip((over - low) / (high - low), 0.0, 1.0) for low, high in pairwise(knots)]
     names: list[str] = []
     kept: list[Floats] = []
-    plain = GROUPED_TERMS[kind] if form.grouped else PLAIN_TERMS[kind]
-    wanted: dict[str, Term] = {**plain, **(FILL_TERMS[kind] if form.fills else {})}
+    wanted: dict[str, Term] = {**PLAIN_TERMS[kind], **(FILL_TERMS[kind] if form.fills else {})}
+    if form.grouped:
+        wanted = GROUPED_TERMS[kind]
     for name, term in wanted.items():
         amounts = np.asarray(term(table), dtype=np.float64)
         # what is the same in all steps is the constant's, and what is another term all over again is that term's
@@ -259,17 +260,21 @@ def _alike(a: Floats, b: Floats) -> bool:
     return bool(np.abs(a * b.sum() - b * a.sum()).max() <= 1e-9 * np.abs(a * b.sum()).max())
 
 
-def _knots(over: Floats, as_graphs: bool) -> tuple[float, ...]:
-    """Sizes of graphs, or powers of two from the least to the most; each with steps enough since the one before."""
+def _knots(over: Floats, graphs: npt.NDArray[np.bool_]) -> tuple[float, ...]:
+    """From the least to the most, each with steps enough since the one before: sizes of ``graphs``, and for the steps
+    that are none powers of two."""
     values = np.sort(over)
     least, most = float(values[0]), float(values[-1])
     if least == most:
         return (least,)
-    inner = np.unique(values) if as_graphs else 2.0 ** np.arange(np.ceil(np.log2(least + 1)), np.log2(most))
+    wanted = {}
+    if not graphs.all():
+        doubled = 2.0 ** np.arange(np.ceil(np.log2(over[~graphs].min() + 1)), np.log2(over[~graphs].max()))
+        wanted = dict.fromkeys(doubled.tolist(), STEPS_A_KNOT)
+    wanted |= dict.fromkeys(over[graphs].tolist(), FEWEST_STEPS)
     knots = [least]
-    wanted = FEWEST_STEPS if as_graphs else STEPS_A_KNOT
-    for knot in inner[(inner > least) & (inner < most)].tolist():
-        if np.searchsorted(values, knot, "right") - np.searchsorted(values, knots[-1], "right") >= wanted:
+    for knot in sorted(size for size in wanted if least < size < most):
+        if np.searchsorted(values, knot, "right") - np.searchsorted(values, knots[-1], "right") >= wanted[knot]:
             knots.append(knot)
     if len(knots) > 1 and len(values) - np.searchsorted(values, knots[-1], "right") < FEWEST_STEPS:
         knots.pop()

@@ -144,7 +144,7 @@ PLAIN_TERMS: dict[str, dict[str, Term]] = {
 
 #: numbers of rows up to which decode kernels are much alike: how they cut contexts, how they are launched and which
 #: products they are made of hangs on the rows
-GROUPS = (4, 32, 96)
+GROUPS = (4, 32, 64)
 #: terms that know the rows, or have nothing to do with them
 _FOR_ALL_ROWS = ("longest_2048_a_row", "released")
 
@@ -170,8 +170,8 @@ def _grouped(terms: Mapping[str, Term]) -> dict[str, Term]:
     return found
 
 
-#: plain terms, those of attention for each group of rows apart
-GROUPED_TERMS: dict[str, dict[str, Term]] = {"decode": _grouped(PLAIN_TERMS["decode"])}
+#: terms of attention for each group of rows apart
+GROUPED_TERMS: dict[str, dict[str, Term]] = {"decode": _grouped({**PLAIN_TERMS["decode"], **FILL_TERMS["decode"]})}
 
 
 @dataclass(frozen=True)

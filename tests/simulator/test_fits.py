@@ -72,6 +72,29 @@ def test_each_graph_has_a_knot_and_between_them_nothing_is_smoothed() -> None:
     assert cost.line.at(144) - cost.line.at(128) > 0.8e6
 
 
+@pytest.mark.parametrize("kind", ["prefill", "mixed"])
+def test_graphs_of_prompts_have_knots_of_their_own_too(kind: str) -> None:
+    """Products take as long as their tiles: 640 tokens what 768 take, and 896 much less than 1,024."""
+    rng = Random(15)
+    took_ns = {256: 1.5e6, 512: 1.6e6, 640: 1.9e6, 768: 1.9e6, 896: 2.0e6, 1024: 2.4e6, 2048: 3.6e6}
+    steps, times = [], []
+    for graph, count in [*((size, 12) for size in took_ns), (2048, 400)]:
+        for _ in range(count):
+            step = {**prefill(rng, graph, 1, rng.randint(0, 4000)), "graph_rows": graph}
+            step["decode_rows"] = 0 if kind == "prefill" else rng.randint(1, 40)
+            steps.append(step)
+            times.append((took_ns[graph] + 200.0 * step["kv_tokens_read"]) * rng.uniform(0.99, 1.01))
+    # and where others are longer than any graph
+    eager = [prefill(rng, tokens, 1, 0) for tokens in (3000, 4000) for _ in range(5)]
+    slow = [2e3 * step["new_tokens_computed"] for step in eager]
+    for more, ns in (([], []), (eager, slow)):
+        cost = fit(kind, table([*steps, *more]), np.array(times + ns))
+        for graph, graph_ns in took_ns.items():
+            step = {**prefill(rng, graph, 1, 500), "graph_rows": graph}
+            expected = graph_ns + 200.0 * step["kv_tokens_read"]
+            assert float(cost.totals(table([step]))[0]) == pytest.approx(expected, rel=0.03), graph
+
+
 def cut_decode_ns(step: dict[str, int]) -> float:
     """Contexts are cut into the more parts the fewer rows there are, and read the faster the more rows there are."""
     rows, longest = step["rows_computed"], step["longest_context"]
@@ -102,7 +125,7 @@ def test_groups_of_rows_have_weights_of_their_own_where_each_has_met_long_contex
             pytest.approx(float(cost.totals(table([step]))[0]))
         )
     # of many rows only short contexts: what a token of theirs takes would be a guess
-    met = [place for place, step in enumerate(steps) if step["rows_computed"] <= 96 or step["longest_context"] < 600]
+    met = [place for place, step in enumerate(steps) if step["rows_computed"] <= 64 or step["longest_context"] < 600]
     assert fit("decode", table([steps[place] for place in met]), times[met]).form != "grouped"
 
 
@@ -121,7 +144,7 @@ def test_of_decode_steps_alike_a_few_count() -> None:
     assert fit("decode", table(steps[:MOST_ALIKE]), times[:MOST_ALIKE]).quality.steps == MOST_ALIKE
 
 
-def test_mixed_steps_that_are_no_graphs_have_a_fit_of_their_own() -> None:
+def test_steps_that_are_no_graphs_have_a_fit_of_their_own() -> None:
     rng = Random(14)
     steps, took = [], []
     for place in range(400):
