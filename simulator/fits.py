@@ -12,8 +12,8 @@ typical step makes each stall a loss. A step of more than :data:`INTERRUPTION` t
 was compiled, or the machine was taken away. Such steps are counted and left out.
 
 A recording has thousands of some decode steps and a few of others, and a fit to all of them is one to the former: of
-those of about as many rows and tokens no more than :data:`MOST_ALIKE` count. Steps with prompts that run as graphs and
-those whose kernels are launched one by one have fits of their own, where that is better.
+those of about as many rows and tokens no more than :data:`MOST_ALIKE` count. Mixed steps that run as graphs and those
+whose kernels are launched one by one have fits of their own, where that is better.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def fit(
     candidates = tuple(candidates)
     together = _fit_all(kind, table, times, candidates, interruption, most_alike)
     graphs = np.asarray(table.graph_rows) > 0
-    if kind == "decode" or min(graphs.sum(), (~graphs).sum()) < FEWEST_APART:
+    if kind != "mixed" or min(graphs.sum(), (~graphs).sum()) < FEWEST_APART:
         return together
     as_graph, eager = (
         _fit_all(kind, _Rows(table, which), times[which], candidates, interruption, most_alike)

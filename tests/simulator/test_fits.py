@@ -144,7 +144,7 @@ def test_of_decode_steps_alike_a_few_count() -> None:
     assert fit("decode", table(steps[:MOST_ALIKE]), times[:MOST_ALIKE]).quality.steps == MOST_ALIKE
 
 
-def test_steps_that_are_no_graphs_have_a_fit_of_their_own() -> None:
+def test_mixed_steps_that_are_no_graphs_have_a_fit_of_their_own() -> None:
     rng = Random(14)
     steps, took = [], []
     for place in range(400):
