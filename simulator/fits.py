@@ -12,8 +12,8 @@ typical step makes each stall a loss. A step of more than :data:`INTERRUPTION` t
 was compiled, or the machine was taken away. Such steps are counted and left out.
 
 A recording has thousands of some decode steps and a few of others, and a fit to all of them is one to the former: of
-those of about as many rows and tokens no more than :data:`MOST_ALIKE` count. Mixed steps that run as graphs and those
-whose kernels are launched one by one have fits of their own, where that is better.
+those of about as many rows and tokens no more than :data:`MOST_ALIKE` count. Steps with prompts that run as graphs and
+those whose kernels are launched one by one have fits of their own, where that is better.
 """
 
 from __future__ import annotations
@@ -122,8 +122,11 @@ def fit(
     candidates: Iterable[Candidate] = CANDIDATES,
     interruption: float = INTERRUPTION,
     most_alike: int = MOST_ALIKE,
+    apart: bool = True,
 ) -> StepCost:
     """The cost of ``times`` (nanoseconds) that the steps of ``table`` took, of the best of ``candidates``.
+
+    Steps that run as graphs and those that do not may have fits of their own where they are to be told ``apart``.
 
     ``table`` has :data:`~simulator.step_cost.COST_COLUMNS` and ``graph_rows`` as attributes, a value for each step, in
     the order recorded. The first candidate is taken where there are too few steps to compare.
@@ -131,15 +134,15 @@ def fit(
     candidates = tuple(candidates)
     together = _fit_all(kind, table, times, candidates, interruption, most_alike)
     graphs = np.asarray(table.graph_rows) > 0
-    if kind != "mixed" or min(graphs.sum(), (~graphs).sum()) < FEWEST_APART:
+    if not apart or kind == "decode" or min(graphs.sum(), (~graphs).sum()) < FEWEST_APART:
         return together
     as_graph, eager = (
         _fit_all(kind, _Rows(table, which), times[which], candidates, interruption, most_alike)
         for which in (graphs, ~graphs)
     )
     quality = as_graph.quality.beside(eager.quality, float(times[graphs].sum()), float(times[~graphs].sum()))
-    apart = replace(as_graph, eager=eager, quality=quality)
-    return apart if _better(apart, together) else together
+    both = replace(as_graph, eager=eager, quality=quality)
+    return both if _better(both, together) else together
 
 
 def _fit_all(

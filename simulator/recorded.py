@@ -310,7 +310,8 @@ def _launched(overlapped: pd.DataFrame) -> tuple[dict[Key, StepCost], Warmth | N
 
 def _device_fits(overlapped: pd.DataFrame) -> dict[Key, StepCost]:
     on_time = {key: _on_time(key[1], _settled(group)) for key, group in _groups(overlapped)}
-    return _fits(on_time, "device_ns", CANDIDATES)
+    # a device that is kept busy takes as long for a prompt, whether its kernels are launched together or one by one
+    return _fits(on_time, "device_ns", CANDIDATES, apart=("mixed",))
 
 
 def _at_work(alone: pd.DataFrame, overlapped: pd.DataFrame) -> pd.DataFrame:
@@ -418,10 +419,15 @@ def _groups(steps: pd.DataFrame) -> Iterator[tuple[Key, pd.DataFrame]]:
 
 
 def _fits(
-    groups: Mapping[Key, pd.DataFrame], target: str, candidates: Sequence[Candidate], interruption: float = INTERRUPTION
+    groups: Mapping[Key, pd.DataFrame],
+    target: str,
+    candidates: Sequence[Candidate],
+    interruption: float = INTERRUPTION,
+    apart: Sequence[str] = ("prefill", "mixed"),
 ) -> dict[Key, StepCost]:
+    """``apart``: the kinds of step whose graphs may have fits of their own."""
     return {
-        key: fit(key[1], group, group[target].to_numpy(np.float64), candidates, interruption)
+        key: fit(key[1], group, group[target].to_numpy(np.float64), candidates, interruption, apart=key[1] in apart)
         for key, group in groups.items()
     }
 
