@@ -5,7 +5,8 @@ its ``steps.csv``, or a profile of such steps.
 
 Of steps that were launched while others ran, as graphs: ``work`` is what the host did from one wait for the device to
 the next, ``launch`` its part that hands the work over, ``device`` the time of the device. Where ``work`` is the larger,
-the host decides.
+the host decides. Of a run's folder also how often the host was away: decode steps that came behind another and took
+more than a millisecond beyond their device time.
 """
 
 from __future__ import annotations
@@ -45,11 +46,28 @@ def host_work(steps: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+#: a host that is late by so much was taken away
+AWAY_NS = 1e6
+
+
+def away(folder: Path) -> str:
+    """How often the host of a run was away, and for how much of the time of its decode steps."""
+    steps = pd.read_csv(folder / "steps.csv")
+    decodes = (steps["kind"] == "decode") & (steps["overlap"] > 0)
+    took_ns = steps["end_ns"].diff()[decodes & decodes.shift(fill_value=False)]
+    beyond_ns = took_ns - steps["device_ns"][took_ns.index]
+    lost_ns = beyond_ns[beyond_ns > AWAY_NS]
+    share = lost_ns.sum() / took_ns.sum()
+    return f"host away: {len(lost_ns)} of {len(took_ns):,} decode steps, {share:.1%} of their time"
+
+
 def main(places: list[str]) -> None:
     for place in places:
         print(f"{place}: rows of a decode step, tokens of prompts; milliseconds, median")
         table = host_work(steps_of(Path(place)))
         print(table.to_string(index=False, formatters={"host longer": "{:.0%}".format}, float_format="{:.2f}".format))
+        if Path(place).is_dir():
+            print(away(Path(place)))
 
 
 if __name__ == "__main__":
