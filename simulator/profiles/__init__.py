@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from scheduler.graphs import Graphs
 from simulator.costs import CostError
 from simulator.recorded import RecordedCosts, costs_of, graphs_of, read_manifest
 from simulator.recorded_rows import NEW_COLUMNS, checked_rows, read_recorded
@@ -110,13 +111,14 @@ def profile_of(folders: Iterable[Path]) -> Profile:
 
 
 def joined(first: Profile, second: Profile) -> Profile:
-    """The steps of both, described as the first is but for the second's day, command and commit; the second alone if
-    they are not of the same hardware and model."""
+    """The steps of both, described as the first is but for the second's day, command and commit, and for graphs that
+    only the second has; the second alone if they are not of the same hardware and model."""
     if any(first.about.get(what) != second.about.get(what) for what in _SAME):
         return second
     steps = pd.concat([first.steps, second.steps], ignore_index=True)
     told = {name: second.about[name] for name in ("recorded", "command", "git_commit", "versions")}
     told["layouts"] = sorted({*first.about["layouts"], *second.about["layouts"]})
+    told |= {name: first.about.get(name) or second.about.get(name) for name in Graphs._fields}
     return Profile({**first.about, **told, "steps": len(steps)}, steps)
 
 
