@@ -89,8 +89,13 @@ def test_runs_without_host_times_go_beside_the_recording_that_has_them(tmp_path:
     profiles.write_profile(path, [run])
     with pytest.raises(CostError, match="hides the host time"):
         profiles.profile_costs(path, "runs alone").require("paged")
+    # the engine before had no graphs of mixed steps
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["config"]["graph_mixed"] = [64, 128]
+    (run / "manifest.json").write_text(json.dumps(manifest))
     about, joined = profiles.write_profile(path, [run], before)
     assert len(joined) == about["steps"] == 400
+    assert profiles.profile_costs(path, "both").graphs.graph_mixed == (64, 128)
     assert joined["overlap"].tolist() == [0] * 200 + [1] * 200
     assert about["recorded"] == "2026-05-06"
     costs = profiles.profile_costs(path, "both")
