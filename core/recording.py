@@ -46,8 +46,9 @@ SHORTEST_PROMPT, SHORTEST_CONTEXT = 16, 64
 MOST_TOKENS_A_ROW = 4096
 #: decode steps that are wanted of each number of rows
 STEPS_EACH = 6
-#: swaps that are wanted, and the steps to wait for them at most, once the memory is full
-SWAPS, SWAP_STEPS = 12, 200
+#: swaps that are wanted, those that are waited for when the time is up, and the steps to wait for them at most, once
+#: the memory is full
+SWAPS, FEWEST_SWAPS, SWAP_STEPS = 12, 4, 200
 #: rows of a pilot, at most
 PILOT_ROWS = 16
 #: rows for which a decode step takes twice the time of one of few, at least
@@ -542,6 +543,8 @@ class Recording:
             return
         self._submit(lengths, None)
         before, steps = self._watch.swaps, self._watch.steps
+        # longer than the part's time, if need be: until the memory is full there are none
+        end_s = self._clock() + self._part_s + 2 * kv_tokens / scale.pilot.tokens_per_s
         aborted = 0
         most_steps = SWAP_STEPS + len(lengths) + 2 * kv_tokens // scale.config.max_prefill_tokens
         while self._watch.swaps - before < SWAPS and self._watch.steps - steps < most_steps:
@@ -549,7 +552,7 @@ class Recording:
             if swaps > 2 * aborted and len(self._watch.live) > 2:
                 self._abort([next(iter(self._watch.live))])
                 aborted += 1
-            if not self._loop.step() or (self._late and (swaps or self._clock() > self._deadline_s + self._part_s)):
+            if not self._loop.step() or (self._late and (swaps >= FEWEST_SWAPS or self._clock() > end_s)):
                 return
 
     # -- what they are made of

@@ -241,7 +241,13 @@ def played(gpu: str, model: str, budget_s: float, overlap: bool = False) -> tupl
 
 @pytest.mark.parametrize(
     ("gpu", "model", "budget_s"),
-    [("h100", "qwen-7b", 60.0), ("h100", "qwen2.5-0.5b", 60.0), ("h100", "smollm2-135m", 45.0), ("t4", "tiny", 20.0)],
+    [
+        ("h100", "qwen-7b", 60.0),
+        ("h100", "qwen2.5-7b", 45.0),
+        ("h100", "qwen2.5-0.5b", 60.0),
+        ("h100", "smollm2-135m", 45.0),
+        ("t4", "tiny", 20.0),
+    ],
 )
 def test_what_a_gpu_would_record(gpu: str, model: str, budget_s: float) -> None:
     """The plan on a projected GPU: all graphs, contexts to the end, swaps, in about the time given, and a good fit."""
@@ -259,6 +265,8 @@ def test_what_a_gpu_would_record(gpu: str, model: str, budget_s: float) -> None:
     mixed = steps[steps["kind"] == "mixed"]
     assert len(mixed) >= 30
     assert mixed["new_tokens"].nunique() > 100
+    # rows that came in together would fill their steps
+    assert (mixed[mixed["decode_rows"] > 48]["new_tokens"] <= 1024).mean() > 0.15
     few = mixed[mixed["decode_rows"] <= 16]
     assert few["longest_decode_context"].nunique() > 20
     assert few["longest_decode_context"].max() > 4 * SHORTEST_CONTEXT
