@@ -247,9 +247,8 @@ def _design(kind: str, table: Any, count: int, form: Candidate) -> _Design:
     columns += [np.clip((over - low) / (high - low), 0.0, 1.0) for low, high in pairwise(knots)]
     names: list[str] = []
     kept: list[Floats] = []
-    wanted: dict[str, Term] = {**PLAIN_TERMS[kind], **(FILL_TERMS[kind] if form.fills else {})}
-    if form.grouped:
-        wanted = GROUPED_TERMS[kind]
+    ungrouped: dict[str, Term] = {**PLAIN_TERMS[kind], **(FILL_TERMS[kind] if form.fills else {})}
+    wanted = GROUPED_TERMS[kind] if form.grouped else ungrouped
     for name, term in wanted.items():
         amounts = np.asarray(term(table), dtype=np.float64)
         # what is the same in all steps is the constant's, and what is another term all over again is that term's
