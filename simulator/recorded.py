@@ -296,15 +296,18 @@ def costs_of(name: str, about: Mapping[str, Any], steps: pd.DataFrame, data: byt
 def _launched(overlapped: pd.DataFrame) -> tuple[dict[Key, StepCost], Warmth | None]:
     """What steps that were launched while others ran take of the device, and what a rest of it does to prompts."""
 
+    prompts = overlapped["kind"] != "decode"
+    # launched kernel by kernel, in time
+    told = prompts & (overlapped["graph_rows"] == 0) & ~overlapped["late"]
+
     def predict(steps: pd.DataFrame) -> npt.NDArray[np.float64]:
-        """Of those that were launched kernel by kernel, in time."""
         predicted = np.full(len(steps), np.nan)
-        for (layout, kind), cost in _device_fits(steps[steps["kind"] != "decode"]).items():
-            told = (steps["layout"] == layout) & (steps["kind"] == kind) & (steps["graph_rows"] == 0) & ~steps["late"]
-            predicted[told.to_numpy()] = cost.totals(steps[told])
+        for (layout, kind), cost in _device_fits(steps[prompts]).items():
+            of_it = told & (steps["layout"] == layout) & (steps["kind"] == kind)
+            predicted[of_it.to_numpy()] = cost.totals(steps[of_it])
         return predicted
 
-    warmth, steps = fitted(overlapped, predict) or (None, overlapped)
+    warmth, steps = fitted(overlapped, told.to_numpy(), predict) or (None, overlapped)
     return _device_fits(steps), warmth
 
 

@@ -26,18 +26,24 @@ FURTHEST = 0.3
 RISES = (0.05, 0.1, 0.15, 0.2, 0.25)
 
 
-def fitted(steps: pd.DataFrame, predict: Callable[[pd.DataFrame], Floats]) -> tuple[Warmth, pd.DataFrame] | None:
+def fitted(
+    steps: pd.DataFrame, told: npt.NDArray[np.bool_], predict: Callable[[pd.DataFrame], Floats]
+) -> tuple[Warmth, pd.DataFrame] | None:
     """What recorded ``steps``, in their order, tell of the card, and the steps as one would do them whose clock stays.
 
-    ``predict`` fits costs to such steps and says what each takes in device nanoseconds, NaN for those that are no part
-    of it. A line over the heat, of mean 1, so that the costs have the sum of the times. ``None`` where there are too
-    few large steps, where they tell of no clock, or where knowing it would not make the prediction better by 2 %.
+    ``told``: those that may be part of it. ``predict`` fits costs to such steps and says what each takes in device
+    nanoseconds, NaN for those that are no part of it. A line over the heat, of mean 1, so that the costs have the sum
+    of the times. ``None`` where there are too few large steps, where they tell of no clock, or where knowing it would
+    not make the prediction better by 2 %.
     """
     device_ns = steps["device_ns"].to_numpy(np.float64)
     large, heats = _heats(steps)
+    large_told = large & told
+    if large_told.sum() < FEWEST:
+        return None
     plain = predict(steps)
     with np.errstate(invalid="ignore"):
-        chosen = large & (np.abs(device_ns / plain - 1.0) < FURTHEST)
+        chosen = large_told & (np.abs(device_ns / plain - 1.0) < FURTHEST)
     if chosen.sum() < FEWEST:
         return None
     weight = plain[chosen]

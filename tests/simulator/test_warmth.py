@@ -56,9 +56,13 @@ def recorded(warmth: Warmth, count: int = 3000) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["kind", "new_tokens_computed", "device_ns", "host_ns"])
 
 
+def prompts(steps: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    return (steps["kind"] == "prefill").to_numpy()
+
+
 def predict(steps: pd.DataFrame) -> npt.NDArray[np.float64]:
     """A line over the tokens of prompts, with their sum; NaN for decode steps."""
-    large = (steps["kind"] == "prefill").to_numpy()
+    large = prompts(steps)
     times = steps["device_ns"].to_numpy(np.float64)[large]
     lines = np.column_stack([np.ones(large.sum()), steps["new_tokens_computed"].to_numpy(np.float64)[large]])
     told = lines @ np.linalg.lstsq(lines, times, rcond=None)[0]
@@ -69,11 +73,11 @@ def predict(steps: pd.DataFrame) -> npt.NDArray[np.float64]:
 
 def test_what_a_card_does_is_found_in_its_steps() -> None:
     steps = recorded(Warmth(0.92, 1.03))
-    found = fitted(steps, predict)
+    found = fitted(steps, prompts(steps), predict)
     assert found is not None
     warmth, rested = found
     assert warmth.warm / warmth.cool == pytest.approx(1.03 / 0.92, abs=0.015)
-    large = (steps["kind"] == "prefill").to_numpy()
+    large = prompts(steps)
     a_token = predict(rested)[large] / steps["new_tokens_computed"][large]
     assert a_token.to_numpy() * warmth.cool == pytest.approx(20e3 * 0.92, rel=0.015)
     assert (rested["device_ns"] == steps["device_ns"])[~large].all()
@@ -88,7 +92,7 @@ def test_costs_that_know_no_rests_are_fitted_to_what_they_do() -> None:
 
 def test_the_sum_of_the_times_stays_as_it_is() -> None:
     steps = recorded(Warmth(0.9, 1.0))
-    found = fitted(steps, predict)
+    found = fitted(steps, prompts(steps), predict)
     assert found is not None
     warmth, rested = found
     heat, total, now_ns = Heat(), 0.0, 0.0
@@ -102,11 +106,13 @@ def test_the_sum_of_the_times_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize("warmth", [Warmth(1.0, 1.0), Warmth(1.05, 0.95)])
 def test_a_card_whose_clock_does_not_move_is_told_from_one_whose_does(warmth: Warmth) -> None:
-    assert fitted(recorded(warmth), predict) is None
+    steps = recorded(warmth)
+    assert fitted(steps, prompts(steps), predict) is None
 
 
 def test_few_steps_tell_nothing() -> None:
-    assert fitted(recorded(Warmth(0.8, 1.0), count=120), predict) is None
+    steps = recorded(Warmth(0.8, 1.0), count=120)
+    assert fitted(steps, prompts(steps), predict) is None
 
 
 def test_a_compiled_kernel_is_no_clock() -> None:
@@ -118,7 +124,7 @@ def test_a_compiled_kernel_is_no_clock() -> None:
         usual = told.assign(device_ns=told["device_ns"].where(told.index != first, told["device_ns"] / 40))
         return predict(usual)
 
-    found = fitted(steps, without)
+    found = fitted(steps, prompts(steps), without)
     assert found is not None
     assert found[0].warm / found[0].cool == pytest.approx(1.03 / 0.92, abs=0.015)
 
